@@ -1,0 +1,50 @@
+"""The one exception that means "a person can mend this", and how it reaches that person.
+
+Code that finds a mistake in a config, a data set, a checkpoint or a command line raises
+:class:`UserError` with one sentence: where, what was found, what is allowed, what to do.
+Commands run inside :func:`one_sentence`, which prints that sentence instead of a traceback.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
+
+
+class UserError(Exception):
+    """A mistake that the person who runs the command can mend; its text says how."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean "focal"?)`` where one of ``known`` is near ``word``, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """The sentence of a :class:`UserError`, also where a worker process has wrapped it.
+
+    Data loader workers and spawned trainers send back their traceback as text: the sentence
+    is what follows the exception's name on the last line that bears it.
+    """
+    text = str(error)
+    wrapped = re.findall(r"^(?:[\w.]+\.)?UserError: (.*)$", text, flags=re.MULTILINE)
+    if wrapped:
+        return wrapped[-1]
+    return text if isinstance(error, UserError) else None
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns a :class:`UserError` into ``error: sentence`` on stderr and exit status 2."""
+    try:
+        yield
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(EXIT_STATUS) from None

@@ -1,0 +1,127 @@
+"""Each loss against its formula in float64 with mpmath's precision, and its derivative likewise."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retinanet_plugin.losses import BinaryLoss, CrossEntropyLoss, FocalLoss, FocalStarLoss
+
+mpmath.mp.dps = 60
+
+
+def focal(x: mpmath.mpf, positive: bool, alpha: float, gamma: float) -> mpmath.mpf:
+    """PAPER: FL = -a_t (1 - p_t)^gamma log(p_t), written down as it stands."""
+    p = 1 / (1 + mpmath.exp(-x))
+    p_t, a_t = (p, alpha) if positive else (1 - p, 1 - alpha)
+    return -a_t * (1 - p_t) ** gamma * mpmath.log(p_t)
+
+
+def focal_star(
+    x: mpmath.mpf, positive: bool, alpha: float, gamma: float, beta: float
+) -> mpmath.mpf:
+    """PAPER: FL* = -a_t log(sigmoid(gamma x_t + beta)) / gamma."""
+    x_t = x if positive else -x
+    a_t = alpha if positive else 1 - alpha
+    return -a_t * mpmath.log(1 / (1 + mpmath.exp(-(gamma * x_t + beta)))) / gamma
+
+
+def cross_entropy(x: mpmath.mpf, positive: bool) -> mpmath.mpf:
+    p = 1 / (1 + mpmath.exp(-x))
+    return -mpmath.log(p if positive else 1 - p)
+
+
+CASES = {
+    "focal": (FocalLoss(), lambda x, y: focal(x, y, 0.25, 2)),
+    "focal-gamma-0": (FocalLoss(0.75, 0.0), lambda x, y: focal(x, y, 0.75, 0)),
+    "focal-gamma-0.5": (FocalLoss(0.5, 0.5), lambda x, y: focal(x, y, 0.5, mpmath.mpf("0.5"))),
+    "focal-gamma-1": (FocalLoss(0.25, 1.0), lambda x, y: focal(x, y, 0.25, 1)),
+    "focal-gamma-5": (FocalLoss(0.25, 5.0), lambda x, y: focal(x, y, 0.25, 5)),
+    "focal-unweighted": (FocalLoss(-1, 2.0), lambda x, y: 2 * focal(x, y, 0.5, 2)),
+    "cross-entropy": (CrossEntropyLoss(), cross_entropy),
+    "balanced": (CrossEntropyLoss(0.75), lambda x, y: focal(x, y, 0.75, 0)),
+    "focal-star-2-1": (FocalStarLoss(), lambda x, y: focal_star(x, y, 0.25, 2, 1)),
+    "focal-star-4-0": (FocalStarLoss(0.25, 4, 0), lambda x, y: focal_star(x, y, 0.25, 4, 0)),
+}
+LOGITS = [-100.0, -30.0, -5.0, -1.0, -1e-3, 0.0, 1e-3, 0.7, 4.0, 17.0, 30.0, 100.0]
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_and_derivative(case: str, positive: bool, dtype: torch.dtype) -> None:
+    loss, formula = CASES[case]
+    logits = torch.tensor(LOGITS, dtype=dtype)
+    values, grads = loss.value_and_grad(logits, positive)
+    expected = [float(formula(mpmath.mpf(x), positive)) for x in logits.tolist()]
+    slopes = [
+        float(mpmath.diff(lambda t: formula(t, positive), mpmath.mpf(x))) for x in logits.tolist()
+    ]
+    # softplus turns linear beyond 20, which is off by 2e-9; float32 rounds at 1e-7 of the value.
+    tolerance = {"rtol": 2e-5, "atol": 5e-9} if dtype is torch.float32 else {"rtol": 1e-6, "atol": 5e-9}
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=dtype), **tolerance)
+    torch.testing.assert_close(grads, torch.tensor(slopes, dtype=dtype), **tolerance)
+    torch.testing.assert_close(loss.value(logits, positive), values, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_closed_form_is_the_derivative_of_the_value(case: str, positive: bool) -> None:
+    loss, _ = CASES[case]
+    logits = torch.linspace(-12, 12, 101, dtype=torch.float64)
+    _, closed = loss.value_and_grad(logits, positive)
+    _, automatic = BinaryLoss.value_and_grad(loss, logits, positive)
+    # softplus turns linear beyond 20: its derivative jumps there by 2e-9.
+    torch.testing.assert_close(closed, automatic, rtol=5e-9, atol=5e-9)
+
+
+@given(
+    st.floats(0.01, 0.99),
+    st.floats(0, 6),
+    st.lists(st.floats(-60, 60), min_size=1, max_size=20),
+)
+@settings(deadline=None, max_examples=60)
+def test_torchvision_agrees(alpha: float, gamma: float, logits: list[float]) -> None:
+    x = torch.tensor(logits, dtype=torch.float64)
+    targets = (torch.arange(len(x)) % 2).double()
+    expected = torchvision.ops.sigmoid_focal_loss(x, targets, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(FocalLoss(alpha, gamma)(x, targets), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_focal_loss_at_gamma_0_is_balanced_cross_entropy() -> None:
+    x = torch.randn(50, dtype=torch.float64) * 5
+    for positive in (True, False):
+        ours = FocalLoss(0.3, 0.0).value_and_grad(x, positive)
+        torch.testing.assert_close(ours, CrossEntropyLoss(0.3).value_and_grad(x, positive))
+
+
+def test_prior_makes_easy_negatives_cheap() -> None:
+    """Section 3.3: at the prior's score of 0.01 a negative weighs 1e4 times less than at CE."""
+    x = torch.tensor([-math.log(99)], dtype=torch.float64)
+    ratio = FocalLoss(-1, 2.0).value(x, False) / CrossEntropyLoss().value(x, False)
+    assert ratio.item() == pytest.approx(1e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [lambda: FocalLoss(gamma=-0.1), lambda: FocalStarLoss(gamma=0.0)])
+def test_impossible_parameters(bad) -> None:
+    with pytest.raises(ValueError, match="gamma must be"):
+        bad()
+
+
+class _Tilted(BinaryLoss):
+    """A loss of a user's own: the value alone."""
+
+    def value(self, logits: Tensor, positive: bool) -> Tensor:
+        return (logits - (1.0 if positive else -1.0)) ** 2
+
+
+def test_own_loss_needs_only_its_value() -> None:
+    x = torch.randn(9)
+    value, grad = _Tilted().value_and_grad(x, True)
+    torch.testing.assert_close(value, (x - 1) ** 2)
+    torch.testing.assert_close(grad, 2 * (x - 1))

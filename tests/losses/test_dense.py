@@ -1,0 +1,146 @@
+"""The dense sum from sparse indices against a loss over dense one-hot targets."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retinanet_plugin.losses import (
+    BinaryLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    FocalStarLoss,
+    dense_class_loss,
+    offsets_of,
+)
+
+LOSSES = [FocalLoss(), FocalLoss(0.5, 0.0), FocalLoss(0.25, 0.5), CrossEntropyLoss(), FocalStarLoss()]
+SHAPES = [(2, 12, 9, 7), (2, 12, 5, 4), (2, 12, 1, 1)]
+
+
+def scene(memory_format: torch.memory_format, dtype: torch.dtype, scale: float = 4.0):
+    """Random logits, with dense 0 / 1 / ignored (-1) targets, and the same as sparse offsets."""
+    logits, dense, positives, ignored = [], [], [], []
+    for shape in SHAPES:
+        x = (torch.randn(shape) * scale).to(dtype).contiguous(memory_format=memory_format)
+        target = torch.randint(0, 30, shape)
+        target = torch.where(target == 0, 1, torch.where(target <= 3, -1, 0))
+        for value, found in ((1, positives), (-1, ignored)):
+            n, c, y, xx = torch.where(target == value)
+            found.append(offsets_of(x, n, y * shape[3] + xx, c))
+        logits.append(x.detach().requires_grad_())
+        dense.append(target)
+    return logits, dense, positives, ignored
+
+
+def by_hand(loss: BinaryLoss, logits: list[Tensor], dense: list[Tensor]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for x, target in zip(logits, dense, strict=True):
+        value = loss(x.double(), target)
+        total = total + value[target >= 0].sum()
+    return total
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda x: type(x).__name__ + str(getattr(x, "gamma", "")))
+def test_equals_dense_targets(loss: BinaryLoss, memory_format: torch.memory_format) -> None:
+    logits, dense, positives, ignored = scene(memory_format, torch.float32)
+    expected = by_hand(loss, logits, dense) / 7
+    expected_grads = torch.autograd.grad(expected, logits)
+    ours = dense_class_loss(logits, loss, positives, ignored, torch.tensor(7.0))
+    torch.testing.assert_close(ours, expected.float(), rtol=1e-5, atol=1e-6)
+    for grad, wanted in zip(torch.autograd.grad(ours, logits), expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 100, 10**6])
+def test_the_size_of_a_piece_changes_nothing(pieces: int, monkeypatch) -> None:
+    logits, _, positives, ignored = scene(torch.contiguous_format, torch.float64)
+    expected = dense_class_loss(logits, FocalLoss(), positives, ignored)
+    expected_grads = torch.autograd.grad(expected, logits)
+    monkeypatch.setattr("retinanet_plugin.losses.dense._CPU_PIECE", pieces)
+    ours = dense_class_loss(logits, FocalLoss(), positives, ignored)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits), expected_grads)
+
+
+def test_gradcheck() -> None:
+    logits, _, positives, ignored = scene(torch.contiguous_format, torch.float64, scale=2.0)
+    for loss in LOSSES:
+        assert torch.autograd.gradcheck(
+            lambda *x, loss=loss: dense_class_loss(x, loss, positives[1:], ignored[1:], 3.0) * 1.7,
+            logits[1:],
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
+    logits, dense, positives, ignored = scene(torch.contiguous_format, dtype)
+    ours = dense_class_loss(logits, FocalLoss(), positives, ignored)
+    assert ours.dtype is torch.float32
+    torch.testing.assert_close(ours.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0)
+    grads = torch.autograd.grad(ours, logits)
+    wanted = torch.autograd.grad(by_hand(FocalLoss(), logits, dense), logits)
+    assert all(g.dtype is dtype for g in grads)
+    torch.testing.assert_close(grads, wanted, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("level", [-100.0, 100.0])
+def test_finite_at_the_far_ends(level: float, dtype: torch.dtype) -> None:
+    x = torch.full((1, 2, 1, 2), level, dtype=dtype, requires_grad=True)
+    value = dense_class_loss([x], FocalLoss(), [torch.tensor([0])], [torch.tensor([1])])
+    value.backward()
+    # One positive, one ignored, two negatives; the wrong ones cost alpha_t * 100.
+    expected = 0.25 * 100 if level < 0 else 2 * 0.75 * 100
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+    slopes = [-0.25, 0, 0, 0] if level < 0 else [0, 0, 0.75, 0.75]
+    torch.testing.assert_close(x.grad.flatten().float(), torch.tensor(slopes), rtol=1e-6, atol=1e-12)
+
+
+def test_second_derivative_is_refused() -> None:
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    (grad,) = torch.autograd.grad(
+        dense_class_loss([x], FocalLoss(), [none], [none]) * x.sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_backward_twice_through_a_kept_graph() -> None:
+    logits, _, positives, ignored = scene(torch.contiguous_format, torch.float32)
+    total = dense_class_loss(logits, FocalLoss(), positives, ignored)
+    first = torch.autograd.grad(total * 3, logits, retain_graph=True)
+    second = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(first, tuple(3 * g for g in second))
+
+
+def test_without_gradients() -> None:
+    logits, dense, positives, ignored = scene(torch.contiguous_format, torch.float32)
+    with torch.no_grad():
+        value = dense_class_loss(logits, FocalLoss(), positives, ignored)
+    assert not value.requires_grad
+    torch.testing.assert_close(value.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0)
+
+
+def test_offsets_find_elements_in_either_format() -> None:
+    x = torch.randn(2, 6, 3, 5)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        y = x.contiguous(memory_format=memory_format)
+        offset = offsets_of(y, torch.tensor(1), torch.tensor(2 * 5 + 4), torch.tensor(3))
+        assert y.as_strided((y.numel(),), (1,))[offset] == x[1, 3, 2, 4]
+
+
+def test_not_dense_in_memory() -> None:
+    """A slice of something larger is copied first; its gradient still lands in place."""
+    whole = torch.randn(1, 4, 3, 8, requires_grad=True)
+    part = whole[..., ::2]
+    index = offsets_of(part.contiguous(), torch.tensor([0]), torch.tensor([5]), torch.tensor([2]))
+    none = torch.zeros(0, dtype=torch.int64)
+    dense_class_loss([part], FocalLoss(), [index], [none]).backward()
+    target = torch.zeros(1, 4, 3, 4)
+    target[0, 2, 1, 1] = 1
+    expected = torch.autograd.grad(FocalLoss()(whole[..., ::2], target).sum(), whole)[0]
+    torch.testing.assert_close(whole.grad, expected)
+    assert F.mse_loss(whole.grad[..., 1::2], torch.zeros(1, 4, 3, 4)) == 0
