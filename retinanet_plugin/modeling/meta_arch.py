@@ -1,0 +1,164 @@
+"""The detector: backbone, head, anchors, and what is done with them in training and inference."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.comm import get_world_size
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .assigner import AnchorAssigner, SparseTargets
+from .decoder import DetectionDecoder
+from .head import build_dense_head
+from .registry import one_of, register_once
+
+LOSS_NORMALIZERS = ("positives", "ema")
+_EMA_START, _EMA_MOMENTUM = 100.0, 0.9  # detectron2's numbers
+
+
+class FocalRetinaNet(DenseDetector):
+    """RetinaNet of "Focal Loss for Dense Object Detection" (arXiv 1708.02002).
+
+    Args:
+        backbone: gives the feature levels.
+        head: dense head, see ``head.DENSE_HEAD_REGISTRY``.
+        anchor_generator: maps the features to a ``Boxes`` a level.
+        head_in_features: names of the levels, by rising stride; None: all of the backbone's.
+        assigner: labels anchors in training.
+        loss_normalizer: what the sums of losses are divided by. "positives": the anchors assigned
+            in the whole batch, over all workers (the paper); "ema": detectron2's moving average of
+            them, a worker each, kept in the buffer ``loss_normalizer``.
+        test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image: see
+            :class:`DetectionDecoder`.
+        pixel_mean, pixel_std: of each channel of the input.
+        input_format: channel order of the input, "BGR" or "RGB".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        anchor_generator: nn.Module,
+        head_in_features: Sequence[str] | None = None,
+        assigner: AnchorAssigner | None = None,
+        loss_normalizer: str = "positives",
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
+        pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        input_format: str = "BGR",
+    ) -> None:
+        super().__init__(
+            backbone,
+            head,
+            None if head_in_features is None else list(head_in_features),
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.num_classes: int = head.num_classes
+        self.anchor_generator = anchor_generator
+        self.assigner = assigner or AnchorAssigner()
+        self.normalize_by = one_of(
+            loss_normalizer, LOSS_NORMALIZERS, "MODEL.RETINANET.LOSS_NORMALIZER"
+        )
+        if self.normalize_by == "ema":
+            # A buffer, so that checkpoints hold it: a run that goes on must go on from it.
+            self.register_buffer("loss_normalizer", torch.tensor(_EMA_START))
+        self.decoder = DetectionDecoder(
+            num_classes=head.num_classes,
+            apply_deltas=head.box2box_transform.apply_deltas,
+            score_thresh=test_score_thresh,
+            topk_candidates=test_topk_candidates,
+            nms_thresh=test_nms_thresh,
+            max_detections=max_detections_per_image,
+            class_agnostic=head.class_agnostic_bbox_reg,
+        )
+        self.input_format = input_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        retinanet = cfg.MODEL.RETINANET
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        absent = [f for f in retinanet.IN_FEATURES if f not in shapes]
+        if absent:
+            raise UserError(
+                f"MODEL.RETINANET.IN_FEATURES: {', '.join(absent)} not among the backbone's "
+                f"outputs; {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}."
+            )
+        feature_shapes = [shapes[f] for f in retinanet.IN_FEATURES]
+        return {
+            "backbone": backbone,
+            "head": build_dense_head(cfg, feature_shapes),
+            "anchor_generator": build_anchor_generator(cfg, feature_shapes),
+            "head_in_features": retinanet.IN_FEATURES,
+            "assigner": AnchorAssigner(
+                retinanet.IOU_THRESHOLDS,
+                retinanet.IOU_LABELS,
+                retinanet.ALLOW_LOW_QUALITY_MATCHES,
+            ),
+            "loss_normalizer": retinanet.LOSS_NORMALIZER,
+            "test_score_thresh": retinanet.SCORE_THRESH_TEST,
+            "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": retinanet.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: tuple[list[Tensor], list[Tensor]],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Anchors and boxes become sparse targets, and those the head's losses."""
+        anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(features)])
+        targets = self.assigner(anchors, gt_instances)
+        normalizer = self._normalizer(targets, len(gt_instances))
+        return self.head.losses(predictions, targets, normalizer)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor | float:
+        """What the losses are divided by: never below 1."""
+        count = targets.num_positives
+        if has_event_storage():
+            get_event_storage().put_scalar("num_pos_anchors", count / num_images)
+        if self.normalize_by == "ema":
+            update = (1 - _EMA_MOMENTUM) * max(count, 1)
+            self.loss_normalizer.mul_(_EMA_MOMENTUM).add_(update)
+            return self.loss_normalizer.clone()
+        if get_world_size() == 1:
+            return float(max(count, 1))
+        # Gradients are averaged over the workers, so each divides by the mean count of a worker.
+        mean = torch.tensor(float(count), device=self.device)
+        torch.distributed.all_reduce(mean)
+        return mean.div_(get_world_size()).clamp_(min=1.0 / get_world_size())
+
+    def forward_inference(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: Sequence[list[Tensor]],
+    ) -> list[Instances]:
+        """Detections of each picture, at the size it went in."""
+        logits, deltas = predictions
+        anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
+        return [
+            self.decoder([x[i] for x in logits], [x[i] for x in deltas], anchors, image_size)
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+
+register_once(META_ARCH_REGISTRY, FocalRetinaNet)

@@ -1,0 +1,93 @@
+"""The anchors against the paper's numbers, detectron2's generator and torchvision's."""
+
+import copy
+
+import pytest
+import torch
+from conftest import small_config
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from retinanet_plugin import RetinaNetAnchorGenerator, UserError
+
+STRIDES = [8, 16, 32, 64, 128]
+GRIDS = [(14, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
+
+
+def features(grids=GRIDS):
+    return [torch.zeros(1, 1, *grid) for grid in grids]
+
+
+def test_sizes_of_the_paper() -> None:
+    generator = RetinaNetAnchorGenerator(strides=STRIDES)
+    sizes = torch.cat([(c[:, 2:] - c[:, :2]).prod(1).sqrt() for c in generator.cell_anchors])
+    assert generator.num_anchors == [9] * 5
+    assert sizes.min().item() == pytest.approx(32)
+    assert sizes.max().item() == pytest.approx(813, abs=0.5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("scales, ratios", [(3, [0.5, 1.0, 2.0]), (1, [1.0]), (4, [0.5, 1.0, 2.0])])
+def test_equal_to_detectron2(scales: int, ratios: list[float], offset: float) -> None:
+    ours = RetinaNetAnchorGenerator(
+        strides=STRIDES, scales_per_octave=scales, aspect_ratios=ratios, offset=offset
+    )
+    sizes = [[4.0 * s * 2 ** (i / scales) for i in range(scales)] for s in STRIDES]
+    theirs = DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=[ratios], strides=STRIDES, offset=offset
+    )
+    for mine, expected in zip(ours(features()), theirs(features()), strict=True):
+        assert torch.equal(mine.tensor, expected.tensor)
+
+
+def test_near_torchvision() -> None:
+    """torchvision rounds anchor corners to whole pixels; its ratios are height / width as well."""
+    sizes = tuple((x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)) for x in (32, 64, 128, 256, 512))
+    theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    pictures = ImageList(torch.zeros(1, 3, 14 * 8, 20 * 8), [(14 * 8, 20 * 8)])
+    grids = [(14, 20), (7, 10), (7, 5), (2, 4), (1, 2)]  # each divides the picture
+    expected = theirs(pictures, features(grids))[0]
+    strides = [[112 // h, 160 // w] for h, w in grids]
+    ours = RetinaNetAnchorGenerator(strides=STRIDES)
+    cells = torch.cat(list(ours.cell_anchors))
+    reference = torch.cat([c for c in theirs.cell_anchors])
+    # Same shapes, but theirs run ratio first: compare each size's set.
+    mine = cells.reshape(5, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
+    assert (mine - reference).abs().max() <= 0.5
+    first = torch.cat([x.tensor for x in ours(features([(14, 20)] + GRIDS[1:]))][:1])
+    assert strides[0] == [8, 8]
+    placed = first.reshape(14 * 20, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
+    assert (placed - expected[: len(placed)]).abs().max() <= 0.5
+
+
+def test_grids_are_kept_and_bounded() -> None:
+    generator = RetinaNetAnchorGenerator(strides=[8])
+    first = generator(features([(3, 4)]))[0].tensor
+    assert generator(features([(3, 4)]))[0].tensor is first
+    for width in range(5, 60):
+        generator(features([(3, width)]))
+    assert len(generator._grids) < 55
+    again = generator(features([(3, 4)]))[0].tensor
+    assert again is not first and torch.equal(again, first)
+    assert not copy.deepcopy(generator)._grids
+
+
+def test_from_config() -> None:
+    cfg = small_config("MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", 2)
+    cfg.MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE = 2.0
+    generator = build_anchor_generator(cfg, [ShapeSpec(stride=s) for s in STRIDES])
+    assert isinstance(generator, RetinaNetAnchorGenerator)
+    assert generator.num_anchors == [6] * 5
+    assert (generator.cell_anchors.__iter__().__next__()[1, 2] * 2).item() == pytest.approx(16)
+
+
+@pytest.mark.parametrize(
+    "argument, sentence",
+    [({"scales_per_octave": 0}, "SCALES_PER_OCTAVE: 0"), ({"anchor_scale": 0.0}, "ANCHOR_SCALE: 0")],
+)
+def test_impossible_arguments(argument: dict[str, float], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        RetinaNetAnchorGenerator(strides=STRIDES, **argument)

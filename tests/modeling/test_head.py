@@ -1,0 +1,199 @@
+"""The head: registry, prior, class-specific boxes, both memory formats, autocast."""
+
+import math
+
+import pytest
+import torch
+from conftest import random_picture, small_config
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import Tensor
+
+from retinanet_plugin import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY, FocalLossHead, UserError
+from retinanet_plugin.losses import BinaryLoss, FocalLoss, FocalStarLoss
+from retinanet_plugin.modeling.assigner import SparseTargets
+from retinanet_plugin.modeling.cls_losses import build_cls_loss
+from retinanet_plugin.modeling.head import build_dense_head
+
+GRIDS = [(6, 5), (3, 3)]
+A, K = 3, 4
+
+
+def make_head(**arguments: object) -> FocalLossHead:
+    shapes = [ShapeSpec(channels=8, stride=s) for s in (8, 16)]
+    return FocalLossHead(
+        input_shape=shapes, num_classes=K, num_anchors=A, conv_dims=[8], **arguments
+    )
+
+
+def targets_for(num_images: int) -> SparseTargets:
+    """Some anchors of each level and picture, positive or ignored."""
+    places = sum(h * w * A for h, w in GRIDS)
+    order = torch.randperm(num_images * places)
+    positive, ignored = order[:17].sort().values, order[17:40]
+    anchor_box = torch.rand(17, 4) * 20
+    anchor_box[:, 2:] += anchor_box[:, :2] + 5
+    return SparseTargets(
+        image=positive // places,
+        anchor=positive % places,
+        anchor_box=anchor_box,
+        gt_box=anchor_box + torch.randn(17, 4),
+        gt_class=torch.randint(K, (17,)),
+        ignored_image=ignored // places,
+        ignored_anchor=ignored % places,
+    )
+
+
+def predictions_for(head: FocalLossHead) -> tuple[list[Tensor], list[Tensor]]:
+    group = 4 if head.class_agnostic_bbox_reg else 4 * K
+    return (
+        [torch.randn(2, A * K, *g).requires_grad_() for g in GRIDS],
+        [torch.randn(2, A * group, *g).requires_grad_() for g in GRIDS],
+    )
+
+
+def dense(parts: list[Tensor], per_anchor: int) -> Tensor:
+    """(N, anchors, per_anchor), in the order that SparseTargets numbers anchors."""
+    return torch.cat(
+        [x.permute(0, 2, 3, 1).reshape(len(x), -1, per_anchor) for x in parts], dim=1
+    )
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_losses_against_dense_targets(class_agnostic: bool) -> None:
+    head = make_head(class_agnostic_bbox_reg=class_agnostic, smooth_l1_beta=0.5)
+    logits, deltas = predictions_for(head)
+    targets = targets_for(2)
+    losses = head.losses((logits, deltas), targets, 3.0)
+    x = dense(logits, K)
+    labels = torch.zeros_like(x)
+    labels[targets.image, targets.anchor, targets.gt_class] = 1
+    counted = torch.ones_like(x)
+    counted[targets.ignored_image, targets.ignored_anchor] = 0
+    expected_cls = (FocalLoss()(x, labels) * counted).sum() / 3
+    picked = dense(deltas, 4 if class_agnostic else 4 * K)[targets.image, targets.anchor]
+    if not class_agnostic:
+        picked = picked.reshape(-1, K, 4)[torch.arange(17), targets.gt_class]
+    wanted = Box2BoxTransform((1.0, 1.0, 1.0, 1.0)).get_deltas(targets.anchor_box, targets.gt_box)
+    expected_box = torch.nn.functional.smooth_l1_loss(picked, wanted, beta=0.5, reduction="sum") / 3
+    torch.testing.assert_close(losses["loss_cls"], expected_cls)
+    torch.testing.assert_close(losses["loss_box_reg"], expected_box)
+    inputs = logits + deltas
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(losses.values()), inputs),
+        torch.autograd.grad(expected_cls + expected_box, inputs),
+    )
+
+
+def test_memory_format_changes_nothing() -> None:
+    head = make_head()
+    predictions = predictions_for(head)
+    targets = targets_for(2)
+    plain = head.losses(predictions, targets, 1.0)
+    other = head.losses(
+        tuple([x.contiguous(memory_format=torch.channels_last) for x in p] for p in predictions),
+        targets,
+        1.0,
+    )
+    torch.testing.assert_close(plain, other)
+    inputs = predictions[0] + predictions[1]
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(plain.values()), inputs),
+        torch.autograd.grad(sum(other.values()), inputs),
+    )
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.5])
+def test_prior(prior: float) -> None:
+    head = make_head(prior_prob=prior)
+    bias = head.cls_score.bias
+    torch.testing.assert_close(bias, torch.full_like(bias, -math.log((1 - prior) / prior)))
+    weights = torch.cat([m.weight.flatten() for m in head.modules() if hasattr(m, "weight")])
+    assert weights.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    """Outputs in half precision, losses in float32, near those of full precision."""
+    head = make_head()
+    features = [torch.randn(2, 8, *g) for g in GRIDS]
+    targets = targets_for(2)
+    expected = head.losses(head(features), targets, 1.0)
+    with torch.autocast("cpu", dtype):
+        predictions = head(features)
+        losses = head.losses(predictions, targets, 1.0)
+    assert predictions[0][0].dtype is dtype
+    assert all(x.dtype is torch.float32 for x in losses.values())
+    torch.testing.assert_close(losses, expected, rtol=0.02, atol=0.02)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_no_positive_anchor_leaves_gradients_zero_for_boxes() -> None:
+    head = make_head()
+    none, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    losses = head.losses(
+        head([torch.randn(2, 8, *g) for g in GRIDS]),
+        SparseTargets(none, none, boxes, boxes, none, none, none),
+        1.0,
+    )
+    assert losses["loss_box_reg"].item() == 0
+    sum(losses.values()).backward()
+    assert head.bbox_pred.weight.grad.abs().sum() == 0
+    assert head.cls_score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("CLS_LOSS", "focl", r'CLS_LOSS: unknown name "focl" \(did you mean "focal"\?\); known: '),
+        ("HEAD_NAME", "Nothing", "HEAD_NAME.*FocalLossHead"),
+        ("BBOX_REG_LOSS_TYPE", "l2", "BBOX_REG_LOSS_TYPE.*smooth_l1, giou, diou, ciou"),
+        ("PRIOR_PROB", "0.0", "PRIOR_PROB: 0.0"),
+        ("NUM_CONVS", "0", "NUM_CONVS"),
+        ("NUM_CLASSES", "0", "NUM_CLASSES: 0"),
+        ("FOCAL_LOSS_GAMMA", "-1.0", "gamma"),
+    ],
+)
+def test_impossible_values_name_their_key(key: str, value: str, sentence: str) -> None:
+    cfg = small_config(f"MODEL.RETINANET.{key}", value)
+    shapes = [ShapeSpec(channels=32, stride=2**i) for i in range(3, 8)]
+    with pytest.raises(UserError, match=sentence):
+        build_dense_head(cfg, shapes)
+
+
+def test_losses_by_name() -> None:
+    star = build_cls_loss(small_config("MODEL.RETINANET.CLS_LOSS", "focal_star"))
+    assert isinstance(star, FocalStarLoss) and (star.gamma, star.beta) == (2.0, 1.0)
+    plain = build_cls_loss(small_config("MODEL.RETINANET.CLS_LOSS", "cross_entropy"))
+    assert plain.value(torch.zeros(1), True).item() == pytest.approx(math.log(2))
+
+
+def test_loss_and_head_of_a_users_own() -> None:
+    class Hinge(BinaryLoss):
+        def value(self, logits: Tensor, positive: bool) -> Tensor:
+            return torch.relu(1 + (-logits if positive else logits))
+
+    def test_hinge(cfg: CfgNode) -> BinaryLoss:
+        return Hinge()
+
+    class TestHead(FocalLossHead):
+        pass
+
+    CLS_LOSS_REGISTRY.register(test_hinge)
+    DENSE_HEAD_REGISTRY.register(TestHead)
+    try:
+        from detectron2.modeling import build_model
+
+        cfg = small_config("MODEL.RETINANET.CLS_LOSS", "test_hinge")
+        cfg.MODEL.RETINANET.HEAD_NAME = "TestHead"
+        model = build_model(cfg)
+        assert type(model.head).__name__ == "TestHead"
+        losses = model([random_picture(64, 64, 3)])
+        sum(losses.values()).backward()
+        assert losses["loss_cls"].item() >= 0
+        assert model.head.cls_score.weight.grad.isfinite().all()
+    finally:
+        CLS_LOSS_REGISTRY._obj_map.pop("test_hinge")
+        DENSE_HEAD_REGISTRY._obj_map.pop("TestHead")

@@ -1,0 +1,193 @@
+"""The detector as a whole, after detectron2's own unit tests for its RetinaNet."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import random_picture, small_config, spread_logits
+from detectron2.export import TracingAdapter
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, build_model
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from retinanet_plugin import (
+    FocalLossHead,
+    FocalRetinaNet,
+    RetinaNetAnchorGenerator,
+    UserError,
+)
+from retinanet_plugin.modeling import AnchorAssigner
+
+
+def empty_instances(height: int, width: int) -> Instances:
+    return Instances(
+        (height, width), gt_boxes=Boxes(torch.rand(0, 4)), gt_classes=torch.zeros(0).long()
+    )
+
+
+def test_empty_data() -> None:
+    model = build_model(small_config())
+    sizes = [(200, 250), (200, 249)]
+    model.eval()
+    with torch.no_grad():
+        model([{"image": torch.rand(3, *s)} for s in sizes])
+    model.train()
+    with EventStorage():
+        losses = model(
+            [{"image": torch.rand(3, *s), "instances": empty_instances(*s)} for s in sizes]
+        )
+    assert losses["loss_box_reg"].item() == 0
+    sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_infinite_and_nan_outputs(value: float) -> None:
+    model = build_model(small_config()).eval()
+    images = ImageList(torch.full((1, 3, 512, 512), value), [(510, 510)])
+    features = [torch.full((1, 32, 64 // 2**i, 64 // 2**i), value) for i in range(5)]
+    with torch.no_grad():
+        predictions = [[torch.full_like(x, value) for x in p] for p in model.head(features)]
+        (found,) = model.forward_inference(images, features, predictions)
+    assert not len(found) or not found.pred_boxes.tensor.isfinite().any()
+
+
+def test_tracing() -> None:
+    """A trace made on one size serves another: nothing of the picture is baked in."""
+    # Few candidates, with boxes near their anchors: torchvision's NMS tells classes apart in another
+    # way while tracing, which confuses boxes far outside the picture.
+    model = build_model(small_config("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 50)).eval()
+    spread_logits(model)
+    torch.nn.init.normal_(model.head.bbox_pred.weight, std=1e-3)
+    image = random_picture(192, 256, 0)["image"]
+
+    def inference(model: nn.Module, image: torch.Tensor) -> Instances:
+        return model([{"image": image}])[0]["instances"]
+
+    wrapper = TracingAdapter(model, image, inference).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(wrapper, (random_picture(128, 128, 0)["image"],))
+        found = wrapper.outputs_schema(traced(image))
+        expected = inference(model, image)
+    assert len(expected) > 0 and len(found) == len(expected)
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+
+
+class TinyBackbone(Backbone):
+    """Two levels of random features, so that a detector needs no detectron2 config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv8 = nn.Conv2d(3, 8, 8, stride=8)
+        self.conv16 = nn.Conv2d(3, 8, 16, stride=16)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fine": self.conv8(x), "coarse": self.conv16(x)}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"coarse": ShapeSpec(channels=8, stride=16), "fine": ShapeSpec(channels=8, stride=8)}
+
+    @property
+    def size_divisibility(self) -> int:
+        return 16
+
+
+def tiny_detector(**arguments: object) -> FocalRetinaNet:
+    return FocalRetinaNet(
+        backbone=TinyBackbone(),
+        head=FocalLossHead(
+            input_shape=[ShapeSpec(channels=8, stride=s) for s in (8, 16)],
+            num_classes=7,
+            num_anchors=9,
+            conv_dims=[8],
+            class_agnostic_bbox_reg=bool(arguments.pop("class_agnostic", True)),
+        ),
+        anchor_generator=RetinaNetAnchorGenerator(strides=[8, 16], anchor_scale=2.0),
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_without_a_config(class_agnostic: bool) -> None:
+    model = tiny_detector(class_agnostic=class_agnostic)
+    assert model.head_in_features == ["fine", "coarse"]
+    losses = model([random_picture(64, 96, 4)])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.decoder.score_thresh = 0.0
+    with torch.no_grad():
+        (found,) = model.eval()([random_picture(64, 96, 0)])
+    assert len(found["instances"]) == 100
+
+
+def test_class_specific_boxes_are_their_classes_own() -> None:
+    """Boxes that a class-specific head predicts move with that class's outputs alone."""
+    model = tiny_detector(class_agnostic=False, test_score_thresh=0.0, test_nms_thresh=1.0)
+    spread_logits(model)
+    model.eval()
+    images = model.preprocess_image([random_picture(64, 96, 0)])
+    with torch.no_grad():
+        features = [model.backbone(images.tensor)[f] for f in model.head_in_features]
+        (before,) = model.forward_inference(images, features, model.head(features))
+        model.head.bbox_pred.bias.view(9, 7, 4)[:, 3, 0] += 0.5
+        (after,) = model.forward_inference(images, features, model.head(features))
+    moved = (after.pred_boxes.tensor != before.pred_boxes.tensor).any(dim=1)
+    assert torch.equal(after.pred_classes, before.pred_classes)
+    assert torch.equal(moved, before.pred_classes == 3)
+    assert 0 < moved.sum() < len(moved)
+
+
+def test_normalizer_is_the_number_of_assigned_anchors() -> None:
+    model = tiny_detector()
+    pictures = [random_picture(64, 96, 4), random_picture(64, 64, 2)]
+    with EventStorage() as storage:
+        losses = model(copy.deepcopy(pictures))
+    positives = storage.latest()["num_pos_anchors"][0] * 2
+    images = model.preprocess_image(pictures)
+    features = [model.backbone(images.tensor)[f] for f in model.head_in_features]
+    anchors = torch.cat([x.tensor for x in model.anchor_generator(features)])
+    targets = model.assigner(anchors, [p["instances"] for p in pictures])
+    assert positives == targets.num_positives > 6
+    unnormalized = model.head.losses(model.head(features), targets, 1.0)
+    for name, value in losses.items():
+        torch.testing.assert_close(value, unnormalized[name] / positives)
+
+
+def test_moving_average_is_kept_by_checkpoints() -> None:
+    model = tiny_detector(loss_normalizer="ema")
+    for _ in range(3):
+        model([random_picture(64, 96, 5)])
+    saved = model.state_dict()
+    assert saved["loss_normalizer"].item() != 100
+    other = tiny_detector(loss_normalizer="ema")
+    other.load_state_dict(saved)
+    assert other.loss_normalizer == model.loss_normalizer
+
+
+def test_positives_normalizer_adds_nothing_to_checkpoints() -> None:
+    assert "loss_normalizer" not in tiny_detector().state_dict()
+
+
+def test_low_quality_matches_can_be_turned_off() -> None:
+    tiny_box = random_picture(64, 96, 1, largest=0.0)
+    for allowed, expected in ((True, 1), (False, 0)):
+        model = tiny_detector(assigner=AnchorAssigner(allow_low_quality_matches=allowed))
+        with EventStorage() as storage:
+            model([copy.deepcopy(tiny_box)])
+        assert min(storage.latest()["num_pos_anchors"][0], 1) == expected
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("MODEL.RETINANET.LOSS_NORMALIZER", "mean", "LOSS_NORMALIZER.*positives, ema"),
+        ("MODEL.RETINANET.IN_FEATURES", "['p3','p9']", "IN_FEATURES: p9 not among"),
+    ],
+)
+def test_impossible_values_name_their_key(key: str, value: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build_model(small_config(key, value))
