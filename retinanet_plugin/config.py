@@ -1,0 +1,201 @@
+"""Every configuration key of the plugin, and how a configuration is loaded."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import UserError, did_you_mean
+
+
+_ABSENT = object()  # some of detectron2's keys are None
+
+
+def add_retinanet_config(cfg: CfgNode) -> None:
+    """Adds the plugin's keys to a configuration of detectron2; those already there stay.
+
+    All of detectron2's ``MODEL.RETINANET.*`` and ``MODEL.ANCHOR_GENERATOR.*`` keys keep their
+    meaning, but for ``MODEL.ANCHOR_GENERATOR.SIZES``, which ``RetinaNetAnchorGenerator`` replaces.
+    """
+    new = CfgNode()
+    new.MODEL = CfgNode()
+    new.MODEL.RETINANET = CfgNode()
+    # Registered dense head.
+    new.MODEL.RETINANET.HEAD_NAME = "FocalLossHead"
+    # Classification loss: focal, focal_star, cross_entropy, or one registered by others. With
+    # focal, FOCAL_LOSS_GAMMA 0 is the balanced cross entropy; a negative FOCAL_LOSS_ALPHA weighs
+    # positives and negatives alike.
+    new.MODEL.RETINANET.CLS_LOSS = "focal"
+    # Shift of focal_star; FOCAL_LOSS_GAMMA is its steepness.
+    new.MODEL.RETINANET.FOCAL_STAR_BETA = 1.0
+    # What the losses are divided by. positives: anchors assigned in the whole batch, over all
+    # workers (the paper); ema: a moving average of them, a worker each (detectron2).
+    new.MODEL.RETINANET.LOSS_NORMALIZER = "positives"
+    # Whether each box also takes its best anchors where they are below the IoU threshold.
+    new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
+    # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
+    new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
+    new.MODEL.ANCHOR_GENERATOR = CfgNode()
+    # Anchor sizes of a level are ANCHOR_SCALE * stride * 2^(i / SCALES_PER_OCTAVE).
+    new.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = 3
+    # Smallest anchor in strides: 4 is 32 pixels at stride 8.
+    new.MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE = 4.0
+    new.DATASETS = CfgNode()
+    # A data set of one's own, in COCO's JSON format. Naming a JSON here makes it the training set
+    # "own_train" or the test set "own_test", in place of DATASETS.TRAIN and DATASETS.TEST.
+    # NUM_CLASSES comes from the JSON then, unless it is given too: then the two must agree.
+    new.DATASETS.OWN = CfgNode()
+    # Folder that the paths below are relative to; empty: the working directory.
+    new.DATASETS.OWN.ROOT = ""
+    # Annotations to train on.
+    new.DATASETS.OWN.TRAIN_JSON = ""
+    # Folder of their pictures.
+    new.DATASETS.OWN.TRAIN_IMAGES = ""
+    # Annotations to evaluate on.
+    new.DATASETS.OWN.TEST_JSON = ""
+    # Folder of their pictures; empty: TRAIN_IMAGES.
+    new.DATASETS.OWN.TEST_IMAGES = ""
+    # Boxes that are empty or reach outside their picture: error (stop and name them) or fix (clip
+    # them, drop what is left empty, and count them in the log).
+    new.DATASETS.OWN.BAD_BOXES = "error"
+    new.TEST = CfgNode()
+    # Test pictures drawn after an evaluation, predictions beside ground truth; 0: none.
+    new.TEST.DRAW_PICTURES = 8
+    _add_missing(new, cfg)
+
+
+def _add_missing(source: CfgNode, target: CfgNode) -> None:
+    for key, value in source.items():
+        if key not in target:
+            target[key] = value
+        elif isinstance(value, CfgNode):
+            _add_missing(value, target[key])
+
+
+def get_config(name: str | Path = "Base-RetinaNet.yaml", overrides: Sequence[str] = ()) -> CfgNode:
+    """A complete configuration: detectron2's defaults, the plugin's, a YAML file, and overrides.
+
+    YAML is read by the safe loader alone: a file that asks for Python objects is refused.
+
+    Args:
+        name: a file, or the name of one that the plugin ships, such as
+            "retinanet_R50_FPN_1x.yaml" (a file of that name goes before a shipped one).
+        overrides: key, value, key, value ..., as at the end of a command line.
+
+    Raises:
+        UserError: for a file, key or value that cannot be used, in one sentence.
+    """
+    path = find_config(name)
+    cfg = get_cfg()
+    add_retinanet_config(cfg)
+    given = _load_yaml(cfg, path)
+    _merge(cfg, list(_leaves(given, cfg)), str(path))
+    if len(overrides) % 2:
+        raise UserError(
+            f"overrides: {len(overrides)} words at the end of the command line; give pairs of key "
+            f'and value, such as SOLVER.MAX_ITER 100 (the last word is "{overrides[-1]}").'
+        )
+    pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
+    _merge(cfg, pairs, "command line")
+    named = {key for key, _ in _leaves(given, cfg)} | {key for key, _ in pairs}
+    own = cfg.DATASETS.OWN
+    if (own.TRAIN_JSON or own.TEST_JSON) and "MODEL.RETINANET.NUM_CLASSES" not in named:
+        cfg.MODEL.RETINANET.NUM_CLASSES = -1  # as many as the JSON declares
+    return cfg
+
+
+def find_config(name: str | Path) -> Path:
+    """The path of a configuration file, or of the shipped one of that name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folder = shipped_configs()
+    shipped = folder / name
+    if shipped.is_file() and shipped.resolve().is_relative_to(folder.resolve()):
+        return shipped
+    known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    raise UserError(
+        f"config file: no file {name}{did_you_mean(Path(name).name, known)}; "
+        f"shipped with the plugin: {', '.join(known)}."
+    )
+
+
+def shipped_configs() -> Path:
+    """The folder of the shipped configurations: installed, or the checkout's ``configs``."""
+    checkout = Path(__file__).resolve().parent.parent / "configs"
+    if checkout.is_dir() and (checkout.parent / "setup.cfg").is_file():
+        return checkout
+    return Path(str(resources.files("retinanet_plugin.configs")))
+
+
+def _load_yaml(cfg: CfgNode, path: Path) -> dict[str, Any]:
+    """The content of a file and its ``_BASE_`` files, as detectron2 merges them."""
+    try:
+        content = cfg.load_yaml_with_base(str(path), allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(
+            f"{path}: {error.problem}{_where(error)}; only plain YAML is read, as a config that "
+            "makes Python objects could run any code: write the value itself."
+        ) from None
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{path}: not valid YAML: {problem}{_where(error)}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read, or its _BASE_ cannot: {error}.") from None
+    except (AssertionError, AttributeError, TypeError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping of keys to values, or its _BASE_ is not.")
+    return content
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+
+
+def _leaves(content: Mapping[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The full name and value of each key of nested mappings."""
+    for key, value in content.items():
+        inner = cfg.get(key) if isinstance(cfg, CfgNode) else None
+        if isinstance(value, Mapping) and (isinstance(inner, CfgNode) or inner is None):
+            yield from _leaves(value, inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
+    """Sets keys one by one, so that each mistake can be named."""
+    known = None
+    for key, value in pairs:
+        node: Any = cfg
+        for part in key.split("."):
+            node = node.get(part, _ABSENT) if isinstance(node, CfgNode) else _ABSENT
+        if node is _ABSENT:
+            known = known or [name for name, _ in _leaves(cfg, cfg)]
+            raise UserError(
+                f"{source}: unknown key {key}{did_you_mean(key, known)}; "
+                "docs/config.md lists the plugin's keys, detectron2's manual the others."
+            )
+        if isinstance(node, CfgNode):
+            raise UserError(
+                f"{source}: {key} is a group of keys; name one of them: {', '.join(node)}."
+            )
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError, KeyError) as error:
+            found = re.search(r"\(<class '(.*?)'> vs. <class '(.*?)'>\)", str(error))
+            if not found:
+                raise UserError(f"{source}: {key}: {error}.") from None
+            raise UserError(
+                f"{source}: {key} is {value!r}, {_a(found[2])}, but needs {_a(found[1])} "
+                f"such as its default, {node!r}."
+            ) from None
+
+
+def _a(type_name: str) -> str:
+    return f"{'an' if type_name[0] in 'aeiou' else 'a'} {type_name}"
