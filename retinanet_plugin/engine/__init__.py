@@ -1,0 +1,8 @@
+"""Training and evaluation on detectron2's engine."""
+
+from .checkpoint import SafeCheckpointer
+from .pictures import draw_detections
+from .setup import choose_workers, prepare
+from .trainer import Trainer
+
+__all__ = ["SafeCheckpointer", "Trainer", "choose_workers", "draw_detections", "prepare"]

@@ -1,0 +1,100 @@
+"""Everything that is checked and chosen before a run starts."""
+
+import argparse
+import os
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+
+from ..config import find_config, get_config
+from ..data import check_datasets, register_own_datasets
+from ..errors import UserError
+from .checkpoint import local_file
+
+
+def choose_workers(num_gpus: int, num_machines: int) -> int:
+    """How many processes to start on this machine, given how many GPUs were asked for.
+
+    Raises:
+        UserError: if there are fewer GPUs, or several machines without one.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if present == 0:
+        if num_machines > 1:
+            raise UserError(
+                f"--num-machines: {num_machines} given, but this machine has no GPU; "
+                "several machines need at least one each."
+            )
+        print(f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in one process.", flush=True)
+        return 1
+    if num_gpus > present:
+        raise UserError(
+            f"--num-gpus: {num_gpus} asked for, but this machine has {present}; give at most that."
+        )
+    return num_gpus
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration of a run, after all that can be wrong with it was looked at.
+
+    Registers a person's own data sets, chooses the device, and starts the log.
+
+    Args:
+        args: of detectron2's ``default_argument_parser``.
+
+    Raises:
+        UserError: for a mistake in the configuration, the data or the command line.
+    """
+    if not args.config_file:
+        raise UserError(
+            "--config-file: none given; give a YAML file or the name of one that the plugin ships, "
+            "such as retinanet_R50_FPN_1x.yaml."
+        )
+    path = find_config(args.config_file)
+    args.config_file = str(path)  # default_setup copies it into the log
+    cfg = get_config(path, args.opts)
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    check_output(cfg, training=not args.eval_only, resume=args.resume)
+    check_weights(cfg, eval_only=args.eval_only, resume=args.resume)
+    register_own_datasets(cfg)
+    check_datasets(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
+    """Refuses to train over a run that is already in ``OUTPUT_DIR``."""
+    if training and not resume and has_checkpoint(cfg) and comm.is_main_process():
+        raise UserError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} already holds a run; go on with it by --resume, or give "
+            "another OUTPUT_DIR."
+        )
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({error.strerror}); give a folder that "
+            "can be written."
+        ) from None
+
+
+def check_weights(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
+    """Finds or fetches ``MODEL.WEIGHTS``, where the run will need it."""
+    if resume and has_checkpoint(cfg):
+        return
+    if cfg.MODEL.WEIGHTS:
+        local_file(cfg.MODEL.WEIGHTS)
+    elif eval_only:
+        raise UserError(
+            "MODEL.WEIGHTS: empty, so there is nothing to evaluate; give a checkpoint, or --resume "
+            f"for the newest one in OUTPUT_DIR ({cfg.OUTPUT_DIR})."
+        )
+
+
+def has_checkpoint(cfg: CfgNode) -> bool:
+    """Whether ``OUTPUT_DIR`` holds a run's checkpoint."""
+    return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))

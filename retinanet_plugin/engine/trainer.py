@@ -1,0 +1,118 @@
+"""detectron2's default trainer, with what RetinaNet's users look for after it."""
+
+import json
+import os
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.utils import comm
+from torch import nn
+
+from ..data import ReadableDatasetMapper
+from ..errors import UserError
+from .checkpoint import SafeCheckpointer
+from .pictures import draw_detections
+
+
+class Trainer(DefaultTrainer):
+    """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.TEST``, draws what it found there."""
+
+    def build_hooks(self) -> list[HookBase]:
+        # DefaultTrainer made detectron2's checkpointer just before; the hooks are to use ours.
+        self.checkpointer = SafeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()  # type: ignore[no-any-return]
+
+    def train(self) -> Any:
+        try:
+            return super().train()
+        except FloatingPointError as error:
+            raise UserError(
+                f"training stopped at step {self.iter}: the loss is not finite; lower "
+                f"SOLVER.BASE_LR ({self.cfg.SOLVER.BASE_LR}), lengthen SOLVER.WARMUP_ITERS "
+                f"({self.cfg.SOLVER.WARMUP_ITERS}) or enable SOLVER.CLIP_GRADIENTS "
+                f"({str(error).splitlines()[0]})."
+            ) from None
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=ReadableDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        mapper = ReadableDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """By the data set's ``evaluator_type``: COCO's metrics, or LVIS's or Pascal VOC's."""
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        folder = str(inference_folder(cfg, dataset_name))
+        if kind in ("coco", "coco_panoptic_seg"):
+            return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise UserError(
+            f'DATASETS.TEST: {dataset_name} is evaluated as "{kind}", which is no detection; '
+            "name a data set whose evaluator_type is coco, lvis or pascal_voc."
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.TEST.DRAW_PICTURES:
+            for name in cfg.DATASETS.TEST:
+                folder = inference_folder(cfg, name)
+                found = folder / "coco_instances_results.json"
+                if found.is_file():
+                    picture = folder / "pictures.png"
+                    draw_detections(name, found, picture, count=cfg.TEST.DRAW_PICTURES)
+                    print(f"Predictions beside ground truth: {picture}", flush=True)
+        return results  # type: ignore[no-any-return]
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, *, resume: bool) -> OrderedDict[str, Any]:
+        """Evaluates ``MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint, without training.
+
+        The metrics are added to ``metrics.json`` as a line of their own.
+        """
+        model = cls.build_model(cfg)
+        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        results = cls.test(cfg, model)
+        if comm.is_main_process():
+            scalars = {"iteration": loaded.get("iteration", 0), **_flat(results)}
+            with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), "a") as file:
+                file.write(json.dumps(scalars) + "\n")
+        return results
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
+    """Where the evaluation of a data set leaves its files."""
+    folder = Path(cfg.OUTPUT_DIR) / "inference"
+    return folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
+
+
+def _flat(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested results as detectron2's writer names them: {"bbox": {"AP": 1.0}} is bbox/AP."""
+    flat: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}/"))
+        else:
+            flat[prefix + key] = float(value)
+    return flat
