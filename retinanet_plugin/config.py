@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .errors import UserError, did_you_mean
-
 
 _ABSENT = object()  # some of detectron2's keys are None
 
@@ -125,11 +123,10 @@ def find_config(name: str | Path) -> Path:
 
 
 def shipped_configs() -> Path:
-    """The folder of the shipped configurations: installed, or the checkout's ``configs``."""
-    checkout = Path(__file__).resolve().parent.parent / "configs"
-    if checkout.is_dir() and (checkout.parent / "setup.cfg").is_file():
-        return checkout
-    return Path(str(resources.files("retinanet_plugin.configs")))
+    """The folder of the shipped configurations: within the installed package, or beside it."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def _load_yaml(cfg: CfgNode, path: Path) -> dict[str, Any]:
@@ -158,7 +155,9 @@ def _where(error: yaml.YAMLError) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
-def _leaves(content: Mapping[str, Any], cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(
+    content: Mapping[str, Any], cfg: CfgNode, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """The full name and value of each key of nested mappings."""
     for key, value in content.items():
         inner = cfg.get(key) if isinstance(cfg, CfgNode) else None

@@ -53,7 +53,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path:
             local_file(path)
-        return super().load(path, *args, **kwargs)  # type: ignore[no-any-return]
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> Any:
         if filename.endswith(".pkl"):
@@ -99,7 +99,7 @@ def local_file(path: str) -> str:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"MODEL.WEIGHTS: {path} cannot be downloaded ({reason}); give a file on this machine, "
-            "or '' to start from random weights (with a norm that trains, as in Base-Scratch-R18.yaml)."
+            "or '' to start from random weights, as Base-Scratch-R18.yaml does."
         ) from None
     if not os.path.isfile(local):
         raise UserError(

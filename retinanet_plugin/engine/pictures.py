@@ -43,7 +43,9 @@ def draw_detections(
     half = (len(rows) + 1) // 2
     columns = [_stack(part) for part in (rows[:half], rows[half:]) if part]
     height = max(c.shape[0] for c in columns)
-    padded = [np.pad(c, ((0, height - len(c)), (0, 16), (0, 0)), constant_values=255) for c in columns]
+    padded = [
+        np.pad(c, ((0, height - len(c)), (0, 16), (0, 0)), constant_values=255) for c in columns
+    ]
     cv2.imwrite(str(out), np.concatenate(padded, axis=1)[:, :, ::-1])
 
 

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import find_config, get_config
 from ..data import check_datasets, register_own_datasets
@@ -27,7 +28,9 @@ def choose_workers(num_gpus: int, num_machines: int) -> int:
                 f"--num-machines: {num_machines} given, but this machine has no GPU; "
                 "several machines need at least one each."
             )
-        print(f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in one process.", flush=True)
+        print(
+            f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in one process.", flush=True
+        )
         return 1
     if num_gpus > present:
         raise UserError(
@@ -57,10 +60,12 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     cfg = get_config(path, args.opts)
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    check_output(cfg, training=not args.eval_only, resume=args.resume)
-    check_weights(cfg, eval_only=args.eval_only, resume=args.resume)
-    register_own_datasets(cfg)
-    check_datasets(cfg)
+    training = not args.eval_only
+    setup_logger(name="retinanet_plugin")  # default_setup, which adds the log file, comes later
+    check_output(cfg, training=training, resume=args.resume)
+    check_weights(cfg, training=training, resume=args.resume)
+    register_own_datasets(cfg, training=training)
+    check_datasets(cfg, training=training)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -82,13 +87,13 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
         ) from None
 
 
-def check_weights(cfg: CfgNode, *, eval_only: bool, resume: bool) -> None:
+def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:
     """Finds or fetches ``MODEL.WEIGHTS``, where the run will need it."""
     if resume and has_checkpoint(cfg):
         return
     if cfg.MODEL.WEIGHTS:
         local_file(cfg.MODEL.WEIGHTS)
-    elif eval_only:
+    elif not training:
         raise UserError(
             "MODEL.WEIGHTS: empty, so there is nothing to evaluate; give a checkpoint, or --resume "
             f"for the newest one in OUTPUT_DIR ({cfg.OUTPUT_DIR})."

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -33,7 +37,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()  # type: ignore[no-any-return]
+        return super().build_hooks()
 
     def train(self) -> Any:
         try:
@@ -82,7 +86,7 @@ class Trainer(DefaultTrainer):
                     picture = folder / "pictures.png"
                     draw_detections(name, found, picture, count=cfg.TEST.DRAW_PICTURES)
                     print(f"Predictions beside ground truth: {picture}", flush=True)
-        return results  # type: ignore[no-any-return]
+        return results
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, *, resume: bool) -> OrderedDict[str, Any]:

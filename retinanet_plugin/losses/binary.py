@@ -31,7 +31,7 @@ class BinaryLoss:
         return value.detach(), grad
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each logit against dense 0/1 ``targets`` of the same shape: for figures and tests."""
+        """Loss of each logit against dense 0/1 ``targets`` of its shape: for figures and tests."""
         return torch.where(targets > 0, self.value(logits, True), self.value(logits, False))
 
 

@@ -7,6 +7,7 @@ logits is made: beside them stands one buffer of their size, their gradient.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,10 @@ def offsets_of(dense: Tensor, image: Tensor, cell: Tensor, channel: Tensor) -> T
     width = dense.shape[3]
     row = torch.div(cell, width, rounding_mode="floor")
     return (
-        image * per_image + channel * per_channel + row * per_row + (cell - row * width) * per_column
+        image * per_image
+        + channel * per_channel
+        + row * per_row
+        + (cell - row * width) * per_column
     )
 
 
@@ -65,7 +69,7 @@ def dense_class_loss(
         for a second derivative raises torch's RuntimeError of a once-differentiable function.
     """
     logits = [x if _is_dense(x) else x.contiguous() for x in logits]
-    return _DenseClassLoss.apply(loss, positives, ignored, normalizer, *logits)  # type: ignore[no-any-return]
+    return _DenseClassLoss.apply(loss, positives, ignored, normalizer, *logits)
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -74,7 +78,7 @@ def _is_dense(x: Tensor) -> bool:
 
 class _DenseClassLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: FunctionCtx,
         loss: BinaryLoss,
         positives: Sequence[Tensor],
@@ -85,17 +89,17 @@ class _DenseClassLoss(torch.autograd.Function):
         accumulate = torch.promote_types(logits[0].dtype, torch.float32)
         scale = torch.as_tensor(normalizer, device=logits[0].device).to(accumulate).reciprocal()
         total = logits[0].new_zeros((), dtype=accumulate)
-        grads = []
+        grads: list[Any] = []
         for i, x in enumerate(logits):
             grad = torch.empty_like(x) if ctx.needs_input_grad[4 + i] else None  # type: ignore[attr-defined]
             total += _sum_level(loss, x, grad, positives[i], ignored[i], scale, accumulate)
             grads.append(grad)
-        ctx.save_for_backward(*grads)  # type: ignore[attr-defined]
+        ctx.save_for_backward(*grads)
         return total * scale
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors  # type: ignore[attr-defined]
         # The loss is mostly added to others and differentiated: then upstream is 1. A CPU can look;
         # elsewhere looking would stall the queue, and the multiplication costs less.

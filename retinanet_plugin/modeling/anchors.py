@@ -1,4 +1,4 @@
-"""Anchors of the paper, section 4: octave scales times aspect ratios at each place of each level."""
+"""Anchors, section 4 of the paper: octave scales times aspect ratios at each place."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
         """As the base, from the store where it can: (H_i * W_i * A, 4) a level, XYXY, in pixels."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return super()._grid_anchors(grid_sizes)  # type: ignore[no-any-return]
+            return super()._grid_anchors(grid_sizes)
         cell = next(self.cell_anchors.buffers())
         key = (*(tuple(size) for size in grid_sizes), cell.device, cell.dtype)
         if key in self._grids:

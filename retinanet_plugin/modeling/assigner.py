@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -45,7 +46,7 @@ class AnchorAssigner:
         thresholds: ascending, above 0: ``MODEL.RETINANET.IOU_THRESHOLDS``.
         labels: one more than thresholds, each -1, 0 or 1: ``MODEL.RETINANET.IOU_LABELS``.
         allow_low_quality_matches: each box also makes positives of the anchors of its highest
-            IoU, however low, as Detectron does. Such an anchor trains towards *its own* nearest box.
+            IoU, however low, as Detectron does. Such an anchor trains towards its own nearest box.
 
     Raises:
         UserError: if thresholds and labels do not fit.
@@ -57,7 +58,7 @@ class AnchorAssigner:
         labels: Sequence[int] = (0, -1, 1),
         allow_low_quality_matches: bool = True,
     ) -> None:
-        ascending = all(a <= b for a, b in zip(thresholds, thresholds[1:], strict=False))
+        ascending = all(a <= b for a, b in pairwise(thresholds))
         if not thresholds or thresholds[0] <= 0 or not ascending:
             raise UserError(
                 f"MODEL.RETINANET.IOU_THRESHOLDS: {list(thresholds)} given; "

@@ -27,7 +27,7 @@ def build_cls_loss(cfg: CfgNode) -> BinaryLoss:
     name = cfg.MODEL.RETINANET.CLS_LOSS
     build = find(CLS_LOSS_REGISTRY, name, "MODEL.RETINANET.CLS_LOSS")
     try:
-        return build(cfg)  # type: ignore[no-any-return]
+        return build(cfg)
     except ValueError as error:
         raise UserError(f"MODEL.RETINANET: the loss {name} cannot be made: {error}.") from None
 

@@ -1,7 +1,8 @@
-"""From logits and deltas to boxes: threshold, best of each level, decoding, NMS; paper, section 4.1."""
+"""From logits and deltas to detections: threshold, best of each level, decoding, NMS."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import batched_nms
@@ -78,7 +79,7 @@ class DetectionDecoder:
     def decode_level(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (D, 4), scores (D,) and classes (D,) of one level's best candidates, unsuppressed."""
+        """Boxes (D, 4), scores (D,), classes (D,): one level's best candidates, before NMS."""
         channels = logits.shape[0]
         index = self._survivors(logits)
         # Both are views of the head's outputs in either memory format.
@@ -114,8 +115,8 @@ class DetectionDecoder:
         cell = index - channel * (height * width)
         return torch.sort(cell * channels + channel).values
 
-    def _num_kept(self, survivors: Tensor) -> int | Tensor:
-        count = survivors.shape[0]
+    def _num_kept(self, survivors: Tensor) -> Any:
+        count: int | Tensor = survivors.shape[0]
         if isinstance(count, Tensor):  # while tracing: keep the graph free of this picture's count
             return torch.clamp(count, max=self.topk_candidates)
         return min(count, self.topk_candidates)

@@ -20,15 +20,15 @@ DENSE_HEAD_REGISTRY.__doc__ = """
 Dense heads, called as ``head(cfg, input_shape)`` with the shapes of the feature levels.
 
 A head maps a list of features to (logits, deltas), each a list of a tensor a level, and has
-``losses(predictions, targets, normalizer)`` and ``num_classes``, ``num_anchors``, ``box2box_transform``
-and ``class_agnostic_bbox_reg``; :class:`FocalLossHead` is the example.
+``losses(predictions, targets, normalizer)`` and ``num_classes``, ``num_anchors``,
+``box2box_transform`` and ``class_agnostic_bbox_reg``; :class:`FocalLossHead` is the example.
 """
 
 
 def build_dense_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
     """The head that ``MODEL.RETINANET.HEAD_NAME`` names."""
     head = find(DENSE_HEAD_REGISTRY, cfg.MODEL.RETINANET.HEAD_NAME, "MODEL.RETINANET.HEAD_NAME")
-    return head(cfg, input_shape)  # type: ignore[no-any-return]
+    return head(cfg, input_shape)
 
 
 class FocalLossHead(RetinaNetHead):
@@ -53,6 +53,11 @@ class FocalLossHead(RetinaNetHead):
     Raises:
         UserError: if a number or name is not allowed.
     """
+
+    num_classes: int
+    num_anchors: int
+    class_agnostic_bbox_reg: bool
+    box2box_transform: Box2BoxTransform
 
     @configurable
     def __init__(
@@ -94,7 +99,7 @@ class FocalLossHead(RetinaNetHead):
                 conv_dims[-1], num_anchors * num_classes * 4, kernel_size=3, padding=1
             )
             nn.init.normal_(self.bbox_pred.weight, std=0.01)
-            nn.init.zeros_(self.bbox_pred.bias)
+            nn.init.constant_(self.bbox_pred.bias, 0)  # type: ignore[arg-type]
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.class_agnostic_bbox_reg = class_agnostic_bbox_reg
@@ -138,9 +143,7 @@ class FocalLossHead(RetinaNetHead):
         start = 0
         for logits_i, deltas_i in zip(logits, deltas, strict=True):
             stop = start + logits_i[0, 0].numel() * self.num_anchors
-            image, cell, anchor, here = self._within(
-                targets.image, targets.anchor, start, stop
-            )
+            image, cell, anchor, here = self._within(targets.image, targets.anchor, start, stop)
             channel = anchor * self.num_classes + targets.gt_class[here]
             positives.append(offsets_of(logits_i, image, cell, channel))
             chosen.append((here, self._deltas_at(deltas_i, image, cell, anchor, channel)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .assigner import AnchorAssigner, SparseTargets
 from .decoder import DetectionDecoder
-from .head import build_dense_head
+from .head import FocalLossHead, build_dense_head
 from .registry import one_of, register_once
 
 LOSS_NORMALIZERS = ("positives", "ema")
@@ -26,7 +26,7 @@ class FocalRetinaNet(DenseDetector):
 
     Args:
         backbone: gives the feature levels.
-        head: dense head, see ``head.DENSE_HEAD_REGISTRY``.
+        head: dense head, or another with its methods, see ``head.DENSE_HEAD_REGISTRY``.
         anchor_generator: maps the features to a ``Boxes`` a level.
         head_in_features: names of the levels, by rising stride; None: all of the backbone's.
         assigner: labels anchors in training.
@@ -44,7 +44,7 @@ class FocalRetinaNet(DenseDetector):
         self,
         *,
         backbone: Backbone,
-        head: nn.Module,
+        head: FocalLossHead,
         anchor_generator: nn.Module,
         head_in_features: Sequence[str] | None = None,
         assigner: AnchorAssigner | None = None,
@@ -127,7 +127,7 @@ class FocalRetinaNet(DenseDetector):
         anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(features)])
         targets = self.assigner(anchors, gt_instances)
         normalizer = self._normalizer(targets, len(gt_instances))
-        return self.head.losses(predictions, targets, normalizer)  # type: ignore[no-any-return]
+        return self.head.losses(predictions, targets, normalizer)
 
     @torch.no_grad()
     def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor | float:

@@ -46,6 +46,7 @@ def one_of(value: str, known: tuple[str, ...], key: str) -> str:
     """
     if value not in known:
         raise UserError(
-            f'{key}: unknown value "{value}"{did_you_mean(value, known)}; known: {", ".join(known)}.'
+            f'{key}: unknown value "{value}"{did_you_mean(value, known)}; '
+            f"known: {', '.join(known)}."
         )
     return value

@@ -63,7 +63,9 @@ def test_value_and_derivative(case: str, positive: bool, dtype: torch.dtype) -> 
         float(mpmath.diff(lambda t: formula(t, positive), mpmath.mpf(x))) for x in logits.tolist()
     ]
     # softplus turns linear beyond 20, which is off by 2e-9; float32 rounds at 1e-7 of the value.
-    tolerance = {"rtol": 2e-5, "atol": 5e-9} if dtype is torch.float32 else {"rtol": 1e-6, "atol": 5e-9}
+    tolerance = (
+        {"rtol": 2e-5, "atol": 5e-9} if dtype is torch.float32 else {"rtol": 1e-6, "atol": 5e-9}
+    )
     torch.testing.assert_close(values, torch.tensor(expected, dtype=dtype), **tolerance)
     torch.testing.assert_close(grads, torch.tensor(slopes, dtype=dtype), **tolerance)
     torch.testing.assert_close(loss.value(logits, positive), values, rtol=1e-5, atol=1e-9)

@@ -14,7 +14,13 @@ from retinanet_plugin.losses import (
     offsets_of,
 )
 
-LOSSES = [FocalLoss(), FocalLoss(0.5, 0.0), FocalLoss(0.25, 0.5), CrossEntropyLoss(), FocalStarLoss()]
+LOSSES = [
+    FocalLoss(),
+    FocalLoss(0.5, 0.0),
+    FocalLoss(0.25, 0.5),
+    CrossEntropyLoss(),
+    FocalStarLoss(),
+]
 SHAPES = [(2, 12, 9, 7), (2, 12, 5, 4), (2, 12, 1, 1)]
 
 
@@ -42,7 +48,9 @@ def by_hand(loss: BinaryLoss, logits: list[Tensor], dense: list[Tensor]) -> Tens
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda x: type(x).__name__ + str(getattr(x, "gamma", "")))
+@pytest.mark.parametrize(
+    "loss", LOSSES, ids=lambda x: type(x).__name__ + str(getattr(x, "gamma", ""))
+)
 def test_equals_dense_targets(loss: BinaryLoss, memory_format: torch.memory_format) -> None:
     logits, dense, positives, ignored = scene(memory_format, torch.float32)
     expected = by_hand(loss, logits, dense) / 7
@@ -78,7 +86,9 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     logits, dense, positives, ignored = scene(torch.contiguous_format, dtype)
     ours = dense_class_loss(logits, FocalLoss(), positives, ignored)
     assert ours.dtype is torch.float32
-    torch.testing.assert_close(ours.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        ours.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0
+    )
     grads = torch.autograd.grad(ours, logits)
     wanted = torch.autograd.grad(by_hand(FocalLoss(), logits, dense), logits)
     assert all(g.dtype is dtype for g in grads)
@@ -95,7 +105,9 @@ def test_finite_at_the_far_ends(level: float, dtype: torch.dtype) -> None:
     expected = 0.25 * 100 if level < 0 else 2 * 0.75 * 100
     assert value.item() == pytest.approx(expected, rel=1e-6)
     slopes = [-0.25, 0, 0, 0] if level < 0 else [0, 0, 0.75, 0.75]
-    torch.testing.assert_close(x.grad.flatten().float(), torch.tensor(slopes), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        x.grad.flatten().float(), torch.tensor(slopes), rtol=1e-6, atol=1e-12
+    )
 
 
 def test_second_derivative_is_refused() -> None:
@@ -121,7 +133,9 @@ def test_without_gradients() -> None:
     with torch.no_grad():
         value = dense_class_loss(logits, FocalLoss(), positives, ignored)
     assert not value.requires_grad
-    torch.testing.assert_close(value.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        value.double(), by_hand(FocalLoss(), logits, dense), rtol=1e-5, atol=0
+    )
 
 
 def test_offsets_find_elements_in_either_format() -> None:

@@ -1,4 +1,4 @@
-"""FocalRetinaNet beside detectron2's RetinaNet on the same weights: losses, gradients, detections."""
+"""FocalRetinaNet beside detectron2's RetinaNet on the same weights."""
 
 import copy
 

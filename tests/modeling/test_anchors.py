@@ -53,11 +53,11 @@ def test_near_torchvision() -> None:
     strides = [[112 // h, 160 // w] for h, w in grids]
     ours = RetinaNetAnchorGenerator(strides=STRIDES)
     cells = torch.cat(list(ours.cell_anchors))
-    reference = torch.cat([c for c in theirs.cell_anchors])
+    reference = torch.cat(list(theirs.cell_anchors))
     # Same shapes, but theirs run ratio first: compare each size's set.
     mine = cells.reshape(5, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
     assert (mine - reference).abs().max() <= 0.5
-    first = torch.cat([x.tensor for x in ours(features([(14, 20)] + GRIDS[1:]))][:1])
+    first = torch.cat([x.tensor for x in ours(features([(14, 20), *GRIDS[1:]]))][:1])
     assert strides[0] == [8, 8]
     placed = first.reshape(14 * 20, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
     assert (placed - expected[: len(placed)]).abs().max() <= 0.5
@@ -86,7 +86,10 @@ def test_from_config() -> None:
 
 @pytest.mark.parametrize(
     "argument, sentence",
-    [({"scales_per_octave": 0}, "SCALES_PER_OCTAVE: 0"), ({"anchor_scale": 0.0}, "ANCHOR_SCALE: 0")],
+    [
+        ({"scales_per_octave": 0}, "SCALES_PER_OCTAVE: 0"),
+        ({"anchor_scale": 0.0}, "ANCHOR_SCALE: 0"),
+    ],
 )
 def test_impossible_arguments(argument: dict[str, float], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

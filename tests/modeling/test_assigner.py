@@ -23,14 +23,14 @@ def anchors_of(height: int, width: int) -> list[Boxes]:
 def picture(height: int, width: int, count: int, reach: float) -> Instances:
     """Boxes from 1 pixel to larger than the picture, some beyond its border."""
     size = torch.tensor([width, height])
-    extent = torch.exp(torch.rand(count, 2) * torch.log(torch.tensor(size.max() * 1.5))).clamp(min=1)
+    extent = torch.exp(torch.rand(count, 2) * torch.log(torch.tensor(size.max() * 1.5))).clamp(
+        min=1
+    )
     centre = (torch.rand(count, 2) * (1 + 2 * reach) - reach) * size
     boxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)
     if count > 3:
         boxes[1] = boxes[0]  # a tie between two boxes
-    return Instances(
-        (height, width), gt_boxes=Boxes(boxes), gt_classes=torch.randint(K, (count,))
-    )
+    return Instances((height, width), gt_boxes=Boxes(boxes), gt_classes=torch.randint(K, (count,)))
 
 
 @pytest.mark.parametrize("low_quality", [True, False])
@@ -59,9 +59,7 @@ def test_same_labels_as_detectron2(thresholds, labels, low_quality: bool) -> Non
 
 
 def test_no_box_at_all() -> None:
-    targets = AnchorAssigner()(
-        Boxes.cat(anchors_of(64, 64)).tensor, [picture(64, 64, 0, 0)] * 2
-    )
+    targets = AnchorAssigner()(Boxes.cat(anchors_of(64, 64)).tensor, [picture(64, 64, 0, 0)] * 2)
     assert targets.num_positives == 0 and len(targets.ignored_anchor) == 0
 
 

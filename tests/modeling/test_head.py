@@ -55,9 +55,7 @@ def predictions_for(head: FocalLossHead) -> tuple[list[Tensor], list[Tensor]]:
 
 def dense(parts: list[Tensor], per_anchor: int) -> Tensor:
     """(N, anchors, per_anchor), in the order that SparseTargets numbers anchors."""
-    return torch.cat(
-        [x.permute(0, 2, 3, 1).reshape(len(x), -1, per_anchor) for x in parts], dim=1
-    )
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, per_anchor) for x in parts], dim=1)
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])

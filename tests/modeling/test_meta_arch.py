@@ -56,8 +56,8 @@ def test_infinite_and_nan_outputs(value: float) -> None:
 
 def test_tracing() -> None:
     """A trace made on one size serves another: nothing of the picture is baked in."""
-    # Few candidates, with boxes near their anchors: torchvision's NMS tells classes apart in another
-    # way while tracing, which confuses boxes far outside the picture.
+    # Few candidates, with boxes near their anchors: while tracing, torchvision's NMS tells classes
+    # apart in another way, which confuses boxes far outside the picture.
     model = build_model(small_config("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 50)).eval()
     spread_logits(model)
     torch.nn.init.normal_(model.head.bbox_pred.weight, std=1e-3)

@@ -1,0 +1,31 @@
+"""RetinaNet and the focal loss as a plugin for detectron2.
+
+Importing registers the meta-architecture, head, anchor generator and losses in their registries,
+and the quick start's data set by name; it does nothing else.
+"""
+
+from .config import add_retinanet_config, get_config
+from .data import synthetic as _synthetic
+from .errors import UserError
+from .modeling import (
+    CLS_LOSS_REGISTRY,
+    DENSE_HEAD_REGISTRY,
+    FocalLossHead,
+    FocalRetinaNet,
+    RetinaNetAnchorGenerator,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLS_LOSS_REGISTRY",
+    "DENSE_HEAD_REGISTRY",
+    "FocalLossHead",
+    "FocalRetinaNet",
+    "RetinaNetAnchorGenerator",
+    "UserError",
+    "add_retinanet_config",
+    "get_config",
+]
+
+_synthetic.register()

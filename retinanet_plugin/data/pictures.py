@@ -1,0 +1,143 @@
+"""Pictures on disk: are they all there, as the annotations say, and readable when their turn comes.
+
+:func:`check_pictures` looks before training, at names and headers only. A file whose pixels are
+damaged shows only when it is decoded: :class:`ReadableDatasetMapper` then names it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from PIL import ExifTags, Image
+
+from ..errors import UserError
+from .coco_entries import Entries, Row, show
+
+MAX_HEADERS = 5000  # pictures whose header is opened; of more, as many are taken evenly
+MAX_HINT_FOLDERS = 50
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+class ReadableDatasetMapper(DatasetMapper):
+    """detectron2's mapper, for training and for testing, that names a picture it cannot read.
+
+    Raises:
+        UserError: when called on a picture that is absent, damaged, larger than PIL's guard
+            against decompression bombs allows, or not of the size that the annotations say.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return super().__call__(dataset_dict)
+        except Exception:
+            # Only if the picture fails on its own too is the file at fault, not an augmentation
+            fault = _fault_when_decoded(dict(dataset_dict), self.image_format)
+            if fault is None:
+                raise
+            raise UserError(f"{dataset_dict['file_name']}: {fault}") from None
+
+
+def _fault_when_decoded(dataset_dict: dict[str, Any], image_format: str) -> str | None:
+    try:
+        image = utils.read_image(dataset_dict["file_name"], format=image_format)
+        utils.check_image_size(dataset_dict, image)
+    except utils.SizeMismatchError:
+        return (
+            f"the picture is {image.shape[1]} x {image.shape[0]}, but its annotations say "
+            f"{dataset_dict['width']} x {dataset_dict['height']}; correct width and height there"
+        )
+    except Exception as error:  # PIL's decoders raise nearly everything on damaged files
+        return f"the picture cannot be read ({_reason(error)}); replace the file or its entry"
+    return None
+
+
+def check_pictures(images: Entries, folder: Path) -> None:
+    """Checks that all pictures lie in ``folder``, and the headers of at most ``MAX_HEADERS``.
+
+    Args:
+        images: rows with ``file_name`` (inside ``folder``), ``width`` and ``height`` in pixels.
+        folder: what the names are relative to.
+
+    Raises:
+        UserError: for a picture that is absent, is no picture or has another size.
+    """
+    listings: dict[str, set[str]] = {}
+
+    def is_absent(row: Row) -> bool:
+        parent, name = os.path.split(os.path.normpath(row["file_name"]))
+        if parent not in listings:
+            listings[parent] = set(names_in(folder / parent))
+        return name not in listings[parent]
+
+    images.refuse(
+        (i for i, row in enumerate(images.rows) if is_absent(row)),
+        lambda row: (
+            f"no picture {show(row['file_name'])} in {folder}{_where_instead(folder, row)}; "
+            f"add it, correct the folder or remove the entry"
+        ),
+    )
+
+    def fault_of(row: Row) -> str:
+        return _fault_of_header(folder / row["file_name"], (row["width"], row["height"]))
+
+    count = len(images.rows)
+    sample = np.linspace(0, count - 1, min(count, MAX_HEADERS)).astype(int).tolist()
+    images.refuse((i for i in sample if fault_of(images.rows[i])), fault_of)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of the files in ``folder``, sorted; none where it cannot be looked into."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _where_instead(folder: Path, row: Row) -> str:
+    """A hint at a file of the same name near by, or with other case or extension."""
+    parent, name = os.path.split(row["file_name"].replace("\\", "/"))
+    near = [folder / parent, folder, folder.parent]
+    near += [folder / sub for sub in names_in(folder)[:MAX_HINT_FOLDERS] if (folder / sub).is_dir()]
+    for same in (lambda found: found == name, lambda found: _stem(found) == _stem(name)):
+        for place in near:
+            for found in filter(same, names_in(place)):
+                return f" (there is {place / found})"
+    return ""
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
+
+
+def _fault_of_header(file: Path, expected: tuple[int, int]) -> str:
+    """What is wrong with a picture as far as its header tells, or nothing; no pixel is decoded."""
+    try:
+        with Image.open(file) as image:
+            size, turned = image.size, _is_sideways(image)
+    except Exception as error:
+        return f"{file} cannot be read as a picture ({_reason(error)}); replace it or its entry"
+    if turned:
+        size = size[::-1]
+    if size == expected:
+        return ""
+    return (
+        f"{file} is {size[0]} x {size[1]}{' after its EXIF rotation' if turned else ''}, but the "
+        f"JSON says {expected[0]} x {expected[1]}; correct width and height there, or the picture"
+    )
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    """Whether detectron2's ``read_image`` will swap width and height, as EXIF asks."""
+    try:
+        # PngImageFile's own getexif would decode the whole picture
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+    except Exception:
+        return False  # as detectron2 does: broken EXIF counts as none
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) if not isinstance(error, OSError) else error.strerror
+    return text or " ".join(str(error).split()) or type(error).__name__

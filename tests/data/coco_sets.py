@@ -1,0 +1,88 @@
+"""A small valid COCO data set on disk, for tests that plant one fault in it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from retinanet_plugin import add_retinanet_config
+
+SIZES = {"a.png": (40, 30), "b.png": (30, 40), "sub/c.png": (32, 32)}
+
+
+def valid_content() -> dict[str, Any]:
+    """Three pictures, two classes with ids 2 and 7, four boxes, one of them a crowd."""
+    return {
+        "info": {"description": "test"},
+        "categories": [{"id": 7, "name": "dög"}, {"id": 2, "name": "cat"}],
+        "images": [
+            {"id": 10 + i, "file_name": name, "width": width, "height": height}
+            for i, (name, (width, height)) in enumerate(SIZES.items())
+        ],
+        "annotations": [
+            box(1, 10, 2, [0, 0, 20, 30]),
+            box(2, 10, 7, [5.5, 4.0, 10.0, 8.5]),
+            box(3, 11, 7, [10, 10, 20, 30]) | {"segmentation": [[10, 10, 30, 10, 30, 40]]},
+            box(4, 12, 2, [1, 1, 30, 30]) | {"iscrowd": 1},
+        ],
+    }
+
+
+def box(number: int, image_id: int, category_id: int, bbox: list[float]) -> dict[str, Any]:
+    area = bbox[2] * bbox[3]
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": 0,
+    }
+
+
+def write_json(folder: Path, content: object, name: str = "train.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_set(folder: Path, content: object = None, name: str = "train.json") -> Path:
+    """Writes the JSON and, in ``folder/images``, the pictures of the valid set."""
+    rng = np.random.default_rng(0)
+    for file_name, (width, height) in SIZES.items():
+        file = folder / "images" / file_name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    return write_json(folder, content or valid_content(), name)
+
+
+def own_config(folder: Path, num_classes: int = -1, /, **own: str) -> CfgNode:
+    """A config whose DATASETS.OWN keys are ``own``, relative to ``folder``."""
+    cfg = get_cfg()
+    add_retinanet_config(cfg)
+    cfg.DATASETS.OWN.ROOT = str(folder)
+    for key, value in own.items():
+        cfg.DATASETS.OWN[key] = value
+    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    cfg.OUTPUT_DIR = str(folder / "output")
+    return cfg
+
+
+@contextmanager
+def forget_new_sets() -> Iterator[None]:
+    """Takes what is registered within the block out of detectron2's catalogs again."""
+    catalogs = (DatasetCatalog, MetadataCatalog)
+    known = [set(catalog) for catalog in catalogs]
+    try:
+        yield
+    finally:
+        for catalog, names in zip(catalogs, known, strict=True):
+            for name in set(catalog) - names:
+                del catalog[name]

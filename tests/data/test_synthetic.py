@@ -1,0 +1,343 @@
+"""The synthetic set: judged from its pixels and files, by OpenCV's contours and by pycocotools."""
+
+import contextlib
+import hashlib
+import io
+import json
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from retinanet_plugin.data import synthetic
+from retinanet_plugin.data.synthetic import CLASSES, Difficulty, draw_dataset, draw_picture
+from retinanet_plugin.errors import UserError
+
+PLAIN = Difficulty(
+    empty_share=0,
+    max_objects=1,
+    max_cut=0,
+    object_texture=0,
+    background_texture=0,
+    max_clutter_below=0,
+    max_clutter_above=0,
+    max_shade=0,
+    max_noise=0,
+    max_blur=0,
+)
+small_dataset = partial(draw_dataset, num_train=3, num_test=2, size=64)
+
+
+def rng_of(index: int) -> np.random.Generator:
+    return np.random.default_rng([7, index])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def foreground(picture: np.ndarray) -> np.ndarray:
+    """Where a plain picture differs from its background, which its corner shows."""
+    return (picture != picture[0, 0]).any(axis=-1)
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_box_is_tight_around_the_pixels_that_show_the_object(size):
+    seen = 0
+    for index in range(60):
+        picture, objects = draw_picture(rng_of(index), size, PLAIN)
+        assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
+        for _, (x0, y0, x1, y1) in objects:
+            rows, columns = np.nonzero(foreground(picture))
+            # A box edge inside a pixel gives that pixel a share of the object.
+            assert (columns.min(), rows.min()) == (np.floor(x0), np.floor(y0))
+            assert (columns.max() + 1, rows.max() + 1) == (np.ceil(x1), np.ceil(y1))
+            seen += 1
+    assert seen > 50
+
+
+def shape_from_pixels(mask: np.ndarray) -> str:
+    """Names a shape by its hole, its convexity and its corners, as a person would."""
+    large = cv2.resize(mask.astype(np.uint8) * 255, None, fx=4, fy=4)
+    contours, hierarchy = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outer = next(c for c, links in zip(contours, hierarchy[0], strict=True) if links[3] < 0)
+    if len(contours) == 2:
+        return "ring"
+    if cv2.contourArea(outer) < 0.85 * cv2.contourArea(cv2.convexHull(outer)):
+        return "cross"
+    corners = cv2.approxPolyDP(outer, 0.03 * cv2.arcLength(outer, True), True)
+    return "triangle" if len(corners) == 3 else "disc"
+
+
+def test_label_is_the_shape_that_the_pixels_show():
+    difficulty = Difficulty(**{**vars(PLAIN), "min_side": 50})
+    labels = []
+    for index in range(80):
+        picture, objects = draw_picture(rng_of(index), 160, difficulty)
+        for class_index, _ in objects:
+            labels.append(CLASSES[class_index])
+            assert shape_from_pixels(foreground(picture)) == labels[-1], f"picture {index}"
+    assert set(labels) == set(CLASSES)
+
+
+def test_at_least_half_of_each_object_stays_visible(monkeypatch):
+    masks: list[np.ndarray] = []
+    paint = synthetic._paint
+
+    def recording_paint(image, mask, fill):
+        masks.append(mask > 0.5)
+        paint(image, mask, fill)
+
+    monkeypatch.setattr(synthetic, "_paint", recording_paint)
+    difficulty = Difficulty(max_clutter_below=0, max_objects=8)  # so the objects come first
+    shown_shares = []
+    for index in range(60):
+        masks.clear()
+        _, objects = draw_picture(rng_of(index), 160, difficulty)
+        top = np.full((160, 160), -1)
+        for layer, mask in enumerate(masks):
+            top[mask] = layer
+        shown_shares += [(top == i).sum() / masks[i].sum() for i in range(len(objects))]
+    assert min(shown_shares) >= 0.5
+    assert np.mean(np.array(shown_shares) < 0.95) > 0.05, "objects do hide one another"
+
+
+def test_sizes_classes_counts_and_empty_pictures_are_spread_as_promised():
+    pictures = [draw_picture(rng_of(index), 128)[1] for index in range(250)]
+    counts = np.array([len(objects) for objects in pictures])
+    assert 0.05 < np.mean(counts == 0) < 0.18
+    assert 5 < counts.max() <= Difficulty().max_objects
+    boxes = np.array([box for objects in pictures for _, box in objects])
+    assert (boxes >= 0).all() and (boxes <= 128).all()
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    side = np.sqrt(width * height)
+    assert side.min() < 15 and side.max() > 65
+    assert 0.2 < np.mean(side < 20) < 0.45
+    assert 0.15 < np.mean(side > 45) < 0.4
+    per_class = np.bincount([c for objects in pictures for c, _ in objects], minlength=len(CLASSES))
+    assert per_class.min() > 0.2 * per_class.sum()
+
+
+def test_picture_without_objects_still_holds_clutter():
+    difficulty = Difficulty(**{**vars(PLAIN), "empty_share": 1, "max_clutter_below": 8})
+    drawn = [draw_picture(rng_of(index), 96, difficulty) for index in range(20)]
+    assert all(not objects for _, objects in drawn)
+    assert np.mean([picture.std(axis=(0, 1)).max() > 0 for picture, _ in drawn]) > 0.7
+
+
+# ---------------------------------------------------------------- the set on disk
+
+
+def test_same_seed_same_bytes_and_other_seed_other_pictures(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        small_dataset(tmp_path / name, seed=seed)
+    a, b, c = (digests(tmp_path / name) for name in "abc")
+    assert a == b and len(a) == 3 + 2 + 2
+    assert not set(a.values()) & set(c.values())
+    assert len(set(a.values())) == len(a), "no picture twice, in neither split"
+
+
+def test_picture_does_not_depend_on_how_many_are_drawn(tmp_path):
+    small_dataset(tmp_path / "few")
+    small_dataset(tmp_path / "more", num_train=6, num_test=4)
+    few, more = digests(tmp_path / "few"), digests(tmp_path / "more")
+    for name in few:
+        if name.endswith(".png"):
+            assert few[name] == more[name]
+
+
+def test_pycocotools_and_detectron2_read_the_set_and_agree_with_the_drawing(tmp_path):
+    draw_dataset(tmp_path / "set", num_train=12, num_test=1, size=128, seed=5)
+    json_file, images = tmp_path / "set/annotations/train.json", tmp_path / "set/train"
+    records = load_coco_json(str(json_file), str(images), "test_synthetic_reading")
+    metadata = MetadataCatalog.pop("test_synthetic_reading")
+    assert metadata.thing_classes == list(CLASSES)
+    assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(len(CLASSES))}
+    assert len(records) == 12
+    for index, record in enumerate(records):
+        picture, objects = draw_picture(np.random.default_rng([5, 0, index]), 128)
+        np.testing.assert_array_equal(cv2.imread(record["file_name"]), picture)
+        assert (record["height"], record["width"]) == (128, 128)
+        found = [(a["category_id"], a["bbox"]) for a in record["annotations"]]
+        assert found == [(c, [x0, y0, x1 - x0, y1 - y0]) for c, (x0, y0, x1, y1) in objects]
+
+
+def test_truth_given_as_predictions_scores_full_marks(tmp_path):
+    small_dataset(tmp_path / "set", num_train=12, size=128)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "set/annotations/train.json"))
+        found = [{**a, "score": 0.5} for a in truth.dataset["annotations"]]
+        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_whole_set_is_left_alone(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    small_dataset(root)
+    monkeypatch.setattr(synthetic, "draw_picture", None)  # would fail if it were called
+    small_dataset(root)
+
+
+def test_empty_folder_is_filled_and_parents_are_made(tmp_path):
+    root = tmp_path / "made/on/the/way"
+    root.mkdir(parents=True)
+    small_dataset(root)
+    assert (root / "test/000001.png").is_file()
+    small_dataset(tmp_path / "another/parent/set")
+    assert digests(tmp_path / "another/parent/set") == digests(root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: (root / "train/000001.png").unlink(), "2 of 3 pictures in train/"),
+        (lambda root: (root / "annotations/test.json").unlink(), "not a whole synthetic data set"),
+        (lambda root: (root / "annotations/test.json").write_text("{"), "not a whole synthetic"),
+        (lambda root: (root / "annotations/train.json").write_text("[]"), "not a whole synthetic"),
+        (
+            lambda root: (root / "annotations/train.json").write_text(
+                json.dumps({"info": {"parameters": None}})
+            ),
+            "unknown parameters",
+        ),
+    ],
+)
+def test_spoilt_set_is_an_error_and_is_not_touched(tmp_path, spoil, words):
+    root = tmp_path / "set"
+    small_dataset(root)
+    spoil(root)
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        small_dataset(root)
+    assert str(root) in str(caught.value)
+    assert digests(tmp_path) == before
+
+
+def test_set_drawn_with_other_parameters_is_an_error_that_names_them(tmp_path):
+    small_dataset(tmp_path / "set", seed=1)
+    before = digests(tmp_path)
+    with pytest.raises(UserError, match="seed 1 instead of 2"):
+        small_dataset(tmp_path / "set", seed=2)
+    with pytest.raises(UserError, match="difficulty"):
+        small_dataset(tmp_path / "set", seed=1, difficulty=PLAIN)
+    assert digests(tmp_path) == before
+
+
+def test_foreign_folder_or_file_is_an_error_and_is_not_touched(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    before = digests(tmp_path)
+    for name in ("folder", "file"):
+        with pytest.raises(UserError, match="not a whole synthetic data set"):
+            small_dataset(tmp_path / name)
+    assert digests(tmp_path) == before
+
+
+def test_place_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written there"):
+        small_dataset(tmp_path / "file/set")
+
+
+@pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_test": -1}, {"size": 31}, {"seed": -1}])
+def test_argument_out_of_range_is_an_error(tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name} is {value}; give"):
+        small_dataset(tmp_path / "set", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_drawing_leaves_nothing_behind(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw_two_then_stop(*arguments):
+        drawn.append(draw_picture(*arguments))
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return drawn[-1]
+
+    monkeypatch.setattr(synthetic, "draw_picture", draw_two_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        small_dataset(tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other_seed", [0, 1])
+def test_another_process_may_finish_first(tmp_path, monkeypatch, other_seed):
+    """The other one draws its whole set between our last picture and our renaming."""
+    root = tmp_path / "set"
+    publish = synthetic._publish
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(synthetic, "_publish", publish)
+        small_dataset(root, seed=other_seed)
+        publish(*arguments)
+
+    monkeypatch.setattr(synthetic, "_publish", overtaken)
+    if other_seed == 0:
+        small_dataset(root, seed=0)
+    else:
+        with pytest.raises(UserError, match="seed 1 instead of 0"):
+            small_dataset(root, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    small_dataset(root, seed=other_seed)  # is whole, so this raises nothing
+
+
+# ---------------------------------------------------------------- detectron2's catalogs
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    names = [f"retinanet_quickstart_{split}" for split in ("train", "test")]
+    for name in names:
+        monkeypatch.delitem(DatasetCatalog.data, name, raising=False)
+        monkeypatch.delitem(MetadataCatalog.data, name, raising=False)
+    yield names
+    for name in names:  # what the test registered; monkeypatch then puts back what was there
+        DatasetCatalog.data.pop(name, None)
+        MetadataCatalog.data.pop(name, None)
+
+
+def test_register_is_lazy_and_idempotent_and_loading_draws(unregistered, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
+    synthetic.register()
+    synthetic.register()
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.setattr(synthetic, "draw_dataset", small_dataset)
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/too/late")
+    root = tmp_path / "sets/retinanet_quickstart"
+    for name, count in zip(unregistered, (3, 2), strict=True):
+        split = name.removeprefix("retinanet_quickstart_")
+        records = DatasetCatalog.get(name)
+        assert [Path(r["file_name"]).parent for r in records] == [root / split] * count
+        assert all(Path(r["file_name"]).is_file() for r in records)
+        metadata = MetadataCatalog.get(name)
+        assert metadata.json_file == str(root / f"annotations/{split}.json")
+        assert metadata.image_root == str(root / split)
+        assert metadata.evaluator_type == "coco"
+        assert metadata.thing_classes == list(CLASSES)
+
+
+def test_default_place_is_where_detectron2_looks(unregistered, monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    synthetic.register()
+    place = MetadataCatalog.get("retinanet_quickstart_train").image_root
+    assert place == "datasets/retinanet_quickstart/train"

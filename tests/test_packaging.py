@@ -1,0 +1,103 @@
+"""The wheel: every configuration and module in it, and requirements that say what is imported."""
+
+import ast
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+import retinanet_plugin
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml"}
+requirement = pytest.importorskip("packaging.requirements").Requirement
+
+
+def declared(section, key):
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = parser[section][key].split("\n")
+    return {r.name.lower(): r.specifier for r in map(requirement, filter(None, lines))}
+
+
+def pins():
+    lines = (ROOT / "requirements" / "runtime.txt").read_text(encoding="utf-8").splitlines()
+    parsed = [requirement(line) for line in lines if not line.startswith("#")]
+    return {r.name.lower(): str(r.specifier).removeprefix("==") for r in parsed}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("setuptools", minversion="70.1")
+    tree = tmp_path_factory.mktemp("tree")  # a build in place would leave build/ behind
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("retinanet_plugin", "configs", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    out = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", out]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, tree], check=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_config_and_module_and_nothing_else(wheel):
+    expected = {f"retinanet_plugin/{p.relative_to(ROOT)}" for p in ROOT.glob("configs/**/*.yaml")}
+    expected |= {str(p.relative_to(ROOT)) for p in ROOT.glob("retinanet_plugin/**/*.py")}
+    expected.add("retinanet_plugin/py.typed")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_the_wheels_metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+    metadata = message_from_string(archive.read(name).decode("utf-8"))
+    assert metadata["Version"] == retinanet_plugin.__version__
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert not any("detectron2" in r.split(";")[0] for r in metadata.get_all("Requires-Dist"))
+
+
+def test_configs_load_by_name_from_the_installed_wheel(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    script = (
+        "import retinanet_plugin as r; print(r.__file__);"
+        "print(r.get_config('quickstart.yaml').MODEL.META_ARCHITECTURE)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    file, architecture = answer.stdout.splitlines()[-2:]
+    assert Path(file).is_relative_to(tmp_path) and architecture == "FocalRetinaNet"
+
+
+def test_what_the_package_imports_is_declared():
+    imported = set()
+    for path in ROOT.glob("retinanet_plugin/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.split(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - {"retinanet_plugin", "detectron2"}
+    names = {DISTRIBUTIONS.get(name, name) for name in third_party}
+    assert names <= declared("options", "install_requires").keys()
+
+
+def test_the_pinned_versions_are_the_declared_requirements_within_their_bounds():
+    bounds = declared("options", "install_requires")
+    bounds |= declared("options.extras_require", "detectron2-deps")
+    assert pins().keys() == bounds.keys()
+    assert all(specifier.contains(pins()[name]) for name, specifier in bounds.items())
