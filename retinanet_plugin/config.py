@@ -37,6 +37,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
+    # Memory format of the network's weights and features in train_net.py: True is what a CPU's
+    # convolutions, and a GPU's in half precision, work in.
+    new.MODEL.CHANNELS_LAST = True
     new.MODEL.ANCHOR_GENERATOR = CfgNode()
     # Anchor sizes of a level are ANCHOR_SCALE * stride * 2^(i / SCALES_PER_OCTAVE).
     new.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = 3

@@ -50,17 +50,17 @@ class Difficulty:
     """What makes the pictures easy or hard; lengths are pixels, colours lie in 0..255."""
 
     empty_share: float = 0.1  # of pictures that hold clutter only
-    max_objects: int = 9  # in each other picture 1 to this many are tried, all equally likely
+    max_objects: int = 7  # in each other picture 1 to this many are tried, all equally likely
     min_side: float = 14.0  # sides, the roots of box areas, are log-uniform between the two
     max_side_share: float = 0.6  # ... and this share of the picture's own side
     max_turn: float = 0.25  # a shape is turned up to this much either way, radians
     max_slant: float = 1.25  # a shape is stretched up to this much, in any direction
     max_cut: float = 0.1  # up to this share of a box's sides lies beyond the picture's edge
-    min_visible: float = 0.65  # of each object's area, after all that hides it
+    min_visible: float = 0.8  # of each object's area, after all that hides it
     background_levels: tuple[int, int] = (10, 120)  # of a background's colour channels
     object_levels: tuple[int, int] = (100, 255)  # of an object's
     clutter_levels: tuple[int, int] = (10, 220)  # of what is neither
-    min_contrast: float = 65.0  # distance in BGR from what is around, on most of the outline
+    min_contrast: float = 80.0  # distance in BGR from what is around, on most of the outline
     object_texture: float = 20.0  # difference between the two tones of an object
     background_texture: float = 45.0  # the same of a background
     max_clutter_below: int = 5

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
@@ -51,6 +52,13 @@ class Trainer(DefaultTrainer):
             ) from None
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model: nn.Module = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         return build_detection_train_loader(cfg, mapper=ReadableDatasetMapper(cfg, is_train=True))
 
@@ -83,6 +91,12 @@ class Trainer(DefaultTrainer):
                 folder = inference_folder(cfg, name)
                 found = folder / "coco_instances_results.json"
                 if found.is_file():
+                    if not json.loads(found.read_text()):
+                        print(
+                            f"{name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
+                            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number.",
+                            flush=True,
+                        )
                     picture = folder / "pictures.png"
                     draw_detections(name, found, picture, count=cfg.TEST.DRAW_PICTURES)
                     print(f"Predictions beside ground truth: {picture}", flush=True)
