@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -93,7 +93,7 @@ def get_config(name: str | Path = "Base-RetinaNet.yaml", overrides: Sequence[str
     path = find_config(name)
     cfg = get_cfg()
     add_retinanet_config(cfg)
-    given = _load_yaml(cfg, path)
+    given = _load_yaml(path)
     _merge(cfg, list(_leaves(given, cfg)), str(path))
     if len(overrides) % 2:
         raise UserError(
@@ -132,10 +132,20 @@ def shipped_configs() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def _load_yaml(cfg: CfgNode, path: Path) -> dict[str, Any]:
+class _ConfigFile(CfgNode):
+    """Reads YAML; a ``_BASE_`` that is not beside its file is looked for among the shipped ones."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        path = Path(filename)
+        shipped = shipped_configs() / path.name
+        return open(shipped if shipped.is_file() and not path.exists() else path)
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
     """The content of a file and its ``_BASE_`` files, as detectron2 merges them."""
     try:
-        content = cfg.load_yaml_with_base(str(path), allow_unsafe=False)
+        content = _ConfigFile.load_yaml_with_base(str(path), allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise UserError(
             f"{path}: {error.problem}{_where(error)}; only plain YAML is read, as a config that "
@@ -181,7 +191,7 @@ def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
             known = known or [name for name, _ in _leaves(cfg, cfg)]
             raise UserError(
                 f"{source}: unknown key {key}{did_you_mean(key, known)}; "
-                "docs/config.md lists the plugin's keys, detectron2's manual the others."
+                "retinanet_plugin/config.py lists our keys, detectron2's manual the others."
             )
         if isinstance(node, CfgNode):
             raise UserError(
@@ -189,7 +199,7 @@ def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
             )
         try:
             cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError, KeyError) as error:
+        except (ValueError, AssertionError, KeyError, TypeError, SyntaxError) as error:
             found = re.search(r"\(<class '(.*?)'> vs. <class '(.*?)'>\)", str(error))
             if not found:
                 raise UserError(f"{source}: {key}: {error}.") from None

@@ -1,5 +1,6 @@
 """Keys, shipped files, and what is said about mistakes in either."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_keys_of_others_stay() -> None:
     assert all(cfg.MODEL.RETINANET[k] == v for k, v in before.MODEL.RETINANET.items())
 
 
-def test_importing_has_no_other_effect() -> None:
+def test_importing_has_no_other_effect(tmp_path: Path) -> None:
     """Run apart, since the module is imported here already; a second import is harmless too."""
     code = """
 import os, sys, threading, torch, random
@@ -70,10 +71,9 @@ assert again.DENSE_HEAD_REGISTRY.get("FocalLossHead") is again.FocalLossHead
 found = detectron2.modeling.META_ARCH_REGISTRY.get("FocalRetinaNet")
 assert found is again.FocalRetinaNet
 """
-    folder = Path(__file__).parent.parent
-    before = sorted(p.name for p in folder.iterdir())
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=folder)
-    assert sorted(p.name for p in folder.iterdir()) == before
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path, env=path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_absent_file_lists_the_shipped_ones() -> None:
 
 
 def test_own_file_on_a_shipped_base(tmp_path: Path) -> None:
-    base = shipped_configs() / "retinanet_R50_FPN_1x.yaml"
     mine = tmp_path / "mine.yaml"
-    mine.write_text(yaml.safe_dump({"_BASE_": str(base), "SOLVER": {"MAX_ITER": 7}}))
+    base = "retinanet_R50_FPN_1x.yaml"  # not beside it: found among the shipped ones
+    mine.write_text(yaml.safe_dump({"_BASE_": base, "SOLVER": {"MAX_ITER": 7}}))
     cfg = get_config(mine, ["SOLVER.BASE_LR", "1e-3"])
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.MODEL.RESNETS.DEPTH) == (7, 1e-3, 50)
 

@@ -88,6 +88,9 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
         UserError: for each fault, with the file and the first entry that has it.
     """
     content, mended = _parse(path)
+    if not isinstance(content.get("info"), dict):  # older pycocotools fail without
+        content["info"] = {}
+        mended.append('"info" filled in')
     categories, images, annotations = (_entries(path, content, name) for name in _LISTS)
     check_categories(categories)
     check_images(images)

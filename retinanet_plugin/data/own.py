@@ -45,7 +45,7 @@ def register_own_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     """
     own = cfg.DATASETS.OWN
     if own.TRAIN_JSON or own.TEST_JSON or own.TRAIN_IMAGES or own.TEST_IMAGES:
-        _register(cfg, list(_own_sets(cfg, training)))
+        _register(cfg, list(_own_sets(cfg, training)), training)
     if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
         _resolve_num_classes(cfg, *_num_classes_of_first(cfg, training))
 
@@ -133,7 +133,13 @@ def _existing(own: CfgNode, key: str, *, folder: bool) -> Path:
     )
 
 
-def _register(cfg: CfgNode, own_sets: list[_OwnSet]) -> None:
+def _register(cfg: CfgNode, own_sets: list[_OwnSet], training: bool) -> None:
+    names = {own.name for own in own_sets}
+    if OWN_TEST not in names and not training:
+        raise UserError(
+            "DATASETS.OWN.TEST_JSON is not set, so there is nothing to evaluate on; set it to a "
+            "COCO JSON"
+        )
     read = [
         read_coco(
             own.json_file,
@@ -151,7 +157,6 @@ def _register(cfg: CfgNode, own_sets: list[_OwnSet]) -> None:
     used = [_file_to_use(own, coco, own_sets) for own, coco in zip(own_sets, read, strict=True)]
     for own, coco, json_file in zip(own_sets, read, used, strict=True):
         _enter_in_catalogs(own, coco, json_file)
-    names = {own.name for own in own_sets}
     with _thawed(cfg):
         if OWN_TRAIN in names:
             cfg.DATASETS.TRAIN = (OWN_TRAIN,)

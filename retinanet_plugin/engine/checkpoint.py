@@ -3,9 +3,12 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -46,26 +49,51 @@ def _load_arrays(file: BinaryIO) -> Any:
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer for files of unknown origin.
 
-    ``.pth`` files are read with ``weights_only``, ``.pkl`` files by an unpickler that admits numpy
-    arrays and plain containers alone. A file that cannot be had or read is a :class:`UserError`.
+    ``.pth`` and ``.pyth`` files are read with ``weights_only``, ``.pkl`` files by an unpickler that
+    admits numpy arrays and plain containers alone.
+
+    Args:
+        complete: refuse weights that leave any parameter as it was, as evaluation must.
+
+    Raises:
+        UserError: when loading a file that cannot be had, read, or fits nothing in the model.
     """
+
+    def __init__(self, *args: Any, complete: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._complete = complete
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path:
-            local_file(path)
-        return super().load(path, *args, **kwargs)
+            is_own = self.has_checkpoint() and path == self.get_checkpoint_file()
+            local_file(path, f"{self.save_dir}/last_checkpoint" if is_own else "MODEL.WEIGHTS")
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # which the base leaves set when it fails
 
     def _load_file(self, filename: str) -> Any:
-        if filename.endswith(".pkl"):
-            data = self._read(filename, _load_arrays)
-            if not isinstance(data, dict):
-                raise UserError(f"MODEL.WEIGHTS: {filename} holds no mapping of names to arrays.")
-            if "model" in data and "__author__" in data:  # detectron2's model zoo
-                return data
-            weights = data.get("blobs", data)  # Caffe2's detection models nest them
-            weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
-            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-        return self._read(filename, lambda _: super(SafeCheckpointer, self)._load_file(filename))
+        kind = Path(filename).suffix
+        if kind == ".pkl":
+            checkpoint = _of_zoo(self._read(filename, _load_arrays), filename)
+        elif kind == ".pyth":
+            weights = self._read(filename, lambda _: self._torch_load(filename)).get("model_state")
+            checkpoint = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        else:
+            checkpoint = self._read(filename, lambda _: self._load_tensors(filename))
+        weights = checkpoint["model"]
+        if not _are_weights(weights):
+            found = (
+                f"it holds {_shortened(weights)}" if isinstance(weights, dict) else "it holds none"
+            )
+            raise UserError(
+                f"MODEL.WEIGHTS: {filename} is no checkpoint of named arrays ({found}); give one "
+                'written by detectron2 or this plugin, or a dictionary of tensors under "model".'
+            )
+        return checkpoint
+
+    def _load_tensors(self, filename: str) -> Any:
+        return super()._load_file(filename)
 
     def _torch_load(self, filename: str) -> Any:
         with PathManager.open(filename, "rb") as file:
@@ -74,7 +102,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _read(self, filename: str, read: Callable[[BinaryIO], Any]) -> Any:
         try:
             with open(filename, "rb") as file:
-                return read(file)
+                content = read(file)
+            if not isinstance(content, dict):
+                raise TypeError(f"it holds a {type(content).__name__}")
+            return content
         except (
             *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError),
             *(AssertionError, AttributeError, IndexError, ImportError, OSError, zipfile.BadZipFile),
@@ -86,24 +117,71 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "cut short."
             ) from None
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        parameters = [name for name, _ in self.model.named_parameters()]
+        left = set(incompatible.missing_keys) | {x[0] for x in incompatible.incorrect_shapes}
+        untouched = [name for name in parameters if name in left]
+        if untouched and (self._complete or len(untouched) == len(parameters)):
+            shapes = [
+                f"; {name} is {tuple(theirs)} there and {tuple(ours)} here"
+                for name, theirs, ours in incompatible.incorrect_shapes[:1]
+            ]
+            raise UserError(
+                f"MODEL.WEIGHTS: {len(untouched)} of the model's {len(parameters)} parameters are "
+                f"not in the checkpoint, or of another shape: {_shortened(untouched)}"
+                f"{''.join(shapes)}; give weights of this model, or the config that they were "
+                "trained with (number of classes, backbone)."
+            )
+        return incompatible
 
-def local_file(path: str) -> str:
-    """The file on this machine for ``MODEL.WEIGHTS``, downloaded if it is remote.
+
+def _of_zoo(data: dict[Any, Any], filename: str) -> dict[str, Any]:
+    """A pickle of detectron2's zoo as it is, or one of Caffe2's under the names it needs."""
+    if "model" in data and "__author__" in data:
+        return data
+    weights = data.get("blobs", data)  # Caffe2's detection models nest them
+    if isinstance(weights, dict):
+        weights = {k: v for k, v in weights.items() if not str(k).endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _are_weights(weights: object) -> bool:
+    return (
+        isinstance(weights, dict)
+        and len(weights) > 0
+        and all(isinstance(k, str) for k in weights)
+        and any(isinstance(v, torch.Tensor | np.ndarray) for v in weights.values())
+        and not any(isinstance(v, dict) for v in weights.values())
+    )
+
+
+def _shortened(names: Iterable[Any], most: int = 3) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def local_file(path: str, source: str = "MODEL.WEIGHTS") -> str:
+    """The file on this machine for a path of weights, downloaded if it is remote.
+
+    Args:
+        path: file, URL or ``detectron2://`` name, perhaps with ``?matching_heuristics=True``.
+        source: the key or file that names it.
 
     Raises:
         UserError: if there is none.
     """
     try:
-        local = PathManager.get_local_path(path)
+        local = PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
     except Exception as error:  # whatever the handler of a scheme raises: no network, 404, ...
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"MODEL.WEIGHTS: {path} cannot be downloaded ({reason}); give a file on this machine, "
+            f"{source}: {path} cannot be downloaded ({reason}); give a file on this machine, "
             "or '' to start from random weights, as Base-Scratch-R18.yaml does."
         ) from None
     if not os.path.isfile(local):
         raise UserError(
-            f"MODEL.WEIGHTS: no file {path}; give a file on this machine, or '' to start from "
+            f"{source}: no file {path}; give a file on this machine, or '' to start from "
             "random weights."
         )
     return str(local)

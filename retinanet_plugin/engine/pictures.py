@@ -70,13 +70,15 @@ def _box_only(annotation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:
-    ids = metadata.thing_dataset_id_to_contiguous_id
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: the ids are the classes
     boxes = np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4)
     return Instances(
         size,
         pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
         scores=as_tensor([d["score"] for d in detections]),
-        pred_classes=as_tensor([ids[d["category_id"]] for d in detections]).long(),
+        pred_classes=as_tensor(
+            [ids.get(d["category_id"], d["category_id"]) for d in detections]
+        ).long(),
     )
 
 

@@ -1,17 +1,21 @@
 """Everything that is checked and chosen before a run starts."""
 
 import argparse
+import errno
 import os
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import Registry
 
 from ..config import find_config, get_config
 from ..data import check_datasets, register_own_datasets
 from ..errors import UserError
+from ..modeling.registry import find
 from .checkpoint import local_file
 
 
@@ -21,6 +25,11 @@ def choose_workers(num_gpus: int, num_machines: int) -> int:
     Raises:
         UserError: if there are fewer GPUs, or several machines without one.
     """
+    if num_gpus < 1:
+        raise UserError(
+            f"--num-gpus: {num_gpus} given; give at least 1, or MODEL.DEVICE cpu at the end of the "
+            "command to leave the GPU alone."
+        )
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if present == 0:
         if num_machines > 1:
@@ -58,17 +67,53 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     path = find_config(args.config_file)
     args.config_file = str(path)  # default_setup copies it into the log
     cfg = get_config(path, args.opts)
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     training = not args.eval_only
-    setup_logger(name="retinanet_plugin")  # default_setup, which adds the log file, comes later
+    choose_device(cfg, training=training)
+    check_names(cfg)
     check_output(cfg, training=training, resume=args.resume)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="retinanet_plugin")
     check_weights(cfg, training=training, resume=args.resume)
     register_own_datasets(cfg, training=training)
     check_datasets(cfg, training=training)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
+
+
+def choose_device(cfg: CfgNode, *, training: bool) -> None:
+    """Turns ``MODEL.DEVICE`` from cuda, its default, to cpu where there is no GPU."""
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise UserError(
+            f'MODEL.DEVICE: "{cfg.MODEL.DEVICE}" is no device; give cuda, cuda:0, ... or cpu.'
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and training and cfg.SOLVER.AMP.ENABLED:
+        raise UserError(
+            "SOLVER.AMP.ENABLED: True, but detectron2's half precision needs a GPU; set it False."
+        )
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Looks up what detectron2's registries build by name, and how the batch is shared out."""
+    named: dict[str, tuple[Registry, str]] = {
+        "MODEL.META_ARCHITECTURE": (META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+        "MODEL.BACKBONE.NAME": (BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
+        "MODEL.ANCHOR_GENERATOR.NAME": (
+            ANCHOR_GENERATOR_REGISTRY,
+            cfg.MODEL.ANCHOR_GENERATOR.NAME,
+        ),
+    }
+    for key, (registry, name) in named.items():
+        find(registry, name, key)
+    workers = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % workers:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} given for {workers} workers; give a "
+            "multiple of their number."
+        )
 
 
 def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
@@ -80,6 +125,8 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
         )
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        if not os.access(cfg.OUTPUT_DIR, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({error.strerror}); give a folder that "

@@ -1,6 +1,7 @@
 """detectron2's default trainer, with what RetinaNet's users look for after it."""
 
 import json
+import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import ReadableDatasetMapper
-from ..errors import UserError
+from ..errors import UserError, sentence_of
 from .checkpoint import SafeCheckpointer
 from .pictures import draw_detections
 
@@ -41,6 +42,9 @@ class Trainer(DefaultTrainer):
         return super().build_hooks()
 
     def train(self) -> Any:
+        silence = _NoTracebackOfMistakes()
+        log = logging.getLogger("detectron2.engine.train_loop")
+        log.addFilter(silence)
         try:
             return super().train()
         except FloatingPointError as error:
@@ -50,6 +54,8 @@ class Trainer(DefaultTrainer):
                 f"({self.cfg.SOLVER.WARMUP_ITERS}) or enable SOLVER.CLIP_GRADIENTS "
                 f"({str(error).splitlines()[0]})."
             ) from None
+        finally:
+            log.removeFilter(silence)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -85,8 +91,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
+        for name in cfg.DATASETS.TEST:  # what an earlier evaluation left is not this one's
+            (inference_folder(cfg, name) / "coco_instances_results.json").unlink(missing_ok=True)
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.TEST.DRAW_PICTURES:
+        if comm.is_main_process() and cfg.TEST.DRAW_PICTURES > 0:
             for name in cfg.DATASETS.TEST:
                 folder = inference_folder(cfg, name)
                 found = folder / "coco_instances_results.json"
@@ -109,7 +117,7 @@ class Trainer(DefaultTrainer):
         The metrics are added to ``metrics.json`` as a line of their own.
         """
         model = cls.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         results = cls.test(cfg, model)
         if comm.is_main_process():
@@ -117,6 +125,15 @@ class Trainer(DefaultTrainer):
             with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), "a") as file:
                 file.write(json.dumps(scalars) + "\n")
         return results
+
+
+class _NoTracebackOfMistakes(logging.Filter):
+    """Keeps the training loop from logging the traceback of what ends as one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        is_mistake = error is not None and sentence_of(error) is not None
+        return not (is_mistake or isinstance(error, FloatingPointError))
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:

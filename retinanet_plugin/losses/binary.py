@@ -42,4 +42,6 @@ def class_weight(alpha: float | None, positive: bool) -> float:
     """
     if alpha is None or alpha < 0:
         return 1.0
+    if alpha > 1:
+        raise ValueError(f"alpha must be at most 1, got {alpha}")
     return alpha if positive else 1.0 - alpha

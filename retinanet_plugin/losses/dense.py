@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from .binary import BinaryLoss
 
@@ -68,18 +68,20 @@ def dense_class_loss(
         a scalar, float32 (float64 for float64 logits). It can be differentiated once: asking
         for a second derivative raises torch's RuntimeError of a once-differentiable function.
     """
-    logits = [x if _is_dense(x) else x.contiguous() for x in logits]
+    if not all(is_dense(x) for x in logits):
+        raise ValueError("logits with gaps in memory: make them contiguous, then take the offsets")
     return _DenseClassLoss.apply(loss, positives, ignored, normalizer, *logits)
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements (N, C, H, W) fill their memory, in either format."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _DenseClassLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         loss: BinaryLoss,
         positives: Sequence[Tensor],
         ignored: Sequence[Tensor],
@@ -89,22 +91,27 @@ class _DenseClassLoss(torch.autograd.Function):
         accumulate = torch.promote_types(logits[0].dtype, torch.float32)
         scale = torch.as_tensor(normalizer, device=logits[0].device).to(accumulate).reciprocal()
         total = logits[0].new_zeros((), dtype=accumulate)
+        # float16 would lose what is small before a loss scaler can enlarge it: kept in float32.
+        keep = accumulate if logits[0].dtype is torch.float16 else logits[0].dtype
         grads: list[Any] = []
         for i, x in enumerate(logits):
-            grad = torch.empty_like(x) if ctx.needs_input_grad[4 + i] else None  # type: ignore[attr-defined]
+            needed = ctx.needs_input_grad[4 + i]
+            grad = torch.empty_like(x, dtype=keep) if needed else None
             total += _sum_level(loss, x, grad, positives[i], ignored[i], scale, accumulate)
             grads.append(grad)
         ctx.save_for_backward(*grads)
+        ctx.dtype = logits[0].dtype
         return total * scale
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grads = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grads = ctx.saved_tensors
         # The loss is mostly added to others and differentiated: then upstream is 1. A CPU can look;
         # elsewhere looking would stall the queue, and the multiplication costs less.
         if upstream.device.type != "cpu" or upstream.item() != 1:
-            grads = tuple(None if g is None else g * upstream.to(g.dtype) for g in grads)
+            grads = tuple(None if g is None else g * upstream for g in grads)
+        grads = tuple(None if g is None else g.to(ctx.dtype) for g in grads)
         return None, None, None, None, *grads
 
 

@@ -22,6 +22,7 @@ class FocalLoss(BinaryLoss):
     def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0) -> None:
         if gamma < 0:
             raise ValueError(f"gamma must be at least 0, got {gamma}")
+        class_weight(alpha, True)  # refuses an alpha that cannot be
         self.alpha, self.gamma = alpha, gamma
 
     def value(self, logits: Tensor, positive: bool) -> Tensor:

@@ -19,6 +19,7 @@ class FocalStarLoss(BinaryLoss):
     def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, beta: float = 1.0) -> None:
         if gamma <= 0:
             raise ValueError(f"gamma must be above 0, got {gamma}")
+        class_weight(alpha, True)  # refuses an alpha that cannot be
         self.alpha, self.gamma, self.beta = alpha, gamma, beta
 
     def _wrong(self, logits: Tensor, positive: bool) -> Tensor:

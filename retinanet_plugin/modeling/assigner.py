@@ -58,8 +58,9 @@ class AnchorAssigner:
         labels: Sequence[int] = (0, -1, 1),
         allow_low_quality_matches: bool = True,
     ) -> None:
-        ascending = all(a <= b for a, b in pairwise(thresholds))
-        if not thresholds or thresholds[0] <= 0 or not ascending:
+        numbers = all(isinstance(x, int | float) for x in thresholds)
+        ascending = numbers and all(a <= b for a, b in pairwise(thresholds))
+        if not thresholds or not ascending or thresholds[0] <= 0:
             raise UserError(
                 f"MODEL.RETINANET.IOU_THRESHOLDS: {list(thresholds)} given; "
                 "give numbers above 0 that do not fall, such as [0.4, 0.5]."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses import BOX_LOSSES, BinaryLoss, FocalLoss, box_regression_loss, dense_class_loss
-from ..losses.dense import offsets_of
+from ..losses.dense import is_dense, offsets_of
 from .assigner import SparseTargets
 from .cls_losses import build_cls_loss
 from .registry import find, one_of, register_once
@@ -138,7 +138,8 @@ class FocalLossHead(RetinaNetHead):
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars, float32.
         """
-        logits, deltas = predictions
+        logits = [x if is_dense(x) else x.contiguous() for x in predictions[0]]
+        deltas = predictions[1]
         positives, ignored, chosen = [], [], []
         start = 0
         for logits_i, deltas_i in zip(logits, deltas, strict=True):

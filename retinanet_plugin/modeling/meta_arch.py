@@ -96,6 +96,9 @@ class FocalRetinaNet(DenseDetector):
                 f"outputs; {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}."
             )
         feature_shapes = [shapes[f] for f in retinanet.IN_FEATURES]
+        unused = getattr(getattr(backbone, "top_block", None), "p7", None)
+        if unused is not None and "p7" not in retinanet.IN_FEATURES:
+            unused.requires_grad_(False)  # several workers would wait for its gradient in vain
         return {
             "backbone": backbone,
             "head": build_dense_head(cfg, feature_shapes),

