@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from retinanet_plugin import get_config
 
-# Comparisons to the last bit are made on the CPU, also where there is a GPU, unless it is asked for.
+# Comparisons to the last bit are made on the CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
