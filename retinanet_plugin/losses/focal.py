@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight
+from .binary import BinaryLoss, class_weight, softplus
 
 
 class FocalLoss(BinaryLoss):
@@ -35,7 +35,7 @@ class FocalLoss(BinaryLoss):
         wrong = -logits if positive else logits
         weight = class_weight(self.alpha, positive)
         miss = torch.sigmoid(wrong)  # 1 - p_t
-        surprise = F.softplus(wrong)  # -log(p_t)
+        surprise = softplus(wrong)  # -log(p_t)
         focus = _power(miss, self.gamma).mul_(-weight if positive else weight)
         # d/dx of -log(p_t) is y (p_t - 1); of the factor, gamma (1 - p_t)^gamma p_t log(p_t).
         grad = torch.addcmul(surprise, miss, surprise, value=-1).mul_(self.gamma)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight
+from .binary import BinaryLoss, class_weight, softplus
 
 
 class FocalStarLoss(BinaryLoss):
@@ -33,4 +33,4 @@ class FocalStarLoss(BinaryLoss):
         wrong = self._wrong(logits, positive)
         weight = class_weight(self.alpha, positive)
         grad = torch.sigmoid(wrong).mul_(-weight if positive else weight)
-        return F.softplus(wrong).mul_(weight / self.gamma), grad
+        return softplus(wrong).mul_(weight / self.gamma), grad
