@@ -22,6 +22,7 @@ from detectron2.evaluation import (
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
 )
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
@@ -94,20 +95,9 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:  # what an earlier evaluation left is not this one's
             (inference_folder(cfg, name) / "coco_instances_results.json").unlink(missing_ok=True)
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.TEST.DRAW_PICTURES > 0:
+        if comm.is_main_process():
             for name in cfg.DATASETS.TEST:
-                folder = inference_folder(cfg, name)
-                found = folder / "coco_instances_results.json"
-                if found.is_file():
-                    if not json.loads(found.read_text()):
-                        print(
-                            f"{name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
-                            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number.",
-                            flush=True,
-                        )
-                    picture = folder / "pictures.png"
-                    draw_detections(name, found, picture, count=cfg.TEST.DRAW_PICTURES)
-                    print(f"Predictions beside ground truth: {picture}", flush=True)
+                _show(cfg, name)
         return results
 
     @classmethod
@@ -121,7 +111,7 @@ class Trainer(DefaultTrainer):
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         results = cls.test(cfg, model)
         if comm.is_main_process():
-            scalars = {"iteration": loaded.get("iteration", 0), **_flat(results)}
+            scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}
             with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), "a") as file:
                 file.write(json.dumps(scalars) + "\n")
         return results
@@ -142,12 +132,19 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
     return folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
 
 
-def _flat(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested results as detectron2's writer names them: {"bbox": {"AP": 1.0}} is bbox/AP."""
-    flat: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}/"))
-        else:
-            flat[prefix + key] = float(value)
-    return flat
+def _show(cfg: CfgNode, dataset_name: str) -> None:
+    """Says if COCO's evaluation had nothing to judge, and draws what was found."""
+    folder = inference_folder(cfg, dataset_name)
+    found = folder / "coco_instances_results.json"
+    if not found.is_file():  # another data set's metrics
+        return
+    if not json.loads(found.read_text()):
+        print(
+            f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
+            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number.",
+            flush=True,
+        )
+    if cfg.TEST.DRAW_PICTURES > 0:
+        picture = folder / "pictures.png"
+        draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
+        print(f"Predictions beside ground truth: {picture}", flush=True)
