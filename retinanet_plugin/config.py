@@ -37,9 +37,14 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
-    # Memory format of the network's weights and features in train_net.py: True is what a CPU's
-    # convolutions, and a GPU's in half precision, work in.
+    # Memory format of the network's weights and features: True is what a CPU's convolutions, and a
+    # GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
+    # Frozen batch norms are applied to the weights before them, not to the features; so are all
+    # batch norms in train_net.py --eval-only.
+    new.MODEL.FOLD_NORMS = True
+    # train_net.py compiles backbone and head by torch.compile: a minute or more at the start.
+    new.MODEL.COMPILE = False
     new.MODEL.ANCHOR_GENERATOR = CfgNode()
     # Anchor sizes of a level are ANCHOR_SCALE * stride * 2^(i / SCALES_PER_OCTAVE).
     new.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = 3
@@ -63,7 +68,13 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # Boxes that are empty or reach outside their picture: error (stop and name them) or fix (clip
     # them, drop what is left empty, and count them in the log).
     new.DATASETS.OWN.BAD_BOXES = "error"
+    new.SOLVER = CfgNode()
+    new.SOLVER.AMP = CfgNode()
+    # What SOLVER.AMP.ENABLED trains in, on any device: bfloat16, or float16 with a loss scaler.
+    new.SOLVER.AMP.DTYPE = "bfloat16"
     new.TEST = CfgNode()
+    # What train_net.py evaluates in: float32, bfloat16 or float16.
+    new.TEST.DTYPE = "float32"
     # Test pictures drawn after an evaluation, predictions beside ground truth; 0: none.
     new.TEST.DRAW_PICTURES = 8
     _add_missing(new, cfg)

@@ -15,7 +15,8 @@ from detectron2.utils.registry import Registry
 from ..config import find_config, get_config
 from ..data import check_datasets, register_own_datasets
 from ..errors import UserError
-from ..modeling.registry import find
+from ..modeling.registry import find, one_of
+from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
 
 
@@ -68,7 +69,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     args.config_file = str(path)  # default_setup copies it into the log
     cfg = get_config(path, args.opts)
     training = not args.eval_only
-    choose_device(cfg, training=training)
+    choose_device(cfg)
     check_names(cfg)
     check_output(cfg, training=training, resume=args.resume)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="retinanet_plugin")
@@ -80,7 +81,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def choose_device(cfg: CfgNode, *, training: bool) -> None:
+def choose_device(cfg: CfgNode) -> None:
     """Turns ``MODEL.DEVICE`` from cuda, its default, to cpu where there is no GPU."""
     try:
         device = torch.device(cfg.MODEL.DEVICE)
@@ -90,10 +91,6 @@ def choose_device(cfg: CfgNode, *, training: bool) -> None:
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu" and training and cfg.SOLVER.AMP.ENABLED:
-        raise UserError(
-            "SOLVER.AMP.ENABLED: True, but detectron2's half precision needs a GPU; set it False."
-        )
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -108,6 +105,8 @@ def check_names(cfg: CfgNode) -> None:
     }
     for key, (registry, name) in named.items():
         find(registry, name, key)
+    one_of(cfg.SOLVER.AMP.DTYPE, HALF_DTYPES, "SOLVER.AMP.DTYPE")
+    one_of(cfg.TEST.DTYPE, DTYPES, "TEST.DTYPE")
     workers = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % workers:
         raise UserError(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +16,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -28,12 +29,30 @@ from torch import nn
 
 from ..data import ReadableDatasetMapper
 from ..errors import UserError, sentence_of
+from ..modeling.fold import fold_norms_for_inference
+from .amp import DTYPES, AutocastTrainer, autocast
 from .checkpoint import SafeCheckpointer
 from .pictures import draw_detections
 
 
 class Trainer(DefaultTrainer):
     """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.TEST``, draws what it found there."""
+
+    _trainer: SimpleTrainer
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with warnings.catch_warnings():
+            # detectron2 makes a loss scaler for CUDA even where there is none.
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().__init__(cfg)
+        if cfg.SOLVER.AMP.ENABLED:
+            self._trainer = AutocastTrainer(
+                self._trainer.model,
+                self._trainer.data_loader,
+                self._trainer.optimizer,
+                torch.device(cfg.MODEL.DEVICE).type,
+                DTYPES[cfg.SOLVER.AMP.DTYPE],
+            )
 
     def build_hooks(self) -> list[HookBase]:
         # DefaultTrainer made detectron2's checkpointer just before; the hooks are to use ours.
@@ -61,8 +80,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model: nn.Module = super().build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.COMPILE:
+            torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
+            for name in ("backbone", "head"):
+                model.get_submodule(name).compile()
         return model
 
     @classmethod
@@ -94,7 +115,8 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
         for name in cfg.DATASETS.TEST:  # what an earlier evaluation left is not this one's
             (inference_folder(cfg, name) / "coco_instances_results.json").unlink(missing_ok=True)
-        results = super().test(cfg, model, evaluators)
+        with autocast(torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]):
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             for name in cfg.DATASETS.TEST:
                 _show(cfg, name)
@@ -109,6 +131,12 @@ class Trainer(DefaultTrainer):
         model = cls.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        folded = fold_norms_for_inference(model) if cfg.MODEL.FOLD_NORMS else 0
+        logging.getLogger("retinanet_plugin").info(
+            f"Evaluating in {cfg.TEST.DTYPE} (TEST.DTYPE), channels last: "
+            f"{cfg.MODEL.CHANNELS_LAST} (MODEL.CHANNELS_LAST), norms folded into convolutions: "
+            f"{folded} (MODEL.FOLD_NORMS), compiled: {cfg.MODEL.COMPILE} (MODEL.COMPILE)"
+        )
         results = cls.test(cfg, model)
         if comm.is_main_process():
             scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}

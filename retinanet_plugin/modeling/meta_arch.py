@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .assigner import AnchorAssigner, SparseTargets
 from .decoder import DetectionDecoder
+from .fold import fold_frozen_norms
 from .head import FocalLossHead, build_dense_head
 from .registry import one_of, register_once
 
@@ -37,6 +38,9 @@ class FocalRetinaNet(DenseDetector):
             :class:`DetectionDecoder`.
         pixel_mean, pixel_std: of each channel of the input.
         input_format: channel order of the input, "BGR" or "RGB".
+        channels_last: memory format of weights and features: what a CPU's convolutions, and a
+            GPU's in half precision, work in.
+        fold_norms: apply frozen batch norms to the weights before them, see ``fold``.
     """
 
     @configurable
@@ -56,6 +60,8 @@ class FocalRetinaNet(DenseDetector):
         pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
         pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
         input_format: str = "BGR",
+        channels_last: bool = True,
+        fold_norms: bool = True,
     ) -> None:
         super().__init__(
             backbone,
@@ -83,6 +89,10 @@ class FocalRetinaNet(DenseDetector):
             class_agnostic=head.class_agnostic_bbox_reg,
         )
         self.input_format = input_format
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        if fold_norms:
+            fold_frozen_norms(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -117,6 +127,8 @@ class FocalRetinaNet(DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "fold_norms": cfg.MODEL.FOLD_NORMS,
         }
 
     def forward_training(

@@ -1,5 +1,6 @@
 """Registration that survives being done twice, and look-ups that explain themselves."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.utils.registry import Registry
@@ -38,12 +39,13 @@ def find(registry: Registry, name: str, key: str) -> Any:
     return registry.get(name)
 
 
-def one_of(value: str, known: tuple[str, ...], key: str) -> str:
+def one_of(value: str, known: Iterable[str], key: str) -> str:
     """``value``, if it is among ``known``.
 
     Raises:
         UserError: naming the config key and what it may be.
     """
+    known = list(known)
     if value not in known:
         raise UserError(
             f'{key}: unknown value "{value}"{did_you_mean(value, known)}; '
