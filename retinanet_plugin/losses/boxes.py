@@ -11,8 +11,8 @@ from torchvision.ops import (
     generalized_box_iou_loss,
 )
 
-# Losses of two boxes (P, 4) in absolute XYXY, as opposed to smooth L1 of two encodings. fvcore's and
-# detectron2's are the same numbers, but assert on values of the device, which stops its queue.
+# Losses of two boxes (P, 4) in absolute XYXY, as opposed to smooth L1 of two encodings. Those of
+# fvcore and detectron2 are the same numbers, but assert on values of the device and so stall it.
 _IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
     "giou": generalized_box_iou_loss,
     "diou": distance_box_iou_loss,

@@ -15,8 +15,9 @@ from detectron2.data.datasets import load_coco_json
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from retinanet_plugin.data import synthetic
-from retinanet_plugin.data.synthetic import CLASSES, Difficulty, draw_dataset, draw_picture
+from retinanet_plugin.data import shapes, synthetic
+from retinanet_plugin.data.shapes import CLASSES, Difficulty, draw_picture
+from retinanet_plugin.data.synthetic import draw_dataset
 from retinanet_plugin.errors import UserError
 
 PLAIN = Difficulty(
@@ -95,13 +96,13 @@ def test_label_is_the_shape_that_the_pixels_show():
 
 def test_at_least_half_of_each_object_stays_visible(monkeypatch):
     masks: list[np.ndarray] = []
-    paint = synthetic._paint
+    paint = shapes._paint
 
     def recording_paint(image, mask, fill):
         masks.append(mask > 0.5)
         paint(image, mask, fill)
 
-    monkeypatch.setattr(synthetic, "_paint", recording_paint)
+    monkeypatch.setattr(shapes, "_paint", recording_paint)
     difficulty = Difficulty(max_clutter_below=0, max_objects=8)  # so the objects come first
     shown_shares = []
     for index in range(60):
