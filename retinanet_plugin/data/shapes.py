@@ -22,7 +22,7 @@ CLASSES: tuple[str, ...] = ("disc", "ring", "triangle", "cross")
 PICTURE_SIZE = 128  # pixels a side
 SMALLEST_PICTURE = 32  # below it there is no room between the smallest and the largest object
 
-DRAWING = 1  # to be raised when a change of this file changes what is drawn
+DRAWING = 2  # to be raised when a change of this file changes what is drawn
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class Difficulty:
     """What makes the pictures easy or hard; lengths are pixels, colours lie in 0..255."""
 
     empty_share: float = 0.1  # of pictures that hold clutter only
-    max_objects: int = 7  # in each other picture 1 to this many are tried, all equally likely
-    min_side: float = 14.0  # sides, the roots of box areas, are log-uniform between the two
+    max_objects: int = 5  # in each other picture 1 to this many are tried, all equally likely
+    min_side: float = 16.0  # sides, the roots of box areas, are log-uniform between the two
     max_side_share: float = 0.6  # ... and this share of the picture's own side
     max_turn: float = 0.25  # a shape is turned up to this much either way, radians
     max_slant: float = 1.25  # a shape is stretched up to this much, in any direction
     max_cut: float = 0.1  # up to this share of a box's sides lies beyond the picture's edge
-    min_visible: float = 0.8  # of each object's area, after all that hides it
+    min_visible: float = 0.9  # of each object's area, after all that hides it
     background_levels: tuple[int, int] = (10, 120)  # of a background's colour channels
     object_levels: tuple[int, int] = (100, 255)  # of an object's
     clutter_levels: tuple[int, int] = (10, 220)  # of what is neither
-    min_contrast: float = 80.0  # distance in BGR from what is around, on most of the outline
+    min_contrast: float = 100.0  # distance in BGR from what is around, on most of the outline
     object_texture: float = 20.0  # difference between the two tones of an object
     background_texture: float = 45.0  # the same of a background
     max_clutter_below: int = 5
-    max_clutter_above: int = 2
+    max_clutter_above: int = 1
     max_shade: float = 0.3  # of the light is missing on one side of the picture
     max_noise: float = 6.0  # standard deviation
     max_blur: float = 0.6  # standard deviation
@@ -167,7 +167,7 @@ def _polygon(corners: int, radius: float = 1.0) -> npt.NDArray[np.float64]:
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _cross(arm: float = 0.34) -> npt.NDArray[np.float64]:
+def _cross(arm: float = 0.26) -> npt.NDArray[np.float64]:
     quarter = np.array([[arm, arm], [arm, 1.0], [-arm, 1.0]])
     turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # by 90 degrees, of row vectors
     return np.concatenate([quarter @ np.linalg.matrix_power(turn, i) for i in range(4)])

