@@ -37,13 +37,14 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
-    # Memory format of the network's weights and features: True is what a CPU's convolutions, and a
-    # GPU's in half precision, work in.
+    # How train_net.py computes the same network faster; the order of float32's sums changes, and with
+    # it the last bits. Memory format of weights and features: True is what a CPU's convolutions, and
+    # a GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
-    # Frozen batch norms are applied to the weights before them, not to the features; so are all
-    # batch norms in train_net.py --eval-only.
+    # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
+    # so are all batch norms.
     new.MODEL.FOLD_NORMS = True
-    # train_net.py compiles backbone and head by torch.compile: a minute or more at the start.
+    # Compile backbone and head by torch.compile: a minute or more at the start.
     new.MODEL.COMPILE = False
     new.MODEL.ANCHOR_GENERATOR = CfgNode()
     # Anchor sizes of a level are ANCHOR_SCALE * stride * 2^(i / SCALES_PER_OCTAVE).

@@ -29,7 +29,7 @@ from torch import nn
 
 from ..data import ReadableDatasetMapper
 from ..errors import UserError, sentence_of
-from ..modeling.fold import fold_norms_for_inference
+from ..modeling.fold import fold_frozen_norms, fold_norms_for_inference
 from .amp import DTYPES, AutocastTrainer, autocast
 from .checkpoint import SafeCheckpointer
 from .pictures import draw_detections
@@ -80,6 +80,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model: nn.Module = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.FOLD_NORMS:
+            fold_frozen_norms(model)
         if cfg.MODEL.COMPILE:
             torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
             for name in ("backbone", "head"):

@@ -1,19 +1,43 @@
 """Anchors, section 4 of the paper: octave scales times aspect ratios at each place."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
+from .grid import AnchorGrid
 from .registry import register_once
 
 # Grids kept: pictures of one run come in a few dozen padded shapes; a grid of 200k anchors is 3 MB.
 _KEPT_GRIDS = 32
+
+
+class _Recent:
+    """Values by key, those asked for most recently; a copy or pickle of it holds none."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        if len(self._values) > _KEPT_GRIDS:
+            self._values.popitem(last=False)
+        return self._values[key]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Recent, ()
 
 
 class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
@@ -60,7 +84,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         super().__init__(
             sizes=sizes, aspect_ratios=aspect_ratios, strides=list(strides), offset=offset
         )
-        self._grids: OrderedDict[tuple[object, ...], list[Tensor]] = OrderedDict()
+        self._grids = _Recent()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
@@ -79,18 +103,35 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
             return super()._grid_anchors(grid_sizes)
         cell = next(self.cell_anchors.buffers())
         key = (*(tuple(size) for size in grid_sizes), cell.device, cell.dtype)
-        if key in self._grids:
-            self._grids.move_to_end(key)
-        else:
-            with torch.no_grad():
-                self._grids[key] = super()._grid_anchors(grid_sizes)
-            if len(self._grids) > _KEPT_GRIDS:
-                self._grids.popitem(last=False)
-        return self._grids[key]
+        compute = super()._grid_anchors
+        with torch.no_grad():
+            return self._grids.get(key, lambda: compute(grid_sizes))
 
-    def __getstate__(self) -> dict[str, object]:
-        """Without the kept grids: a copy or pickle of the model needs none of them."""
-        return {**self.__dict__, "_grids": OrderedDict()}
+
+class HostAnchors:
+    """The :class:`AnchorGrid` of features of any shape: on the CPU, where ground truth comes.
+
+    A copy of the generator makes them there, so that nothing waits for the model's device. The most
+    recent ones are kept.
+
+    Args:
+        generator: maps features to a ``Boxes`` a level, from their shapes alone.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        self.generator = generator
+        self._on_cpu = copy.deepcopy(generator).cpu()
+        self._grids = _Recent()
+
+    def __call__(self, features: Sequence[Tensor]) -> AnchorGrid:
+        shapes = tuple(x.shape[-2:] for x in features)
+        return self._grids.get(shapes, lambda: self._make(features))
+
+    @torch.no_grad()
+    def _make(self, features: Sequence[Tensor]) -> AnchorGrid:
+        blank = [torch.zeros((), dtype=x.dtype, device="cpu").expand(x.shape) for x in features]
+        levels = zip(self._on_cpu(blank), features, strict=True)
+        return AnchorGrid([boxes.tensor.unflatten(0, (*x.shape[-2:], -1)) for boxes, x in levels])
 
 
 register_once(ANCHOR_GENERATOR_REGISTRY, RetinaNetAnchorGenerator)

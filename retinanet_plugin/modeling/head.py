@@ -1,5 +1,7 @@
 """The dense head: two subnets shared over the levels, the prior, and the losses they train with."""
 
+from itertools import islice
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -132,35 +134,29 @@ class FocalLossHead(RetinaNetHead):
 
         Args:
             predictions: logits and deltas, each a tensor a level, as :meth:`forward` gives them.
-            targets: what the anchors train towards.
+            targets: what the anchors train towards; from the CPU they reach a GPU unawaited.
             normalizer: scalar that both sums are divided by.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars, float32.
         """
         logits = [x if is_dense(x) else x.contiguous() for x in predictions[0]]
-        deltas = predictions[1]
-        positives, ignored, chosen = [], [], []
-        start = 0
-        for logits_i, deltas_i in zip(logits, deltas, strict=True):
-            stop = start + logits_i[0, 0].numel() * self.num_anchors
-            image, cell, anchor, here = self._within(targets.image, targets.anchor, start, stop)
-            channel = anchor * self.num_classes + targets.gt_class[here]
-            positives.append(offsets_of(logits_i, image, cell, channel))
-            chosen.append((here, self._deltas_at(deltas_i, image, cell, anchor, channel)))
-            image, cell, anchor, _ = self._within(
-                targets.ignored_image, targets.ignored_anchor, start, stop
-            )
-            first = (anchor * self.num_classes)[:, None]
-            channel = first + torch.arange(self.num_classes, device=first.device)
-            offsets = offsets_of(logits_i, image[:, None], cell[:, None], channel)
-            ignored.append(offsets.flatten())
-            start = stop
-        order = torch.cat([here for here, _ in chosen])
+        device = logits[0].device
+        order, located = self._locate(logits, targets)
+        indices = iter(_send(located, device))
+        chosen, positives, ignored = [], [], []
+        for logits_i, deltas_i in zip(logits, predictions[1], strict=True):
+            positive, image, group, cell, first = islice(indices, 5)
+            positives.append(positive)
+            # (N, A*4 or A*K*4, H, W) -> (P_i, 4)
+            chosen.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
+            classes = torch.arange(self.num_classes, device=device) * logits_i.stride(1)
+            ignored.append((first[:, None] + classes).flatten())
+        anchor_box, gt_box = _send([targets.anchor_box[order], targets.gt_box[order]], device)
         loss_box_reg = box_regression_loss(
-            torch.cat([x for _, x in chosen]),
-            targets.anchor_box[order],
-            targets.gt_box[order],
+            torch.cat(chosen),
+            anchor_box,
+            gt_box,
             kind=self.box_reg_loss_type,
             beta=self.smooth_l1_beta,
             weights=self.box2box_transform.weights,
@@ -170,6 +166,30 @@ class FocalLossHead(RetinaNetHead):
             "loss_cls": dense_class_loss(logits, self.cls_loss, positives, ignored, normalizer),
             "loss_box_reg": loss_box_reg / normalizer,
         }
+
+    def _locate(self, logits: list[Tensor], targets: SparseTargets) -> tuple[Tensor, list[Tensor]]:
+        """Where the outputs for the named anchors are, found where the targets are.
+
+        Returns:
+            the order (P,) that the levels bring the positives into; and five indices a level: of
+            its positives the memory offset of the logit, and for the deltas the image, group of 4
+            channels and cell; of its ignored anchors the offset of the first class.
+        """
+        order, indices = [], []
+        start = 0
+        for logits_i in logits:
+            stop = start + logits_i[0, 0].numel() * self.num_anchors
+            image, cell, anchor, here = self._within(targets.image, targets.anchor, start, stop)
+            channel = anchor * self.num_classes + targets.gt_class[here]
+            group = anchor if self.class_agnostic_bbox_reg else channel
+            indices += [offsets_of(logits_i, image, cell, channel), image, group, cell]
+            order.append(here)
+            image, cell, anchor, _ = self._within(
+                targets.ignored_image, targets.ignored_anchor, start, stop
+            )
+            indices.append(offsets_of(logits_i, image, cell, anchor * self.num_classes))
+            start = stop
+        return torch.cat(order), indices
 
     def _within(
         self, image: Tensor, anchor: Tensor, start: int, stop: int
@@ -184,12 +204,14 @@ class FocalLossHead(RetinaNetHead):
         cell = torch.div(place, self.num_anchors, rounding_mode="floor")
         return image[here], cell, place - cell * self.num_anchors, here
 
-    def _deltas_at(
-        self, deltas: Tensor, image: Tensor, cell: Tensor, anchor: Tensor, channel: Tensor
-    ) -> Tensor:
-        """(P, 4): the deltas of a level (N, A*4 or A*K*4, H, W) that the given anchors train."""
-        group = anchor if self.class_agnostic_bbox_reg else channel
-        return deltas.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell]
+
+def _send(parts: list[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Moves the parts to a device in one copy, which the CPU does not wait for."""
+    joined = torch.cat(parts)
+    pinned = device.type == "cuda" and joined.device.type == "cpu"
+    if pinned:
+        joined = joined.pin_memory()
+    return joined.to(device, non_blocking=pinned).split([len(x) for x in parts])
 
 
 register_once(DENSE_HEAD_REGISTRY, FocalLossHead)

@@ -1,6 +1,7 @@
 """The detector: backbone, head, anchors, and what is done with them in training and inference."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,9 +13,9 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .anchors import HostAnchors
 from .assigner import AnchorAssigner, SparseTargets
 from .decoder import DetectionDecoder
-from .fold import fold_frozen_norms
 from .head import FocalLossHead, build_dense_head
 from .registry import one_of, register_once
 
@@ -38,9 +39,6 @@ class FocalRetinaNet(DenseDetector):
             :class:`DetectionDecoder`.
         pixel_mean, pixel_std: of each channel of the input.
         input_format: channel order of the input, "BGR" or "RGB".
-        channels_last: memory format of weights and features: what a CPU's convolutions, and a
-            GPU's in half precision, work in.
-        fold_norms: apply frozen batch norms to the weights before them, see ``fold``.
     """
 
     @configurable
@@ -60,8 +58,6 @@ class FocalRetinaNet(DenseDetector):
         pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
         pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
         input_format: str = "BGR",
-        channels_last: bool = True,
-        fold_norms: bool = True,
     ) -> None:
         super().__init__(
             backbone,
@@ -72,6 +68,7 @@ class FocalRetinaNet(DenseDetector):
         )
         self.num_classes: int = head.num_classes
         self.anchor_generator = anchor_generator
+        self._host_anchors = HostAnchors(anchor_generator)
         self.assigner = assigner or AnchorAssigner()
         self.normalize_by = one_of(
             loss_normalizer, LOSS_NORMALIZERS, "MODEL.RETINANET.LOSS_NORMALIZER"
@@ -89,10 +86,6 @@ class FocalRetinaNet(DenseDetector):
             class_agnostic=head.class_agnostic_bbox_reg,
         )
         self.input_format = input_format
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
-        if fold_norms:
-            fold_frozen_norms(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -127,9 +120,17 @@ class FocalRetinaNet(DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
-            "channels_last": cfg.MODEL.CHANNELS_LAST,
-            "fold_norms": cfg.MODEL.FOLD_NORMS,
         }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As the base, but in training the ground truth stays where the loader has put it."""
+        if not self.training:
+            return super().forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        levels = self.backbone(images.tensor)
+        features = [levels[f] for f in self.head_in_features]
+        gt_instances = [x["instances"] for x in batched_inputs]
+        return self.forward_training(images, features, self.head(features), gt_instances)
 
     def forward_training(
         self,
@@ -138,15 +139,19 @@ class FocalRetinaNet(DenseDetector):
         predictions: tuple[list[Tensor], list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Anchors and boxes become sparse targets, and those the head's losses."""
-        anchors = torch.cat([boxes.tensor for boxes in self.anchor_generator(features)])
-        targets = self.assigner(anchors, gt_instances)
+        """Anchors and boxes become sparse targets, and those the head's losses.
+
+        The targets are found on the CPU, while another device still works on the predictions.
+        """
+        if self._host_anchors.generator is not self.anchor_generator:
+            self._host_anchors = HostAnchors(self.anchor_generator)
+        targets = self.assigner(self._host_anchors(features), gt_instances)
         normalizer = self._normalizer(targets, len(gt_instances))
         return self.head.losses(predictions, targets, normalizer)
 
     @torch.no_grad()
-    def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor | float:
-        """What the losses are divided by: never below 1."""
+    def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor:
+        """What the losses are divided by, a scalar on the model's device: never below 1."""
         count = targets.num_positives
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", count / num_images)
@@ -154,12 +159,13 @@ class FocalRetinaNet(DenseDetector):
             update = (1 - _EMA_MOMENTUM) * max(count, 1)
             self.loss_normalizer.mul_(_EMA_MOMENTUM).add_(update)
             return self.loss_normalizer.clone()
-        if get_world_size() == 1:
-            return float(max(count, 1))
-        # Gradients are averaged over the workers, so each divides by the mean count of a worker.
-        mean = torch.tensor(float(count), device=self.device)
-        torch.distributed.all_reduce(mean)
-        return mean.div_(get_world_size()).clamp_(min=1.0 / get_world_size())
+        # Filled, not copied there: a copy of a number on the CPU would be waited for.
+        mean = torch.full((), float(count), device=self.device)
+        if get_world_size() > 1:
+            # Gradients are averaged over the workers: each divides by the mean count of a worker.
+            torch.distributed.all_reduce(mean)
+            mean /= get_world_size()
+        return mean.clamp_(min=1.0 / get_world_size())
 
     def forward_inference(
         self,
@@ -170,10 +176,7 @@ class FocalRetinaNet(DenseDetector):
         """Detections of each picture, at the size it went in."""
         logits, deltas = predictions
         anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
-        return [
-            self.decoder([x[i] for x in logits], [x[i] for x in deltas], anchors, image_size)
-            for i, image_size in enumerate(images.image_sizes)
-        ]
+        return self.decoder(logits, deltas, anchors, images.image_sizes)
 
 
 register_once(META_ARCH_REGISTRY, FocalRetinaNet)

@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from retinanet_plugin import RetinaNetAnchorGenerator, UserError
+from retinanet_plugin.modeling.anchors import HostAnchors
 
 STRIDES = [8, 16, 32, 64, 128]
 GRIDS = [(14, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
@@ -73,6 +74,22 @@ def test_grids_are_kept_and_bounded() -> None:
     again = generator(features([(3, 4)]))[0].tensor
     assert again is not first and torch.equal(again, first)
     assert not copy.deepcopy(generator)._grids
+
+
+def test_anchors_of_the_cpu() -> None:
+    """They need neither the features' values nor the generator's, wherever those are."""
+    generator = RetinaNetAnchorGenerator(strides=[8, 16], offset=0.5)
+    expected = generator(features([(3, 4), (2, 5)]))
+    anchors_of = HostAnchors(generator)
+    generator.to("meta")
+    on_device = [x.to("meta") for x in features([(3, 4), (2, 5)])]
+    grid = anchors_of(on_device)
+    assert anchors_of([x.expand(2, -1, -1, -1) for x in on_device]) is grid
+    found = grid.boxes_of(torch.arange(grid.num_anchors))
+    assert torch.equal(found, torch.cat([x.tensor for x in expected]))
+    for width in range(5, 60):
+        anchors_of(features([(3, width), (2, 5)]))
+    assert anchors_of(on_device) is not grid
 
 
 def test_from_config() -> None:

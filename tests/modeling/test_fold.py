@@ -10,7 +10,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from retinanet_plugin.modeling.fold import fold_frozen_norms, fold_norms_for_inference
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.modeling.fold import (
+    FrozenNormConv2d,
+    fold_frozen_norms,
+    fold_norms_for_inference,
+)
 
 
 def randomize(norm: nn.Module) -> None:
@@ -67,7 +72,6 @@ def test_other_norms_stay() -> None:
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_detections_stay(norm: str) -> None:
     cfg = small_config("MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm)
-    cfg.MODEL.FOLD_NORMS = False
     model = build_model(cfg).eval()
     spread_logits(model)
     for part in model.modules():
@@ -87,19 +91,17 @@ def test_detections_stay(norm: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
-def test_the_model_folds_by_default() -> None:
+def test_the_trainer_folds_by_default() -> None:
     cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
-    cfg.MODEL.FOLD_NORMS = False
-    plain = build_model(cfg)
-    cfg.MODEL.FOLD_NORMS = True
-    folded = build_model(cfg)
+    plain, folded = build_model(cfg), Trainer.build_model(cfg)
     folded.load_state_dict(plain.state_dict())
-    norms = [m for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)]
-    hooks: list[int] = []
-    for norm in norms:
-        norm.register_forward_hook(lambda *_: hooks.append(1))
+    calls: list[int] = []
+    for norm in (m for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)):
+        norm.register_forward_hook(lambda *_: calls.append(1))
     picture = random_picture(64, 96, 3)
     with EventStorage():
         losses, expected = folded([picture]), plain([picture])
-    assert norms and not hooks
+    assert not calls
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    cfg.MODEL.FOLD_NORMS = False
+    assert not any(isinstance(m, FrozenNormConv2d) for m in Trainer.build_model(cfg).modules())

@@ -9,6 +9,7 @@ from conftest import random_picture, small_config, spread_logits
 from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -20,6 +21,7 @@ from retinanet_plugin import (
     UserError,
 )
 from retinanet_plugin.modeling import AnchorAssigner
+from retinanet_plugin.modeling.anchors import HostAnchors
 
 
 def empty_instances(height: int, width: int) -> Instances:
@@ -149,12 +151,42 @@ def test_normalizer_is_the_number_of_assigned_anchors() -> None:
     positives = storage.latest()["num_pos_anchors"][0] * 2
     images = model.preprocess_image(pictures)
     features = [model.backbone(images.tensor)[f] for f in model.head_in_features]
-    anchors = torch.cat([x.tensor for x in model.anchor_generator(features)])
-    targets = model.assigner(anchors, [p["instances"] for p in pictures])
+    grid = HostAnchors(model.anchor_generator)(features)
+    targets = model.assigner(grid, [p["instances"] for p in pictures])
     assert positives == targets.num_positives > 6
     unnormalized = model.head.losses(model.head(features), targets, 1.0)
     for name, value in losses.items():
         torch.testing.assert_close(value, unnormalized[name] / positives)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"class_agnostic": False}, {"loss_normalizer": "ema"}], ids=str
+)
+def test_training_asks_nothing_of_the_device(arguments: dict[str, object]) -> None:
+    """The meta device holds no values: whoever waits for one there, on a GPU, gets an error."""
+    model = tiny_detector(**arguments).to("meta")
+    with EventStorage() as storage:
+        losses = model([random_picture(64, 96, 4), random_picture(64, 64, 0)])
+    assert storage.latest()["num_pos_anchors"][0] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
+
+
+def test_any_anchor_generator() -> None:
+    """detectron2's gives the losses that ours gives with the same sizes; put in later too."""
+    model = tiny_detector()
+    picture = random_picture(64, 96, 4)
+    expected = model([copy.deepcopy(picture)])
+    sizes = [[2.0 * stride * 2 ** (i / 3) for i in range(3)] for stride in (8, 16)]
+    for scale, same in ((1.5, False), (1.0, True)):
+        model.anchor_generator = DefaultAnchorGenerator(
+            sizes=[[scale * size for size in level] for level in sizes],
+            aspect_ratios=[[0.5, 1.0, 2.0]],
+            strides=[8, 16],
+            offset=0.0,
+        )
+        found = model([copy.deepcopy(picture)])
+        assert torch.equal(found["loss_box_reg"], expected["loss_box_reg"]) == same
 
 
 def test_moving_average_is_kept_by_checkpoints() -> None:

@@ -1,0 +1,242 @@
+"""The anchors of one shape of picture, and which of them overlap a box: by geometry.
+
+Anchors stand in rows and columns, so a box overlaps one by (overlap with its column) times (overlap
+with its row). An IoU of t or more needs
+
+    overlap >= t / (1 + t) * (area of the box + area of the anchor),
+
+which most shapes of anchors cannot reach, and the others only in a few rows, and there in a few
+columns. IoUs are computed for those alone, with the float32 operations of ``pairwise_iou``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# How far the edges of anchors may be from an even grid, in steps and sizes: float32 rounds them.
+_TOLERANCE = 1e-3
+# Taken off the overlap asked for and added to both ends of a range of places, so that no anchor is
+# missed: eight tolerances cover what errors of that size do to sizes, overlaps and areas.
+_SLACK = 10 * _TOLERANCE
+# Below this, float32 may hold a few bits of an IoU only, and no slack covers its rounding.
+_ROUNDED_IOU = 1e-30
+# Elements a buffer: they stay in the processor's cache, and memory is bounded.
+_PIECE = 64 * 1024
+
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
+
+
+class AnchorGrid:
+    """The R anchors of a picture, numbered by level, row, column, then anchor at that place.
+
+    Args:
+        levels: (H, W, A, 4) each, float32, XYXY in pixels, on the CPU. Where they are not evenly
+            spaced, each box is compared with all of them.
+
+    Attributes:
+        num_anchors: R.
+        is_even: whether they are evenly spaced.
+    """
+
+    def __init__(self, levels: Sequence[Tensor]) -> None:
+        self._x = _Axis([x[0, :, :, 0::2] for x in levels])
+        self._y = _Axis([x[:, 0, :, 1::2] for x in levels])
+        aligned = all(
+            (x[..., 0::2] == x[:1, ..., 0::2]).all() and (x[..., 1::2] == x[:, :1, :, 1::2]).all()
+            for x in levels
+        )
+        self.is_even = bool(aligned and self._x.is_even and self._y.is_even)
+        self._all = None if self.is_even else torch.cat([x.reshape(-1, 4) for x in levels])
+        # A shape is one of the A anchors of a level; shapes are numbered over all levels.
+        per_place = torch.tensor([x.shape[2] for x in levels])
+        sizes = torch.tensor([x[..., 0].numel() for x in levels])
+        self.num_anchors = int(sizes.sum())
+        self._level_end = sizes.cumsum(0)
+        self._level_shape = per_place.cumsum(0) - per_place
+        level = torch.repeat_interleave(per_place)
+        # Of each shape: its first anchor, and how far it is to the next column and row.
+        index = torch.arange(len(level)) - self._level_shape[level]
+        self._first = (self._level_end - sizes)[level] + index
+        self._column_step = per_place[level]
+        self._row_step = self._column_step * self._x.count
+
+    def boxes_of(self, anchor: Tensor) -> Tensor:
+        """(P, 4): the anchors with the numbers (P,), int64, to the last bit."""
+        if self._all is not None:
+            return self._all[anchor]
+        shape = self._level_shape[torch.bucketize(anchor, self._level_end, right=True)]
+        anchor = anchor - self._first[shape]
+        row = torch.div(anchor, self._row_step[shape], rounding_mode="floor")
+        anchor = anchor - row * self._row_step[shape]
+        column = torch.div(anchor, self._column_step[shape], rounding_mode="floor")
+        shape = shape + anchor - column * self._column_step[shape]
+        x, y = self._x.first[shape] + column, self._y.first[shape] + row
+        return torch.stack((self._x.low[x], self._y.low[y], self._x.high[x], self._y.high[y]), 1)
+
+    def nearest_box(self, anchor: Tensor, boxes: Tensor) -> Tensor:
+        """(P,): for the anchors (P,) the box (M, 4) of highest IoU, the first of equals."""
+        nearest = torch.empty_like(anchor)
+        piece = max(_PIECE // len(boxes), 1)
+        for part, out in zip(anchor.split(piece), nearest.split(piece), strict=True):
+            out[:] = _iou_matrix(self.boxes_of(part), boxes).max(dim=1).indices
+        return nearest
+
+    def pairs(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
+        """The pairs of a box (M, 4) and an anchor that have an IoU of ``at_least``, above 0.
+
+        With ``and_best`` also those that have the highest IoU of their box, unless that is 0.
+        A few others may be among them; none comes twice.
+
+        Yields:
+            pieces of bounded size: box, anchor: (C,) int64; iou: (C,), equal to ``pairwise_iou``.
+        """
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        # Other boxes are empty, or so large that their IoU rounds to 0.
+        (sound,) = torch.where((area > 0) & (area < torch.inf) & (boxes[:, 2] > boxes[:, 0]))
+        search = self._search if self._all is None else self._search_all
+        piece = max(_PIECE // len(self._first), 1)
+        for start in range(0, len(sound), piece):
+            index = sound[start : start + piece]
+            for box, anchor, iou in search(boxes[index], at_least, and_best):
+                yield index.index_select(0, box), anchor, iou
+
+    def _search_all(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
+        assert self._all is not None
+        piece = max(_PIECE // len(boxes), 1)
+        for start in range(0, self.num_anchors, piece):
+            iou = _iou_matrix(boxes, self._all[start : start + piece])
+            needed = iou.amax(1, keepdim=True).clamp(max=at_least) if and_best else at_least
+            box, anchor = torch.where((iou >= needed) & (iou > 0))
+            yield box, anchor + start, iou[box, anchor]
+
+    def _search(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
+        x1, y1, x2, y2 = boxes[:, None].unbind(2)
+        area = (x2 - x1) * (y2 - y1)
+        needed = torch.full_like(area, at_least, dtype=torch.float64)
+        if and_best:
+            # The highest IoU is no lower than that with the nearest anchor of any shape.
+            column, row = self._x.nearest(x1, x2), self._y.nearest(y1, y2)
+            inter = self._x.overlap(x1, x2, column) * self._y.overlap(y1, y2, row)
+            iou = inter / (area + _pick(self._x.size, column) * _pick(self._y.size, row) - inter)
+            best = iou.amax(1, keepdim=True).double()
+            needed = torch.minimum(needed, best * (best > _ROUNDED_IOU))
+        # Of each box with each shape: the overlap it needs, and the widest and highest there is.
+        width, height = x2.double() - x1, y2.double() - y1
+        areas = width * height + self._x.shape_size * self._y.shape_size
+        overlap = (1 - _SLACK) * needed / (1 + needed) * areas
+        width = torch.minimum(width, self._x.shape_size)
+        height = torch.minimum(height, self._y.shape_size)
+        box, shape = torch.where(width * height >= overlap)
+        overlap, width = overlap[box, shape], width[box, shape]
+        values = torch.cat((boxes, area), dim=1).T.index_select(1, box)
+        row, rows = self._y.reaching(values[1], values[3], overlap / width, shape)
+        windows = torch.stack((box, shape, row))
+        for i, offset in _repeated(rows, _PIECE // 4):
+            box_i, shape_i, row_i = windows.index_select(1, i)
+            overlap_i, values_i = overlap.index_select(0, i), values.index_select(1, i)
+            yield from self._search_rows(box_i, shape_i, overlap_i, row_i + offset, values_i)
+
+    def _search_rows(
+        self, box: Tensor, shape: Tensor, overlap: Tensor, row: Tensor, values: Tensor
+    ) -> Pairs:
+        """Pairs of boxes and the anchors of one shape and row each.
+
+        Args:
+            box, shape, row: (L,) int64.
+            overlap: (L,) float64, in pixels squared, no more than what is asked for.
+            values: (5, L), x1, y1, x2, y2 and area of each box.
+        """
+        x1, y1, x2, y2, area = values
+        y = self._y.first.index_select(0, shape) + row
+        overlap_y, size_y = self._y.overlap(y1, y2, y), self._y.size.index_select(0, y)
+        column, columns = self._x.reaching(x1, x2, overlap / overlap_y.clamp(min=1e-30), shape)
+        x = self._x.first.index_select(0, shape) + column
+        step = self._column_step.index_select(0, shape)
+        anchor = self._first.index_select(0, shape) + column * step
+        anchor += self._row_step.index_select(0, shape) * row
+        numbers = torch.stack((box, anchor, step, x))
+        values = torch.stack((x1, x2, area, overlap_y, size_y))
+        for i, offset in _repeated(columns, _PIECE):
+            box, anchor, step, x = numbers.index_select(1, i)
+            x1, x2, area, overlap_y, size_y = values.index_select(1, i)
+            x += offset
+            inter = self._x.overlap(x1, x2, x) * overlap_y
+            iou = inter / (area + self._x.size.index_select(0, x) * size_y - inter)
+            yield box, anchor + offset * step, iou
+
+
+class _Axis:
+    """Where anchors lie along x or y: those of a shape at places 0, 1, ..., evenly spaced.
+
+    Args:
+        edges: the lower and upper of each level, (places, A, 2).
+    """
+
+    def __init__(self, edges: Sequence[Tensor]) -> None:
+        by_shape = [x for level in edges for x in level.unbind(1)]
+        self.count = torch.tensor([len(x) for x in by_shape])  # of places, a shape
+        # Edges and sizes of all shapes in a row, and where each shape's begin.
+        self.low, self.high = torch.cat(by_shape).T.contiguous()
+        self.size = self.high - self.low
+        self.first = self.count.cumsum(0) - self.count
+        # The even grid, in float64: the lower edge at place 0, the size and the step of each shape.
+        self._start = self.low[self.first].double()
+        self.shape_size = self.high[self.first].double() - self._start
+        self._step = self.low[self.first + self.count - 1] - self._start
+        self._step = torch.where(self.count > 1, self._step / (self.count - 1), 1.0)
+        shape = torch.repeat_interleave(self.count)
+        place = torch.arange(len(shape)) - self.first[shape]
+        low = self._start[shape] + self._step[shape] * place
+        off = (self.low - low).abs().maximum((self.high - low - self.shape_size[shape]).abs())
+        tolerance = _TOLERANCE * torch.minimum(self.shape_size, self._step)
+        self.is_even = bool((tolerance > 0).all() and (off <= tolerance[shape]).all())
+
+    def nearest(self, low: Tensor, high: Tensor) -> Tensor:
+        """(M, S): the index of the anchor of each shape with the nearest centre to (M, 1)."""
+        place = ((low.double() + high - self.shape_size) / 2 - self._start) / self._step
+        return self.first + place.round().clamp(min=0).minimum(self.count - 1).long()
+
+    def overlap(self, low: Tensor, high: Tensor, index: Tensor) -> Tensor:
+        """Of intervals with the anchors at ``index``."""
+        length = torch.minimum(high, _pick(self.high, index))
+        return length.sub_(torch.maximum(low, _pick(self.low, index))).clamp_(min=0)
+
+    def reaching(
+        self, low: Tensor, high: Tensor, overlap: Tensor, shape: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The first place and the number of those where an anchor of ``shape`` overlaps so much."""
+        start, step = self._start.index_select(0, shape), self._step.index_select(0, shape)
+        first = (low + overlap - self.shape_size.index_select(0, shape) - start) / step - _SLACK
+        last = (high - overlap - start) / step + _SLACK
+        count = self.count.index_select(0, shape)
+        first = first.ceil_().clamp_(min=0).minimum(count)
+        last = last.floor_().clamp_(min=-1).minimum(count - 1)
+        return first.long(), (last - first + 1).clamp_(min=0).long()
+
+
+def _iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
+    """(M, R): detectron2's ``pairwise_iou``, to the last bit; faster, a coordinate at a time."""
+    x1, y1, x2, y2 = boxes[:, None].unbind(2)
+    a1, b1, a2, b2 = others.T.contiguous()
+    inter = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp_(min=0)
+    inter *= (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp_(min=0)
+    iou = inter / ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter)
+    return torch.where(inter > 0, iou, 0)
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]`` of a row, several times as fast on a CPU."""
+    return values.index_select(0, index.view(-1)).view(index.shape)
+
+
+def _repeated(counts: Tensor, piece: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Item i ``counts[i]`` times, about ``piece`` at once: i, and the number of the repetition."""
+    end = counts.cumsum(0)
+    start, done = 0, 0
+    while start < len(counts):
+        stop = max(int(torch.searchsorted(end, done + piece, right=True)), start + 1)
+        item = torch.repeat_interleave(counts[start:stop]) + start
+        repetition = torch.arange(done, done + len(item)) - (end - counts).index_select(0, item)
+        yield item, repetition
+        start, done = stop, done + len(item)
