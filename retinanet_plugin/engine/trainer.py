@@ -29,9 +29,9 @@ from torch import nn
 
 from ..data import ReadableDatasetMapper
 from ..errors import UserError, sentence_of
-from ..modeling.fold import fold_frozen_norms, fold_norms_for_inference
 from .amp import DTYPES, AutocastTrainer, autocast
 from .checkpoint import SafeCheckpointer
+from .fast import speed_up, speed_up_inference
 from .pictures import draw_detections
 
 
@@ -80,14 +80,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model: nn.Module = super().build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
-        if cfg.MODEL.FOLD_NORMS:
-            fold_frozen_norms(model)
-        if cfg.MODEL.COMPILE:
-            torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
-            for name in ("backbone", "head"):
-                model.get_submodule(name).compile()
+        speed_up(model, cfg)
         return model
 
     @classmethod
@@ -135,12 +128,8 @@ class Trainer(DefaultTrainer):
         model = cls.build_model(cfg)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        folded = fold_norms_for_inference(model) if cfg.MODEL.FOLD_NORMS else 0
-        logging.getLogger("retinanet_plugin").info(
-            f"Evaluating in {cfg.TEST.DTYPE} (TEST.DTYPE), channels last: "
-            f"{cfg.MODEL.CHANNELS_LAST} (MODEL.CHANNELS_LAST), norms folded into convolutions: "
-            f"{folded} (MODEL.FOLD_NORMS), compiled: {cfg.MODEL.COMPILE} (MODEL.COMPILE)"
-        )
+        how = speed_up_inference(model, cfg)
+        logging.getLogger("retinanet_plugin").info(f"Evaluating in {how}")
         results = cls.test(cfg, model)
         if comm.is_main_process():
             scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}

@@ -1,0 +1,47 @@
+"""What makes the network itself faster, each by a key, without changing what it computes."""
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..modeling.fold import fold_frozen_norms, fold_norms_for_inference
+from .amp import DTYPES
+
+
+def speed_up(network: nn.Module, cfg: CfgNode) -> None:
+    """In place, for training and inference: memory format, frozen norms, compilation."""
+    if cfg.MODEL.CHANNELS_LAST:
+        network.to(memory_format=torch.channels_last)
+    if cfg.MODEL.FOLD_NORMS:
+        fold_frozen_norms(network)
+    if cfg.MODEL.COMPILE:
+        torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
+        for name in ("backbone", "head"):
+            network.get_submodule(name).compile()
+
+
+@torch.no_grad()
+def speed_up_inference(network: nn.Module, cfg: CfgNode) -> str:
+    """In place, once the weights are loaded and for good: the network can no longer be trained.
+
+    It is to run under autocast to ``TEST.DTYPE``, if that is not float32.
+
+    Returns:
+        what was done, for the log.
+    """
+    folded = fold_norms_for_inference(network) if cfg.MODEL.FOLD_NORMS else 0
+    dtype = DTYPES[cfg.TEST.DTYPE]
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):  # autocast would convert its weights at each call
+            for parameter in (layer.weight, layer.bias):
+                if parameter is not None:
+                    parameter.data = parameter.to(dtype)
+        elif isinstance(layer, nn.ReLU):
+            layer.inplace = True
+    if cfg.MODEL.COMPILE:
+        torch._inductor.config.freezing = True  # weights are constants: laid out once
+    return (
+        f"{cfg.TEST.DTYPE} (TEST.DTYPE), channels last: {cfg.MODEL.CHANNELS_LAST} "
+        f"(MODEL.CHANNELS_LAST), norms folded into convolutions: {folded} (MODEL.FOLD_NORMS), "
+        f"compiled: {cfg.MODEL.COMPILE} (MODEL.COMPILE)"
+    )
