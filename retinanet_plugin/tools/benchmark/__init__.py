@@ -1,0 +1,1 @@
+"""Time and memory beside detectron2's RetinaNet and torchvision's: see ``__main__``."""
