@@ -30,6 +30,10 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.CLS_LOSS = "focal"
     # Shift of focal_star; FOCAL_LOSS_GAMMA is its steepness.
     new.MODEL.RETINANET.FOCAL_STAR_BETA = 1.0
+    # Whether torch.compile makes one kernel of the classification loss and its gradient: twice to
+    # three times as fast, for some seconds of compilation at the first step. Needs a C++ compiler
+    # on a CPU and Triton on a GPU; without, a warning says so and the loss runs uncompiled.
+    new.MODEL.RETINANET.COMPILE_LOSS = False
     # What the losses are divided by. positives: anchors assigned in the whole batch, over all
     # workers (the paper); ema: a moving average of them, a worker each (detectron2).
     new.MODEL.RETINANET.LOSS_NORMALIZER = "positives"
@@ -37,9 +41,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
-    # How train_net.py computes the same network faster; the order of float32's sums changes, and with
-    # it the last bits. Memory format of weights and features: True is what a CPU's convolutions, and
-    # a GPU's in half precision, work in.
+    # The next three make train_net.py's network faster; sums come in another order, and so the last
+    # bits differ. Memory format of weights and features: True is what a CPU's convolutions, and a
+    # GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
     # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
     # so are all batch norms.

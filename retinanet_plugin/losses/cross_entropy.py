@@ -1,10 +1,9 @@
 """Binary cross entropy from logits, equations 1 and 3 of the paper."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight, softplus
+from .binary import BinaryLoss, class_weight, sigmoid, softplus
 
 
 class CrossEntropyLoss(BinaryLoss):
@@ -19,5 +18,5 @@ class CrossEntropyLoss(BinaryLoss):
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
         wrong = -logits if positive else logits
         weight = class_weight(self.alpha, positive)
-        grad = torch.sigmoid(wrong).mul_(-weight if positive else weight)
+        grad = sigmoid(wrong).mul_(-weight if positive else weight)
         return softplus(wrong).mul_(weight), grad

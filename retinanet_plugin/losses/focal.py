@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight, softplus
+from .binary import BinaryLoss, class_weight, sigmoid, softplus
 
 
 class FocalLoss(BinaryLoss):
@@ -34,7 +34,7 @@ class FocalLoss(BinaryLoss):
         """As the base; appendix B's derivative ``a_t y (1-p_t)^g (g p_t log(p_t) + p_t - 1)``."""
         wrong = -logits if positive else logits
         weight = class_weight(self.alpha, positive)
-        miss = torch.sigmoid(wrong)  # 1 - p_t
+        miss = sigmoid(wrong)  # 1 - p_t
         surprise = softplus(wrong)  # -log(p_t)
         focus = _power(miss, self.gamma).mul_(-weight if positive else weight)
         # d/dx of -log(p_t) is y (p_t - 1); of the factor, gamma (1 - p_t)^gamma p_t log(p_t).

@@ -1,10 +1,9 @@
 """FL*, the alternative form of focal loss in the paper's appendix A."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .binary import BinaryLoss, class_weight, softplus
+from .binary import BinaryLoss, class_weight, sigmoid, softplus
 
 
 class FocalStarLoss(BinaryLoss):
@@ -32,5 +31,5 @@ class FocalStarLoss(BinaryLoss):
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
         wrong = self._wrong(logits, positive)
         weight = class_weight(self.alpha, positive)
-        grad = torch.sigmoid(wrong).mul_(-weight if positive else weight)
+        grad = sigmoid(wrong).mul_(-weight if positive else weight)
         return softplus(wrong).mul_(weight / self.gamma), grad

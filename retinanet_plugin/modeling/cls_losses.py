@@ -19,7 +19,7 @@ CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 
 
 def build_cls_loss(cfg: CfgNode) -> BinaryLoss:
-    """The loss that ``MODEL.RETINANET.CLS_LOSS`` names.
+    """The loss that ``MODEL.RETINANET.CLS_LOSS`` names, compiled if ``COMPILE_LOSS`` says so.
 
     Raises:
         UserError: if the name is unknown, or a number is out of the loss's range.
@@ -27,9 +27,11 @@ def build_cls_loss(cfg: CfgNode) -> BinaryLoss:
     name = cfg.MODEL.RETINANET.CLS_LOSS
     build = find(CLS_LOSS_REGISTRY, name, "MODEL.RETINANET.CLS_LOSS")
     try:
-        return build(cfg)
+        loss = build(cfg)
     except ValueError as error:
         raise UserError(f"MODEL.RETINANET: the loss {name} cannot be made: {error}.") from None
+    loss.compiled = cfg.MODEL.RETINANET.COMPILE_LOSS
+    return loss
 
 
 @CLS_LOSS_REGISTRY.register()

@@ -145,13 +145,12 @@ class FocalLossHead(RetinaNetHead):
         order, located = self._locate(logits, targets)
         indices = iter(_send(located, device))
         chosen, positives, ignored = [], [], []
-        for logits_i, deltas_i in zip(logits, predictions[1], strict=True):
+        for deltas_i in predictions[1]:
             positive, image, group, cell, first = islice(indices, 5)
             positives.append(positive)
             # (N, A*4 or A*K*4, H, W) -> (P_i, 4)
             chosen.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
-            classes = torch.arange(self.num_classes, device=device) * logits_i.stride(1)
-            ignored.append((first[:, None] + classes).flatten())
+            ignored.append(first)
         anchor_box, gt_box = _send([targets.anchor_box[order], targets.gt_box[order]], device)
         loss_box_reg = box_regression_loss(
             torch.cat(chosen),
@@ -163,7 +162,14 @@ class FocalLossHead(RetinaNetHead):
             decode=self.box2box_transform.apply_deltas,
         )
         return {
-            "loss_cls": dense_class_loss(logits, self.cls_loss, positives, ignored, normalizer),
+            "loss_cls": dense_class_loss(
+                logits,
+                self.cls_loss,
+                positives,
+                ignored,
+                normalizer,
+                ignored_channels=self.num_classes,
+            ),
             "loss_box_reg": loss_box_reg / normalizer,
         }
 

@@ -1,0 +1,158 @@
+"""The compiled class loss against float64, and what it does where nothing can be compiled."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from test_dense import LOSSES, by_hand, scene
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from retinanet_plugin import add_retinanet_config
+from retinanet_plugin.losses import BinaryLoss, FocalLoss, dense_class_loss, negatives
+from retinanet_plugin.modeling.cls_losses import build_cls_loss
+
+
+class Own(BinaryLoss):
+    """A loss of a user's own: the value alone, with a tensor of its own."""
+
+    def __init__(self) -> None:
+        self.scale = torch.tensor(0.7)
+
+    def value(self, logits: Tensor, positive: bool) -> Tensor:
+        return self.scale * logits**2 * (3.0 if positive else 1.0)
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    """Nothing compiled is left from before, or for after; and nothing falls back unnoticed."""
+    negatives._compiled.cache_clear()
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The class loss")
+        yield
+    negatives._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """A compiler that traces as torch.compile does but makes no kernels: fast.
+
+    Returns:
+        a count of the graphs made.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    counters.clear()
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    try:
+        torch.compile(lambda x: x + 1, fullgraph=True)(torch.zeros(3))
+    except Exception as error:
+        pytest.skip(f"torch.compile makes no kernels here: {error}")
+
+
+def compiled(loss: BinaryLoss) -> BinaryLoss:
+    loss.compiled = True
+    return loss
+
+
+def check(loss: BinaryLoss, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    """Loss to 1e-6 and gradients to 1e-5, or to what their dtype holds, of the float64 formula."""
+    logits, dense, positives, ignored = scene(memory_format, dtype)
+    with torch.no_grad():
+        logits[0][0, :2, 0, 0] = torch.tensor([-100.0, 100.0])
+    expected = by_hand(loss, logits, dense) / 7
+    ours = dense_class_loss(logits, loss, positives, ignored, 7.0)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=0)
+    rtol = max(1e-5, torch.finfo(dtype).eps)
+    atol = torch.finfo(dtype).smallest_normal if dtype is torch.float16 else 1e-9
+    ours, expected = (torch.autograd.grad(x, logits) for x in (ours, expected))
+    torch.testing.assert_close(ours, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels(compiler, dtype: torch.dtype) -> None:
+    loss = compiled(FocalLoss())
+    check(loss, torch.contiguous_format, dtype)
+    check(loss, torch.channels_last, dtype)
+    # So many equal numbers would show a sum that loses the small ones.
+    x = torch.full((1, 1, 1024, 1024), -2.3, dtype=dtype)
+    none = torch.zeros(0, dtype=torch.int64)
+    expected = loss.value(x[0, 0, 0, 0].double(), False) * x.numel()
+    ours = dense_class_loss([x], loss, [none], [none])
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=0)
+    assert loss.compiled
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype"),
+    [(x, torch.float32) for x in (*LOSSES, Own())]
+    + [(FocalLoss(), x) for x in (torch.float64, torch.bfloat16, torch.float16)],
+    ids=lambda x: str(x) if isinstance(x, torch.dtype) else f"{type(x).__name__}{vars(x)}",
+)
+def test_losses_and_dtypes(traced, loss: BinaryLoss, dtype: torch.dtype, monkeypatch) -> None:
+    monkeypatch.setattr(loss, "compiled", True)
+    check(loss, torch.contiguous_format, dtype)
+    # float16 sums first and differentiates later.
+    assert traced() == (2 if dtype is torch.float16 else 1)
+
+
+def test_any_size_with_one_compilation(traced, monkeypatch) -> None:
+    monkeypatch.setattr("retinanet_plugin.losses.dense._PIECE_PER_CORE", 50)
+    none = torch.zeros(0, dtype=torch.int64)
+    loss = compiled(FocalLoss())
+    for height, width in ((1, 1), (9, 7), (1, 2), (40, 31), (17, 16), (2, 1), (100, 3)):
+        x = torch.randn(2, 3, height, width, requires_grad=True)
+        total = dense_class_loss([x, x[:1, :1]], loss, [none] * 2, [none] * 2)
+        expected = loss.value(x.detach(), False)
+        torch.testing.assert_close(total.detach(), expected.sum() + expected[0, 0].sum())
+    assert traced() == 1
+
+
+def test_each_gamma_has_its_own_kernel(compiler) -> None:
+    """PyTorch 2.14 makes variables of numbers that change, then mixes up their kernels."""
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    for gamma in (1.5, 1.4, 1.7):
+        loss = FocalLoss(gamma=gamma)
+        expected = loss.value(x.detach().double(), False).sum().float()
+        total = dense_class_loss([x], compiled(loss), [none], [none])
+        torch.testing.assert_close(total.detach(), expected, rtol=1e-6, atol=0)
+
+
+def test_falls_back_with_one_warning(monkeypatch) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    loss = compiled(FocalLoss())
+    with pytest.warns(UserWarning, match="runs uncompiled, .* no compiler here$") as caught:
+        check(loss, torch.contiguous_format, torch.float32)
+    assert len(caught) == 1
+    check(loss, torch.channels_last, torch.float32)
+
+
+def test_a_loss_that_cannot_be_compiled(traced) -> None:
+    class Stubborn(FocalLoss):
+        def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
+            torch._dynamo.graph_break()
+            return super().value_and_grad(logits, positive)
+
+    with pytest.warns(UserWarning, match="runs uncompiled") as caught:
+        check(compiled(Stubborn()), torch.contiguous_format, torch.float32)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("choice", [False, True])
+def test_key(choice: bool) -> None:
+    cfg = get_cfg()
+    add_retinanet_config(cfg)
+    assert cfg.MODEL.RETINANET.COMPILE_LOSS is False
+    cfg.MODEL.RETINANET.COMPILE_LOSS = choice
+    assert build_cls_loss(cfg).compiled is choice
