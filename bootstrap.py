@@ -466,9 +466,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.venv and options.command == "detectron2":
         parser.error("detectron2 goes where this Python lives; --venv is for the other commands")
     venv = Path(os.path.abspath((options.venv or ROOT / ".venv").expanduser()))
-    # OpenMP's threads wait for each other by spinning. Where another program takes one of two cores
-    # they spin against it, and a step of 0.1 s was seen to last 12; asleep, it lasts 0.3.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if options.command == "quickstart":
             return run_quickstart(venv)
