@@ -36,7 +36,7 @@ def sum_as_negatives(
             # PyTorch 2.14 would soon compile the loss's own numbers as variables, and then answer
             # for one gamma with the kernel of another.
             with torch._dynamo.config.patch(specialize_float=True):
-                return _compiled()(loss, logits, grad, scale).sum()
+                return _compiled(torch.get_num_threads())(loss, logits, grad, scale).sum()
         except Exception as error:
             loss.compiled = False
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -49,8 +49,9 @@ def sum_as_negatives(
 
 
 @functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_negatives, fullgraph=True)
+def _compiled(threads: int) -> Callable[..., Tensor]:
+    # Named, or a kernel made for one thread is taken from PyTorch's cache on disk for many.
+    return torch.compile(_negatives, fullgraph=True, options={"cpp.threads": threads})
 
 
 def _negatives(loss: BinaryLoss, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
