@@ -4,16 +4,15 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..modeling.fold import fold_frozen_norms, fold_norms_for_inference
+from ..modeling.fast_conv import fold_norms_for_inference, make_convolutions_fast
 from .amp import DTYPES
 
 
 def speed_up(network: nn.Module, cfg: CfgNode) -> None:
-    """In place, for training and inference: memory format, frozen norms, compilation."""
+    """In place, for training and inference: memory format, convolutions, compilation."""
     if cfg.MODEL.CHANNELS_LAST:
         network.to(memory_format=torch.channels_last)
-    if cfg.MODEL.FOLD_NORMS:
-        fold_frozen_norms(network)
+    make_convolutions_fast(network, fold_norms=cfg.MODEL.FOLD_NORMS, winograd=cfg.MODEL.WINOGRAD)
     if cfg.MODEL.COMPILE:
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
         for name in ("backbone", "head"):
@@ -43,5 +42,6 @@ def speed_up_inference(network: nn.Module, cfg: CfgNode) -> str:
     return (
         f"{cfg.TEST.DTYPE} (TEST.DTYPE), channels last: {cfg.MODEL.CHANNELS_LAST} "
         f"(MODEL.CHANNELS_LAST), norms folded into convolutions: {folded} (MODEL.FOLD_NORMS), "
+        f"Winograd's algorithm on a CPU: {cfg.MODEL.WINOGRAD} (MODEL.WINOGRAD), "
         f"compiled: {cfg.MODEL.COMPILE} (MODEL.COMPILE)"
     )

@@ -11,10 +11,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.modeling.fold import (
-    FrozenNormConv2d,
-    fold_frozen_norms,
+from retinanet_plugin.modeling.fast_conv import (
     fold_norms_for_inference,
+    make_convolutions_fast,
 )
 
 
@@ -36,7 +35,7 @@ def layer(norm: str, bias: bool, activation: object = None) -> nn.Module:
 def test_training_keeps_features_gradients_and_names(bias: bool) -> None:
     plain = layer("FrozenBN", bias, activation=nn.functional.relu)
     folded = copy.deepcopy(plain)
-    fold_frozen_norms(folded)
+    make_convolutions_fast(folded, fold_norms=True, winograd=False)
     assert type(folded[0]) is not type(plain[0])
     assert list(folded.state_dict()) == list(plain.state_dict())
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
@@ -55,7 +54,9 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
     plain = layer(norm, bias).eval()
     folded = copy.deepcopy(plain)
     if norm == "FrozenBN":
-        fold_frozen_norms(folded)  # both ways one after the other, as --eval-only does
+        make_convolutions_fast(
+            folded, fold_norms=True, winograd=False
+        )  # both ways one after the other, as --eval-only does
     assert fold_norms_for_inference(folded) == 1
     assert folded[0].norm is None
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
@@ -64,7 +65,7 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
 
 def test_other_norms_stay() -> None:
     network = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm("GN", 32)), Conv2d(32, 3, 1))
-    fold_frozen_norms(network)
+    make_convolutions_fast(network, fold_norms=True, winograd=False)
     assert fold_norms_for_inference(network) == 0
     assert isinstance(network[0].norm, nn.GroupNorm)
 
@@ -104,4 +105,4 @@ def test_the_trainer_folds_by_default() -> None:
     assert not calls
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
     cfg.MODEL.FOLD_NORMS = False
-    assert not any(isinstance(m, FrozenNormConv2d) for m in Trainer.build_model(cfg).modules())
+    assert not any(getattr(m, "folds_norm", False) for m in Trainer.build_model(cfg).modules())
