@@ -1,8 +1,11 @@
 """What makes the network itself faster, each by a key, without changing what it computes."""
 
+from itertools import pairwise
+
 import torch
 from detectron2.config import CfgNode
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..modeling.fast_conv import fold_norms_for_inference, make_convolutions_fast
 from .amp import DTYPES
@@ -13,6 +16,13 @@ def speed_up(network: nn.Module, cfg: CfgNode) -> None:
     if cfg.MODEL.CHANNELS_LAST:
         network.to(memory_format=torch.channels_last)
     make_convolutions_fast(network, fold_norms=cfg.MODEL.FOLD_NORMS, winograd=cfg.MODEL.WINOGRAD)
+    for sequence in (x for x in network.modules() if isinstance(x, nn.Sequential)):
+        for before, layer in pairwise(sequence):
+            # Neither a convolution nor a norm looks again at what it gave.
+            if isinstance(layer, nn.ReLU) and isinstance(
+                before, (nn.Conv2d, nn.GroupNorm, _NormBase)
+            ):
+                layer.inplace = True
     if cfg.MODEL.COMPILE:
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
         for name in ("backbone", "head"):
@@ -35,8 +45,6 @@ def speed_up_inference(network: nn.Module, cfg: CfgNode) -> str:
             for parameter in (layer.weight, layer.bias):
                 if parameter is not None:
                     parameter.data = parameter.to(dtype)
-        elif isinstance(layer, nn.ReLU):
-            layer.inplace = True
     if cfg.MODEL.COMPILE:
         torch._inductor.config.freezing = True  # weights are constants: laid out once
     return (

@@ -146,8 +146,19 @@ class FocalRetinaNet(DenseDetector):
         if self._host_anchors.generator is not self.anchor_generator:
             self._host_anchors = HostAnchors(self.anchor_generator)
         targets = self.assigner(self._host_anchors(features), gt_instances)
+        self._check_classes(targets.gt_class)
         normalizer = self._normalizer(targets, len(gt_instances))
         return self.head.losses(predictions, targets, normalizer)
+
+    def _check_classes(self, gt_class: Tensor) -> None:
+        """A class beyond the last would train the first of the next anchor."""
+        lowest, highest = gt_class.aminmax() if len(gt_class) else (0, 0)
+        if lowest < 0 or highest >= self.num_classes:
+            raise UserError(
+                f"MODEL.RETINANET.NUM_CLASSES: {self.num_classes}, but the ground truth has class "
+                f"{int(highest if lowest >= 0 else lowest)}; classes go from 0 to "
+                f"{self.num_classes - 1}, so set NUM_CLASSES to the data set's."
+            )
 
     @torch.no_grad()
     def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor:

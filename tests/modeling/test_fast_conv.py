@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.fast import speed_up
 from retinanet_plugin.modeling.fast_conv import (
     fold_norms_for_inference,
     make_convolutions_fast,
@@ -106,3 +107,24 @@ def test_the_trainer_folds_by_default() -> None:
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
     cfg.MODEL.FOLD_NORMS = False
     assert not any(getattr(m, "folds_norm", False) for m in Trainer.build_model(cfg).modules())
+
+
+def test_relus_in_place_keep_the_gradients() -> None:
+    off = [f"MODEL.{key}" for key in ("FOLD_NORMS", "WINOGRAD", "CHANNELS_LAST")]
+    cfg = small_config(*(x for key in off for x in (key, False)))
+    plain, fast = build_model(cfg), Trainer.build_model(cfg)
+    fast.load_state_dict(plain.state_dict())
+    in_place = [m.inplace for m in fast.head.modules() if isinstance(m, nn.ReLU)]
+    assert in_place and all(in_place)
+    picture = random_picture(64, 96, 3)
+    with EventStorage():
+        for model in (plain, fast):
+            sum(model([picture]).values()).backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)
+
+
+def test_relus_that_share_their_input_stay() -> None:
+    shared = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Identity(), nn.ReLU())
+    speed_up(shared, small_config())
+    assert not any(m.inplace for m in shared if isinstance(m, nn.ReLU))

@@ -204,6 +204,14 @@ def test_positives_normalizer_adds_nothing_to_checkpoints() -> None:
     assert "loss_normalizer" not in tiny_detector().state_dict()
 
 
+def test_a_class_beyond_the_last_is_named() -> None:
+    model = build_model(small_config())
+    picture = random_picture(64, 64, 4)
+    picture["instances"].gt_classes[2] = 7
+    with EventStorage(), pytest.raises(UserError, match=r"NUM_CLASSES: 7, but .* has class 7; "):
+        model([picture])
+
+
 def test_low_quality_matches_can_be_turned_off() -> None:
     tiny_box = random_picture(64, 96, 1, largest=0.0)
     for allowed, expected in ((True, 1), (False, 0)):
