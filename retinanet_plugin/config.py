@@ -46,11 +46,11 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
     # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
-    # so are all batch norms.
+    # so are all batch norms of backbone and FPN.
     new.MODEL.FOLD_NORMS = True
     # 3x3 convolutions in float32 on a CPU by Winograd's algorithm, where it is faster.
     new.MODEL.WINOGRAD = True
-    # Compile backbone and head by torch.compile: a minute or more at the start.
+    # Compile backbone and head by torch.compile: some ten seconds a shape of picture on a CPU.
     new.MODEL.COMPILE = False
     new.MODEL.ANCHOR_GENERATOR = CfgNode()
     # Anchor sizes of a level are ANCHOR_SCALE * stride * 2^(i / SCALES_PER_OCTAVE).

@@ -12,7 +12,7 @@ from retinanet_plugin.engine.amp import HALF_DTYPES, AutocastTrainer
 def trainer_of(dtype: torch.dtype) -> AutocastTrainer:
     torch.manual_seed(0)
     model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
-    batches = [[random_picture(64, 96, 3)], [random_picture(64, 64, 0)]] * 5
+    batches = [[random_picture(128, 192, 3)], [random_picture(128, 160, 0)]] * 5
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     trainer = AutocastTrainer(model, batches, optimizer, "cpu", dtype)
     trainer.iter = 0
@@ -61,3 +61,14 @@ def test_float16_skips_a_step_that_overflows() -> None:
         trainer.run_step()
     assert all(map(torch.equal, before, trainer.model.parameters()))
     assert trainer.grad_scaler.get_scale() < 2.0**100
+
+
+def test_a_run_goes_on_in_another_precision() -> None:
+    for before, after in ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)):
+        state = trainer_of(before).state_dict()
+        trainer = trainer_of(after)
+        trainer.load_state_dict(state)
+        without = {k: v for k, v in state.items() if k != "grad_scaler"}  # a float32 run's
+        trainer.load_state_dict(without)
+        with EventStorage():
+            trainer.run_step()

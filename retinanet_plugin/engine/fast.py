@@ -1,4 +1,4 @@
-"""What makes the network itself faster, each by a key, without changing what it computes."""
+"""What makes the network itself faster without changing what it computes, up to rounding."""
 
 from itertools import pairwise
 
@@ -12,21 +12,24 @@ from .amp import DTYPES
 
 
 def speed_up(network: nn.Module, cfg: CfgNode) -> None:
-    """In place, for training and inference: memory format, convolutions, compilation."""
+    """In place, for training and inference: memory format, convolutions, ReLUs, compilation."""
     if cfg.MODEL.CHANNELS_LAST:
         network.to(memory_format=torch.channels_last)
     make_convolutions_fast(network, fold_norms=cfg.MODEL.FOLD_NORMS, winograd=cfg.MODEL.WINOGRAD)
-    for sequence in (x for x in network.modules() if isinstance(x, nn.Sequential)):
-        for before, layer in pairwise(sequence):
-            # Neither a convolution nor a norm looks again at what it gave.
-            if isinstance(layer, nn.ReLU) and isinstance(
-                before, (nn.Conv2d, nn.GroupNorm, _NormBase)
-            ):
-                layer.inplace = True
+    for sequence in [x for x in network.modules() if isinstance(x, nn.Sequential)]:
+        for i, (before, layer) in enumerate(pairwise(sequence), start=1):
+            if type(layer) is nn.ReLU and _forgets_its_output(before):
+                sequence[i] = nn.ReLU(inplace=True)  # a new one: others may share the old
     if cfg.MODEL.COMPILE:
         torch._dynamo.config.suppress_errors = True  # what does not compile runs as it is
         for name in ("backbone", "head"):
             network.get_submodule(name).compile()
+
+
+def _forgets_its_output(layer: nn.Module) -> bool:
+    """Whether neither the layer nor its derivative looks again at what it gave."""
+    kinds = (nn.Conv2d, nn.GroupNorm, _NormBase)
+    return isinstance(layer, kinds) and getattr(layer, "activation", None) is None
 
 
 @torch.no_grad()

@@ -53,6 +53,8 @@ def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bo
         if type(layer) not in (nn.Conv2d, Conv2d):
             continue
         norm, activation = (getattr(layer, name, None) for name in ("norm", "activation"))
+        if type(layer) is nn.Conv2d and not (norm is None and activation is None):
+            continue  # its owner's, to be called by the owner
         folds_norm = fold_norms and isinstance(norm, FrozenBatchNorm2d)
         suits = winograd and _is_plain_3x3(layer)
         if folds_norm or suits:
@@ -64,7 +66,7 @@ def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bo
 
 @torch.no_grad()
 def fold_norms_for_inference(network: nn.Module) -> int:
-    """In place: every batch norm after a convolution becomes part of it, once and for good.
+    """In place: batch norms of detectron2's ``Conv2d`` become part of it, once and for good.
 
     The network gives the same features as in evaluation mode, up to rounding, and can no longer
     be trained or hold a checkpoint of the unfolded one.
@@ -75,7 +77,10 @@ def fold_norms_for_inference(network: nn.Module) -> int:
     folded = 0
     for layer in network.modules():
         norm = getattr(layer, "norm", None)
-        if isinstance(layer, Conv2d) and isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)):
+        foldable = isinstance(norm, FrozenBatchNorm2d) or (
+            isinstance(norm, _BatchNorm) and norm.affine and norm.track_running_stats
+        )
+        if isinstance(layer, Conv2d) and foldable:
             weight, bias = _folded(layer)
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.bias = nn.Parameter(bias, requires_grad=False)

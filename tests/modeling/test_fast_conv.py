@@ -96,6 +96,9 @@ def test_detections_stay(norm: str) -> None:
 def test_the_trainer_folds_by_default() -> None:
     cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
     plain, folded = build_model(cfg), Trainer.build_model(cfg)
+    for norm in (m for m in plain.modules() if isinstance(m, FrozenBatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
     folded.load_state_dict(plain.state_dict())
     calls: list[int] = []
     for norm in (m for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)):
@@ -124,7 +127,22 @@ def test_relus_in_place_keep_the_gradients() -> None:
         assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)
 
 
-def test_relus_that_share_their_input_stay() -> None:
-    shared = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Identity(), nn.ReLU())
-    speed_up(shared, small_config())
-    assert not any(m.inplace for m in shared if isinstance(m, nn.ReLU))
+def test_relus_whose_input_others_use_stay() -> None:
+    shared = nn.ReLU()
+    curved = Conv2d(3, 3, 1, activation=torch.sigmoid)
+    network = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared, curved, nn.ReLU())
+    cfg = small_config("MODEL.COMPILE", False)
+    speed_up(network, cfg)
+    assert [m.inplace for m in network if isinstance(m, nn.ReLU)] == [False, True, False]
+
+
+def test_what_cannot_be_folded_stays() -> None:
+    owned = nn.Conv2d(3, 3, 3, padding=1)
+    owned.activation = "relu"  # its owner's way to note something
+    odd = Conv2d(3, 3, 1, norm=nn.BatchNorm2d(3, affine=False))
+    network = nn.Sequential(owned, odd).eval()
+    x = torch.randn(1, 3, 5, 5)
+    expected = network(x)
+    make_convolutions_fast(network, fold_norms=True, winograd=True)
+    assert fold_norms_for_inference(network) == 0
+    assert torch.equal(network(x), expected)
