@@ -38,13 +38,11 @@ class AutocastTrainer(AMPTrainer):
         scaler = torch.amp.GradScaler(device_type, enabled=dtype is torch.float16)
         super().__init__(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
         self.device_type = device_type
-        self._fresh_scaler = scaler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Also of a run in another precision, whose checkpoint has no loss scaler."""
-        super().load_state_dict(
-            {**state_dict, "grad_scaler": state_dict.get("grad_scaler") or self._fresh_scaler}
-        )
+        scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scaler})
 
     def run_step(self) -> None:
         """Loads, computes losses and gradients, and updates, in detectron2's order."""

@@ -8,37 +8,49 @@ on a GPU, cuDNN chooses such algorithms itself.)
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_Matrix: TypeAlias = list[list[float]]
-# Of the paper's section 4.3, for one dimension: inputs (6, 6), kernel (6, 3), outputs (4, 6).
-_INPUT: _Matrix = [
-    [4.0, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_KERNEL: _Matrix = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1.0],
-]
-_OUTPUT: _Matrix = [
-    [1.0, 1, 1, 1, 1, 0],
-    [0, 1, -1, 2, -2, 0],
-    [0, 1, 1, 4, 4, 0],
-    [0, 1, -1, 8, -8, 1],
-]
+
+def _both(matrix: list[list[float]]) -> Tensor:
+    """The transform of rows and columns at once: the Kronecker product with itself."""
+    one = torch.tensor(matrix, dtype=torch.float64)
+    return torch.kron(one, one)
+
+
+# Of the paper's section 4.3: inputs (36, 36), kernel (36, 9), outputs (16, 36).
+_INPUT = _both(
+    [
+        [4.0, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+_KERNEL = _both(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1.0],
+    ]
+)
+_OUTPUT = _both(
+    [
+        [1.0, 1, 1, 1, 1, 0],
+        [0, 1, -1, 2, -2, 0],
+        [0, 1, 1, 4, 4, 0],
+        [0, 1, -1, 8, -8, 1],
+    ]
+)
 # Tiles worked on at a time: enough for a matrix product to be efficient, while their transforms
 # (36 KB each for 256 channels) stay in the cache that the cores share.
 _TILES = 190
@@ -53,14 +65,14 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     if x.dim() != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     float32 = x.dtype is weight.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-    (channels_out, channels_in), (images, _, height, width) = weight.shape[:2], x.shape
-    tiles = images * -(-height // 4) * -(-width // 4)
+    (channels_out, channels_in), (rows, columns) = weight.shape[:2], _tiles_of(x)
+    tiles = x.shape[0] * rows * columns
     return (
         x.is_cpu
         and float32
         and channels_in * channels_out >= 64 * (channels_in + channels_out)
         and tiles >= 64
-        and 16 * tiles <= 1.25 * images * height * width
+        and 16 * rows * columns <= 1.25 * x.shape[2] * x.shape[3]
     )
 
 
@@ -104,37 +116,29 @@ def _transform(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) to (36, C, K)."""
     channels_out, channels_in = weight.shape[:2]
     kernel = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    return (_both(_KERNEL, weight) @ kernel).view(36, channels_in, channels_out)
+    return (_KERNEL.to(weight.dtype) @ kernel).view(36, channels_in, channels_out)
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """(N, C, H, W) by the transformed kernel (36, C, K) to (N, K, H, W), channels-last."""
     if bias is None:
         bias = x.new_zeros(())
-    (images, channels_in, height, width), channels_out = x.shape, kernel.shape[2]
-    inputs = _input_tiles(x)
-    rows, columns = inputs.shape[3:5]
+    (images, _, height, width), channels_out = x.shape, kernel.shape[2]
+    rows, columns = _tiles_of(x)
     y = torch.empty(
         (images, channels_out, 4 * rows, 4 * columns),
         dtype=x.dtype,
         memory_format=torch.channels_last,
     )
-    outputs = _output_tiles(y)
-    into, back = _both(_INPUT, x), _both(_OUTPUT, x)
-    gathered, transformed = _Buffer(x), _Buffer(x)
+    outputs, back = _output_tiles(y), _OUTPUT.to(x.dtype)
     products, results = _Buffer(x), _Buffer(x)
-    for pictures, here in _chunks(inputs):
-        part = inputs[:, :, pictures, here]
-        tiles = part.shape[2:5].numel()
-        whole = gathered.shaped(*part.shape).copy_(part)
-        spectrum = transformed.shaped(36, tiles * channels_in)
-        torch.mm(into, whole.view(36, -1), out=spectrum)
-        product = products.shaped(36, tiles, channels_out)
-        torch.bmm(spectrum.view(36, tiles, channels_in), kernel, out=product)
-        result = results.shaped(16, tiles * channels_out)
-        torch.mm(back, product.view(36, -1), out=result)
+    for (pictures, here), spectrum in _spectra(x):
         to = outputs[:, :, pictures, here]
-        torch.add(result.view(to.shape), bias, out=to)
+        product = products.shaped(36, spectrum.shape[1], channels_out)
+        torch.bmm(spectrum, kernel, out=product)
+        result = results.shaped(*to.shape)
+        torch.mm(back, product.view(36, -1), out=result.view(16, -1))
+        torch.add(result, bias, out=to)
     if y.shape[2:] == (height, width):
         return y  # no view of it: what follows may work in place
     return y[:, :, :height, :width].clone(memory_format=torch.channels_last)
@@ -143,38 +147,44 @@ def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 def _weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """The derivative (K, C, 3, 3) by the kernel, given that by the outputs (N, K, H, W)."""
     channels_in, channels_out = x.shape[1], grad.shape[1]
-    inputs, outputs = _input_tiles(x), _output_tiles(grad)
-    into, back = _both(_INPUT, x), _both(_OUTPUT, x).T
+    outputs, back = _output_tiles(grad), _OUTPUT.to(x.dtype).T
     total = x.new_zeros(36, channels_in, channels_out)
-    gathered, transformed = _Buffer(x), _Buffer(x)
     upstream, products = _Buffer(x), _Buffer(x)
-    for pictures, here in _chunks(inputs):
-        part, part_grad = inputs[:, :, pictures, here], outputs[:, :, pictures, here]
-        tiles = part.shape[2:5].numel()
-        whole = gathered.shaped(*part.shape).copy_(part)
-        spectrum = transformed.shaped(36, tiles * channels_in)
-        torch.mm(into, whole.view(36, -1), out=spectrum)
-        whole = upstream.shaped(*part_grad.shape).copy_(part_grad)
-        product = products.shaped(36, tiles * channels_out)
-        torch.mm(back, whole.view(16, -1), out=product)
-        total.baddbmm_(
-            spectrum.view(36, tiles, channels_in).transpose(1, 2),
-            product.view(36, tiles, channels_out),
-        )
-    kernel = _both(_KERNEL, x).T @ total.view(36, -1)
+    for (pictures, here), spectrum in _spectra(x):
+        part = outputs[:, :, pictures, here]
+        whole = upstream.shaped(*part.shape).copy_(part)
+        product = products.shaped(36, spectrum.shape[1], channels_out)
+        torch.mm(back, whole.view(16, -1), out=product.view(36, -1))
+        total.baddbmm_(spectrum.transpose(1, 2), product)
+    kernel = _KERNEL.to(x.dtype).T @ total.view(36, -1)
     return kernel.view(3, 3, channels_in, channels_out).permute(3, 2, 0, 1)
 
 
-def _both(matrix: _Matrix, like: Tensor) -> Tensor:
-    """The transform of rows and columns at once: the Kronecker product with itself."""
-    one = torch.tensor(matrix, dtype=torch.float64)
-    return torch.kron(one, one).to(like.dtype)
+def _spectra(x: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """The tiles of (N, C, H, W) transformed, some at a time.
+
+    Yields:
+        which pictures and rows of tiles they are; and (36, tiles, C), until the next is asked for.
+    """
+    inputs, into = _input_tiles(x), _INPUT.to(x.dtype)
+    gathered, transformed = _Buffer(x), _Buffer(x)
+    for pictures, rows in _chunks(inputs):
+        part = inputs[:, :, pictures, rows]
+        whole = gathered.shaped(*part.shape).copy_(part)
+        spectrum = transformed.shaped(36, part.shape[2:5].numel(), part.shape[5])
+        torch.mm(into, whole.view(36, -1), out=spectrum.view(36, -1))
+        yield (pictures, rows), spectrum
+
+
+def _tiles_of(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of 4x4 tiles that cover (N, C, H, W)."""
+    return -(-x.shape[2] // 4), -(-x.shape[3] // 4)
 
 
 def _input_tiles(x: Tensor) -> Tensor:
     """Of (N, C, H, W) the overlapping tiles (6, 6, N, rows, columns, C): a view of padded x."""
     images, channels, height, width = x.shape
-    rows, columns = -(-height // 4), -(-width // 4)
+    rows, columns = _tiles_of(x)
     beyond = (0, 0, 1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)
     padded = F.pad(x.permute(0, 2, 3, 1), beyond)
     per_image, per_row, per_column, per_channel = padded.stride()
@@ -190,7 +200,7 @@ def _output_tiles(y: Tensor) -> Tensor:
     A view of ``y``, if that fills its tiles and is channels-last.
     """
     images, channels, height, width = y.shape
-    rows, columns = -(-height // 4), -(-width // 4)
+    rows, columns = _tiles_of(y)
     y = y.permute(0, 2, 3, 1)
     if (height, width) != (4 * rows, 4 * columns):
         y = F.pad(y, (0, 0, 0, 4 * columns - width, 0, 4 * rows - height))

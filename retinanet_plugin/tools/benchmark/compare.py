@@ -20,7 +20,7 @@ from .units import duration, size
 # What a side may fail by without ending the run: no such detector, no memory, no compiler.
 _CANNOT = (UserError, RuntimeError, MemoryError)
 SIDES = ("detectron2", "torchvision", "ours")
-_TWO_SIDES = ("detectron2", "ours")
+TWO_SIDES = ("detectron2", "ours")
 _MANY_BOXES = 500  # beyond which torchvision takes ten seconds and seven gigabytes for labels
 
 
@@ -158,7 +158,7 @@ class Comparison:
                 continue
             for boxes in label_boxes:
                 setting = replace(self.options.setting, boxes=boxes)
-                sides = SIDES if boxes <= _MANY_BOXES else _TWO_SIDES
+                sides = SIDES if boxes <= _MANY_BOXES else TWO_SIDES
                 suffix = f", {boxes:,} boxes"
                 results[f"{name}-{boxes}"] = self.part(name, setting, sides, suffix)
         for result in results.values():
@@ -171,7 +171,7 @@ class Comparison:
         for value in sweep.values:
             setting = sweep.apply(self.options.setting, value)
             suffix = f", {sweep.title}: {value:,}"
-            parts = {p: self.part(p, setting, _TWO_SIDES, suffix) for p in sweep.parts}
+            parts = {p: self.part(p, setting, TWO_SIDES, suffix) for p in sweep.parts}
             points.append({"value": value, "parts": parts})
         return points
 

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .compare import SIDES, SWEEPS
+from .compare import SIDES, SWEEPS, TWO_SIDES
 from .parts import PARTS
 from .units import duration, size
-
-_TWO = ("detectron2", "ours")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -95,9 +93,9 @@ def _sweep(name: str, part: str, points: Iterable[Mapping[str, Any]]) -> str:
     for point in points:
         result = point["parts"][part]
         ratio = result["times_as_fast_as"].get("detectron2")
-        row = [f"{point['value']:,}", *(_spread(result["seconds"].get(side)) for side in _TWO)]
+        row = [f"{point['value']:,}", *(_spread(result["seconds"].get(side)) for side in TWO_SIDES)]
         row.append("" if ratio is None else f"{ratio:.3g}")
-        rows.append([*row, *(_size(result, side) for side in _TWO)])
+        rows.append([*row, *(_size(result, side) for side in TWO_SIDES)])
     return f"{PARTS[part].title}:\n\n{_table(head, rows)}"
 
 
