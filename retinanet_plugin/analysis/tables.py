@@ -1,0 +1,173 @@
+"""The paper's tables of results: each row, the configuration that repeats it, and what it printed.
+
+The numbers are those of arXiv 1708.02002v2, tables 1 and 3 and section 5.1, on COCO: what a full
+run should come near. ``configs/ablations`` repeats them in comments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment.
+
+    Args:
+        name: one word, unique in its table, fit for a file name.
+        label: what distinguishes it, for people.
+        config: name of the shipped configuration.
+        ap, ap50, ap75: in percent, as the paper prints them; None where it does not.
+        milliseconds: a picture on an Nvidia M40, likewise.
+    """
+
+    name: str
+    label: str
+    config: str
+    ap: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Experiments that are compared with one another.
+
+    Args:
+        name: also the folder of its configurations, if it has one of its own.
+        title: what is compared.
+        rows: in the paper's order.
+        axis: what their labels say, for a plot.
+        data: what the paper evaluated on.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    axis: str
+    data: str = "COCO minival"
+
+
+def _row(config: str, label: str, *numbers: float | None) -> Row:
+    """A row that bears its configuration's name."""
+    return Row(PurePosixPath(config).name, label, f"ablations/{config}.yaml", *numbers)
+
+
+_A_ALPHA = Table(
+    "a_alpha",
+    "Cross entropy, balanced by alpha (table 1a)",
+    (
+        _row("a_alpha/alpha_0.10", "0.10", 0.0, 0.0, 0.0),
+        _row("a_alpha/alpha_0.25", "0.25", 10.8, 16.0, 11.7),
+        _row("a_alpha/alpha_0.50", "0.50", 30.2, 46.7, 32.8),
+        _row("a_alpha/alpha_0.75", "0.75", 31.1, 49.4, 33.0),
+        _row("a_alpha/alpha_0.90", "0.90", 30.8, 49.7, 32.3),
+        _row("a_alpha/alpha_0.99", "0.99", 28.7, 47.4, 29.9),
+        _row("a_alpha/alpha_0.999", "0.999", 25.1, 41.7, 26.1),
+    ),
+    "alpha",
+)
+
+_B_GAMMA = Table(
+    "b_gamma",
+    "Focal loss, with the best alpha for each gamma (table 1b)",
+    (
+        _row("b_gamma/gamma_0.0", "0 (0.75)", 31.1, 49.4, 33.0),
+        _row("b_gamma/gamma_0.1", "0.1 (0.75)", 31.4, 49.9, 33.1),
+        _row("b_gamma/gamma_0.2", "0.2 (0.75)", 31.9, 50.7, 33.4),
+        _row("b_gamma/gamma_0.5", "0.5 (0.50)", 32.9, 51.7, 35.2),
+        _row("b_gamma/gamma_1.0", "1 (0.25)", 33.7, 52.0, 36.2),
+        _row("b_gamma/gamma_2.0", "2 (0.25)", 34.0, 52.5, 36.5),
+        _row("b_gamma/gamma_5.0", "5 (0.25)", 32.2, 49.6, 34.8),
+    ),
+    "gamma (alpha)",
+)
+
+_C_ANCHORS = Table(
+    "c_anchors",
+    "Anchors a place (table 1c)",
+    (
+        _row("c_anchors/scales_1_ratios_1", "1 x 1", 30.3, 49.0, 31.8),
+        _row("c_anchors/scales_2_ratios_1", "2 x 1", 31.9, 50.0, 34.0),
+        _row("c_anchors/scales_3_ratios_1", "3 x 1", 31.8, 49.4, 33.7),
+        _row("c_anchors/scales_1_ratios_3", "1 x 3", 32.4, 52.3, 33.9),
+        _row("c_anchors/scales_2_ratios_3", "2 x 3", 34.2, 53.1, 36.5),
+        _row("c_anchors/scales_3_ratios_3", "3 x 3", 34.0, 52.5, 36.5),
+        _row("c_anchors/scales_4_ratios_3", "4 x 3", 33.8, 52.1, 36.2),
+    ),
+    "scales x aspect ratios",
+)
+
+_D_OHEM = Table(
+    "d_ohem",
+    "Online hard example mining and the focal loss, ResNet-101 (table 1d)",
+    (
+        _row("d_ohem/batch_128_nms_0.7", "OHEM 128, 0.7", 31.1, 47.2, 33.2),
+        _row("d_ohem/batch_256_nms_0.7", "OHEM 256, 0.7", 31.8, 48.8, 33.9),
+        _row("d_ohem/batch_512_nms_0.7", "OHEM 512, 0.7", 30.6, 47.0, 32.6),
+        _row("d_ohem/batch_128_nms_0.5", "OHEM 128, 0.5", 32.8, 50.3, 35.1),
+        _row("d_ohem/batch_256_nms_0.5", "OHEM 256, 0.5", 31.0, 47.4, 33.0),
+        _row("d_ohem/batch_512_nms_0.5", "OHEM 512, 0.5", 27.6, 42.0, 29.2),
+        _row("d_ohem/batch_128_nms_0.5_1to3", "OHEM 1:3 128, 0.5", 31.1, 47.2, 33.2),
+        _row("d_ohem/batch_256_nms_0.5_1to3", "OHEM 1:3 256, 0.5", 28.3, 42.4, 30.3),
+        _row("d_ohem/batch_512_nms_0.5_1to3", "OHEM 1:3 512, 0.5", 24.0, 35.5, 25.8),
+        _row("d_ohem/focal", "focal loss", 36.0, 54.9, 38.7),
+    ),
+    "examples a step, IoU of their NMS",
+)
+
+_E_SPEED = Table(
+    "e_speed",
+    "Depth and short side of the pictures (table 1e)",
+    (
+        _row("e_speed/R50_400", "50, 400", 30.5, 47.8, 32.7, 64),
+        _row("e_speed/R50_500", "50, 500", 32.5, 50.9, 34.8, 72),
+        _row("e_speed/R50_600", "50, 600", 34.3, 53.2, 36.9, 98),
+        _row("e_speed/R50_700", "50, 700", 35.1, 54.2, 37.7, 121),
+        _row("e_speed/R50_800", "50, 800", 35.7, 55.0, 38.5, 153),
+        _row("e_speed/R101_400", "101, 400", 31.9, 49.5, 34.1, 81),
+        _row("e_speed/R101_500", "101, 500", 34.4, 53.1, 36.8, 90),
+        _row("e_speed/R101_600", "101, 600", 36.0, 55.2, 38.7, 122),
+        _row("e_speed/R101_700", "101, 700", 37.1, 56.6, 39.8, 154),
+        _row("e_speed/R101_800", "101, 800", 37.8, 57.5, 40.8, 198),
+    ),
+    "ResNet, pixels",
+    data="COCO test-dev",
+)
+
+# The paper's first two rows are rows of other tables too.
+_FL_STAR = Table(
+    "fl_star",
+    "Another focal loss, FL* (table 3)",
+    (
+        _row("a_alpha/alpha_0.75", "cross entropy", 31.1, 49.4, 33.0),
+        _row("b_gamma/gamma_2.0", "FL, 2", 34.0, 52.5, 36.5),
+        _row("fl_star/gamma_2_beta_1", "FL*, 2, 1", 33.8, 52.7, 36.3),
+        _row("fl_star/gamma_4_beta_0", "FL*, 4, 0", 33.9, 51.8, 36.4),
+    ),
+    "loss, gamma, beta",
+)
+
+# Told in words in sections 4 and 5.1: without the prior, cross entropy diverges; the last layer
+# alone gives a low AP; boxes by class are as good.
+_VARIANTS = Table(
+    "variants",
+    "What the paper tells without a table",
+    (
+        _row("b_gamma/gamma_2.0", "default", 34.0, 52.5, 36.5),
+        _row("class_specific_boxes", "a box for each class"),
+        _row("no_fpn", "last ResNet layer only"),
+        _row("cross_entropy", "cross entropy", 30.2),
+        _row("no_prior", "cross entropy, no prior"),
+    ),
+    "variant",
+)
+
+TABLES: Mapping[str, Table] = MappingProxyType(
+    {
+        table.name: table
+        for table in (_A_ALPHA, _B_GAMMA, _C_ANCHORS, _D_OHEM, _E_SPEED, _FL_STAR, _VARIANTS)
+    }
+)
