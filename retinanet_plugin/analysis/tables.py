@@ -16,7 +16,7 @@ class Row:
 
     Args:
         name: one word, unique in its table, fit for a file name.
-        label: what distinguishes it, for people.
+        label: what sets it apart in its table, for people.
         config: name of the shipped configuration.
         ap, ap50, ap75: in percent, as the paper prints them; None where it does not.
         milliseconds: a picture on an Nvidia M40, likewise.
@@ -39,7 +39,7 @@ class Table:
         name: also the folder of its configurations, if it has one of its own.
         title: what is compared.
         rows: in the paper's order.
-        axis: what their labels say, for a plot.
+        axis: what sets them apart, for a plot.
         data: what the paper evaluated on.
     """
 
@@ -59,13 +59,13 @@ _A_ALPHA = Table(
     "a_alpha",
     "Cross entropy, balanced by alpha (table 1a)",
     (
-        _row("a_alpha/alpha_0.10", "0.10", 0.0, 0.0, 0.0),
-        _row("a_alpha/alpha_0.25", "0.25", 10.8, 16.0, 11.7),
-        _row("a_alpha/alpha_0.50", "0.50", 30.2, 46.7, 32.8),
-        _row("a_alpha/alpha_0.75", "0.75", 31.1, 49.4, 33.0),
-        _row("a_alpha/alpha_0.90", "0.90", 30.8, 49.7, 32.3),
-        _row("a_alpha/alpha_0.99", "0.99", 28.7, 47.4, 29.9),
-        _row("a_alpha/alpha_0.999", "0.999", 25.1, 41.7, 26.1),
+        _row("a_alpha/alpha_0.10", "alpha 0.10", 0.0, 0.0, 0.0),
+        _row("a_alpha/alpha_0.25", "alpha 0.25", 10.8, 16.0, 11.7),
+        _row("a_alpha/alpha_0.50", "alpha 0.50", 30.2, 46.7, 32.8),
+        _row("a_alpha/alpha_0.75", "alpha 0.75", 31.1, 49.4, 33.0),
+        _row("a_alpha/alpha_0.90", "alpha 0.90", 30.8, 49.7, 32.3),
+        _row("a_alpha/alpha_0.99", "alpha 0.99", 28.7, 47.4, 29.9),
+        _row("a_alpha/alpha_0.999", "alpha 0.999", 25.1, 41.7, 26.1),
     ),
     "alpha",
 )
@@ -74,30 +74,30 @@ _B_GAMMA = Table(
     "b_gamma",
     "Focal loss, with the best alpha for each gamma (table 1b)",
     (
-        _row("b_gamma/gamma_0.0", "0 (0.75)", 31.1, 49.4, 33.0),
-        _row("b_gamma/gamma_0.1", "0.1 (0.75)", 31.4, 49.9, 33.1),
-        _row("b_gamma/gamma_0.2", "0.2 (0.75)", 31.9, 50.7, 33.4),
-        _row("b_gamma/gamma_0.5", "0.5 (0.50)", 32.9, 51.7, 35.2),
-        _row("b_gamma/gamma_1.0", "1 (0.25)", 33.7, 52.0, 36.2),
-        _row("b_gamma/gamma_2.0", "2 (0.25)", 34.0, 52.5, 36.5),
-        _row("b_gamma/gamma_5.0", "5 (0.25)", 32.2, 49.6, 34.8),
+        _row("b_gamma/gamma_0.0", "gamma 0, alpha 0.75", 31.1, 49.4, 33.0),
+        _row("b_gamma/gamma_0.1", "gamma 0.1, alpha 0.75", 31.4, 49.9, 33.1),
+        _row("b_gamma/gamma_0.2", "gamma 0.2, alpha 0.75", 31.9, 50.7, 33.4),
+        _row("b_gamma/gamma_0.5", "gamma 0.5, alpha 0.50", 32.9, 51.7, 35.2),
+        _row("b_gamma/gamma_1.0", "gamma 1, alpha 0.25", 33.7, 52.0, 36.2),
+        _row("b_gamma/gamma_2.0", "gamma 2, alpha 0.25", 34.0, 52.5, 36.5),
+        _row("b_gamma/gamma_5.0", "gamma 5, alpha 0.25", 32.2, 49.6, 34.8),
     ),
-    "gamma (alpha)",
+    "gamma and alpha",
 )
 
 _C_ANCHORS = Table(
     "c_anchors",
     "Anchors a place (table 1c)",
     (
-        _row("c_anchors/scales_1_ratios_1", "1 x 1", 30.3, 49.0, 31.8),
-        _row("c_anchors/scales_2_ratios_1", "2 x 1", 31.9, 50.0, 34.0),
-        _row("c_anchors/scales_3_ratios_1", "3 x 1", 31.8, 49.4, 33.7),
-        _row("c_anchors/scales_1_ratios_3", "1 x 3", 32.4, 52.3, 33.9),
-        _row("c_anchors/scales_2_ratios_3", "2 x 3", 34.2, 53.1, 36.5),
-        _row("c_anchors/scales_3_ratios_3", "3 x 3", 34.0, 52.5, 36.5),
-        _row("c_anchors/scales_4_ratios_3", "4 x 3", 33.8, 52.1, 36.2),
+        _row("c_anchors/scales_1_ratios_1", "1 scale, 1 ratio", 30.3, 49.0, 31.8),
+        _row("c_anchors/scales_2_ratios_1", "2 scales, 1 ratio", 31.9, 50.0, 34.0),
+        _row("c_anchors/scales_3_ratios_1", "3 scales, 1 ratio", 31.8, 49.4, 33.7),
+        _row("c_anchors/scales_1_ratios_3", "1 scale, 3 ratios", 32.4, 52.3, 33.9),
+        _row("c_anchors/scales_2_ratios_3", "2 scales, 3 ratios", 34.2, 53.1, 36.5),
+        _row("c_anchors/scales_3_ratios_3", "3 scales, 3 ratios", 34.0, 52.5, 36.5),
+        _row("c_anchors/scales_4_ratios_3", "4 scales, 3 ratios", 33.8, 52.1, 36.2),
     ),
-    "scales x aspect ratios",
+    "scales and aspect ratios",
 )
 
 _D_OHEM = Table(
@@ -115,25 +115,25 @@ _D_OHEM = Table(
         _row("d_ohem/batch_512_nms_0.5_1to3", "OHEM 1:3 512, 0.5", 24.0, 35.5, 25.8),
         _row("d_ohem/focal", "focal loss", 36.0, 54.9, 38.7),
     ),
-    "examples a step, IoU of their NMS",
+    "examples a step, threshold of NMS",
 )
 
 _E_SPEED = Table(
     "e_speed",
-    "Depth and short side of the pictures (table 1e)",
+    "Depth and picture size (table 1e)",
     (
-        _row("e_speed/R50_400", "50, 400", 30.5, 47.8, 32.7, 64),
-        _row("e_speed/R50_500", "50, 500", 32.5, 50.9, 34.8, 72),
-        _row("e_speed/R50_600", "50, 600", 34.3, 53.2, 36.9, 98),
-        _row("e_speed/R50_700", "50, 700", 35.1, 54.2, 37.7, 121),
-        _row("e_speed/R50_800", "50, 800", 35.7, 55.0, 38.5, 153),
-        _row("e_speed/R101_400", "101, 400", 31.9, 49.5, 34.1, 81),
-        _row("e_speed/R101_500", "101, 500", 34.4, 53.1, 36.8, 90),
-        _row("e_speed/R101_600", "101, 600", 36.0, 55.2, 38.7, 122),
-        _row("e_speed/R101_700", "101, 700", 37.1, 56.6, 39.8, 154),
-        _row("e_speed/R101_800", "101, 800", 37.8, 57.5, 40.8, 198),
+        _row("e_speed/R50_400", "ResNet-50, 400 pixels", 30.5, 47.8, 32.7, 64),
+        _row("e_speed/R50_500", "ResNet-50, 500 pixels", 32.5, 50.9, 34.8, 72),
+        _row("e_speed/R50_600", "ResNet-50, 600 pixels", 34.3, 53.2, 36.9, 98),
+        _row("e_speed/R50_700", "ResNet-50, 700 pixels", 35.1, 54.2, 37.7, 121),
+        _row("e_speed/R50_800", "ResNet-50, 800 pixels", 35.7, 55.0, 38.5, 153),
+        _row("e_speed/R101_400", "ResNet-101, 400 pixels", 31.9, 49.5, 34.1, 81),
+        _row("e_speed/R101_500", "ResNet-101, 500 pixels", 34.4, 53.1, 36.8, 90),
+        _row("e_speed/R101_600", "ResNet-101, 600 pixels", 36.0, 55.2, 38.7, 122),
+        _row("e_speed/R101_700", "ResNet-101, 700 pixels", 37.1, 56.6, 39.8, 154),
+        _row("e_speed/R101_800", "ResNet-101, 800 pixels", 37.8, 57.5, 40.8, 198),
     ),
-    "ResNet, pixels",
+    "backbone, short side",
     data="COCO test-dev",
 )
 
@@ -143,11 +143,11 @@ _FL_STAR = Table(
     "Another focal loss, FL* (table 3)",
     (
         _row("a_alpha/alpha_0.75", "cross entropy", 31.1, 49.4, 33.0),
-        _row("b_gamma/gamma_2.0", "FL, 2", 34.0, 52.5, 36.5),
-        _row("fl_star/gamma_2_beta_1", "FL*, 2, 1", 33.8, 52.7, 36.3),
-        _row("fl_star/gamma_4_beta_0", "FL*, 4, 0", 33.9, 51.8, 36.4),
+        _row("b_gamma/gamma_2.0", "FL, gamma 2", 34.0, 52.5, 36.5),
+        _row("fl_star/gamma_2_beta_1", "FL*, gamma 2, beta 1", 33.8, 52.7, 36.3),
+        _row("fl_star/gamma_4_beta_0", "FL*, gamma 4, beta 0", 33.9, 51.8, 36.4),
     ),
-    "loss, gamma, beta",
+    "loss",
 )
 
 # Told in words in sections 4 and 5.1: without the prior, cross entropy diverges; the last layer
