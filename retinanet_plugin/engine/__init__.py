@@ -1,8 +1,18 @@
 """Training and evaluation on detectron2's engine."""
 
 from .checkpoint import SafeCheckpointer
+from .imports import import_code
+from .launch import invoke
 from .pictures import draw_detections
 from .setup import choose_workers, prepare
 from .trainer import Trainer
 
-__all__ = ["SafeCheckpointer", "Trainer", "choose_workers", "draw_detections", "prepare"]
+__all__ = [
+    "SafeCheckpointer",
+    "Trainer",
+    "choose_workers",
+    "draw_detections",
+    "import_code",
+    "invoke",
+    "prepare",
+]
