@@ -1,5 +1,6 @@
 """Winograd's convolution against torch's: outputs and all derivatives."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.modeling import winograd
 from retinanet_plugin.modeling.fast_conv import FastConv2d, make_convolutions_fast
-from retinanet_plugin.modeling.winograd import pays, winograd_conv2d
+from retinanet_plugin.modeling.winograd import algorithm_for, pays, winograd_conv2d
 
+TWO, FOUR = algorithm_for(torch.bfloat16), algorithm_for(torch.float32)
 SHAPES = [(1, 3, 1, 1, 2), (1, 3, 4, 4, 2), (2, 5, 9, 11, 7), (3, 4, 13, 6, 5), (2, 2, 30, 41, 3)]
 
 
@@ -35,20 +37,25 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
+@pytest.mark.parametrize("algorithm", [TWO, FOUR], ids=["F(2x2)", "F(4x4)"])
 @pytest.mark.parametrize("tiles", [1, 5, 190])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients(
-    shape: tuple[int, ...], tiles: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], tiles: int, algorithm: winograd.Algorithm
 ) -> None:
-    monkeypatch.setattr(winograd, "_TILES", tiles)
     given = inputs(shape, torch.float64)
+    algorithm = replace(algorithm, tiles=tiles)
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return winograd_conv2d(x, weight, bias, algorithm)
+
     for order in ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)):  # of the dimensions in memory
         back = [order.index(i) for i in range(4)]
         x, upstream = (
             t.detach().permute(order).contiguous().permute(back) for t in (given[0], given[3])
         )
         there = (x.requires_grad_(), *given[1:3], upstream)
-        for a, b in zip(all_of(winograd_conv2d, there), all_of(plain, there), strict=True):
+        for a, b in zip(all_of(convolve, there), all_of(plain, there), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -58,6 +65,27 @@ def test_rounding_in_float32() -> None:
     for a, b in zip(all_of(winograd_conv2d, given), exact, strict=True):
         assert (a - b).abs().max() < 1e-4 * b.std()
         assert (a - b).std() < 5e-6 * b.std()
+
+
+def test_rounding_in_bfloat16_is_twice_that_of_the_plain_sum() -> None:
+    x, weight, bias, upstream = inputs((1, 256, 40, 36, 128), torch.float32)
+    half = (x.bfloat16().detach().requires_grad_(), weight, bias, upstream.bfloat16())
+    exact = all_of(plain, tuple(t.double() for t in half))
+    with torch.autocast("cpu", torch.bfloat16):  # float32 weights, as in training
+        found = [all_of(convolve, half) for convolve in (winograd_conv2d, plain)]
+    for ours, theirs, b in zip(*found, exact, strict=True):
+        assert ours.dtype is theirs.dtype
+        assert (ours - b).std() < 3 * (theirs - b).std() < 0.02 * b.std()
+
+
+def test_float32_inputs_are_converted_under_autocast() -> None:
+    x, weight, bias, _ = inputs((1, 4, 8, 8, 3), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = winograd_conv2d(x, weight, bias)
+        assert y.dtype is torch.bfloat16
+        (grad,) = torch.autograd.grad(y.float().sum(), x)
+    assert grad.dtype is torch.float32
+    torch.testing.assert_close(y.float(), plain(x, weight, bias), rtol=0.05, atol=0.1)
 
 
 def test_what_follows_can_work_in_place_and_some_gradients_are_left_out() -> None:
@@ -79,17 +107,25 @@ def test_a_second_derivative_is_an_error() -> None:
         grad.sum().backward()
 
 
-def test_where_it_pays() -> None:
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_where_it_pays(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_multiplies", lambda: multiplies)  # bfloat16
     x, weight = torch.empty(1, 256, 40, 40), torch.empty(256, 256, 3, 3)
     assert pays(x, weight)
     assert not pays(x, weight[:36])  # the box subnet's last layer
     assert not pays(x[:, :, :8, :8], weight)  # few tiles
     assert not pays(torch.empty(4, 256, 5, 160), weight)  # many, half of them outside
     assert not pays(x[0], weight)
-    assert not pays(x.bfloat16(), weight)
+    assert not pays(x.double(), weight.double())
+    assert not pays(x.half(), weight.half())
     assert not pays(x.to("meta"), weight)
+    large = torch.empty(1, 256, 80, 80)
+    assert pays(large.bfloat16(), weight) == multiplies
+    assert not pays(large, weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert not pays(x, weight)
+        assert pays(large, weight) == multiplies
+        assert not pays(large[:, :128], weight[:128, :128])
 
 
 def test_only_plain_3x3_convolutions_change() -> None:
