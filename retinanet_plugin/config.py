@@ -24,16 +24,30 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET = CfgNode()
     # Registered dense head.
     new.MODEL.RETINANET.HEAD_NAME = "FocalLossHead"
-    # Classification loss: focal, focal_star, cross_entropy, or one registered by others. With
-    # focal, FOCAL_LOSS_GAMMA 0 is the balanced cross entropy; a negative FOCAL_LOSS_ALPHA weighs
-    # positives and negatives alike.
+    # Classification loss: focal, focal_star, cross_entropy (plain), balanced_cross_entropy (by
+    # FOCAL_LOSS_ALPHA: the same as focal with FOCAL_LOSS_GAMMA 0), ohem, or one registered by
+    # others. A negative FOCAL_LOSS_ALPHA weighs positives and negatives alike.
     new.MODEL.RETINANET.CLS_LOSS = "focal"
     # Shift of focal_star; FOCAL_LOSS_GAMMA is its steepness.
     new.MODEL.RETINANET.FOCAL_STAR_BETA = 1.0
+    # CLS_LOSS ohem: plain cross entropy of a picture's hardest anchors, its mean over all chosen.
+    new.MODEL.RETINANET.OHEM = CfgNode()
+    # Anchors a picture, at least 1.
+    new.MODEL.RETINANET.OHEM.BATCH_SIZE = 128
+    # Of two anchors whose IoU is above it, the one of lower loss is left out; above 0, 1: none is.
+    new.MODEL.RETINANET.OHEM.NMS_THRESH = 0.5
+    # 0: the hardest, positive or negative. Else this fraction of a batch are positives, where there
+    # are enough, and negatives are taken in proportion to the positives; 0.25 is the paper's 1:3.
+    new.MODEL.RETINANET.OHEM.POSITIVE_FRACTION = 0.0
     # Whether torch.compile makes one kernel of the classification loss and its gradient: twice to
     # three times as fast, for some seconds of compilation at the first step. Needs a C++ compiler
-    # on a CPU and Triton on a GPU; without, a warning says so and the loss runs uncompiled.
+    # on a CPU and Triton on a GPU; without, a warning says so and the loss runs uncompiled. It does
+    # nothing for ohem.
     new.MODEL.RETINANET.COMPILE_LOSS = False
+    # Whether training writes to metrics.json and TensorBoard, every 20 steps, how many anchors of a
+    # picture are positive, ignored and negative (anchors/...), and which share of the
+    # classification loss positive and negative ones hold (loss_cls_share/...).
+    new.MODEL.RETINANET.LOG_LOSS_SHARES = False
     # What the losses are divided by. positives: anchors assigned in the whole batch, over all
     # workers (the paper); ema: a moving average of them, a worker each (detectron2).
     new.MODEL.RETINANET.LOSS_NORMALIZER = "positives"
@@ -41,15 +55,18 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
-    # The next four make train_net.py's network faster; sums come in another order, and so the last
-    # bits differ. Memory format of weights and features: True is what a CPU's convolutions, and a
-    # GPU's in half precision, work in.
+    # The next five make train_net.py faster; by all but the fourth sums come in another order, and
+    # so the last bits differ. Memory format of weights and features: True is what a CPU's
+    # convolutions, and a GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
     # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
     # so are all batch norms of backbone and FPN.
     new.MODEL.FOLD_NORMS = True
-    # 3x3 convolutions in float32 on a CPU by Winograd's algorithm, where it is faster.
+    # 3x3 convolutions on a CPU, in float32 and bfloat16, by Winograd's algorithms where faster.
     new.MODEL.WINOGRAD = True
+    # On a CPU: memory that a step has freed stays with train_net.py's process for the next one.
+    # GNU C library only.
+    new.MODEL.KEEP_FREED_MEMORY = True
     # Compile backbone and head by torch.compile: some ten seconds a shape of picture on a CPU.
     new.MODEL.COMPILE = False
     new.MODEL.ANCHOR_GENERATOR = CfgNode()

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
+from .memory import keep_freed_memory
 
 
 def choose_workers(num_gpus: int, num_machines: int) -> int:
@@ -78,6 +79,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg, training=training)
     cfg.freeze()
     default_setup(cfg, args)
+    keep_freed_memory(cfg)
     return cfg
 
 
