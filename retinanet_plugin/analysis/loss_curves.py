@@ -1,4 +1,4 @@
-"""The losses as curves: figure 1 of the paper and those of its appendix, from the classes we train with."""
+"""The losses that we train with as curves: figure 1 of the paper and those of its appendix."""
 
 from collections.abc import Mapping, Sequence
 
@@ -85,11 +85,11 @@ def draw_over_logit(values: Columns, derivatives: Columns) -> Figure:
     left, right = figure.subplots(1, 2)
     _lines(left, values)
     left.set_ylim(0, _HIGHEST_LOSS)
-    left.set_title("Both forms of focal loss spare what is on the right side ($x_t > 0$)")
+    left.set_title("Both forms of focal loss spare well-classified examples ($x_t > 0$)")
     left.set_ylabel("loss")
     left.legend(frameon=False, loc="upper right")
     _lines(right, derivatives)
-    right.set_title("and so hardly move it")
+    right.set_title("Their derivatives vanish there sooner than cross entropy's")
     right.set_ylabel("derivative by $x_t$")
     for axes in (left, right):
         axes.axvline(0, color="#c8ced3", linewidth=1, zorder=0)
@@ -101,7 +101,7 @@ def draw_over_logit(values: Columns, derivatives: Columns) -> Figure:
 def _lines(axes: Axes, columns: Columns) -> None:
     """All over the first column; dashes tell FL* apart without colour."""
     (_, x), *others = columns.items()
-    colours = colormaps["viridis"](torch.linspace(0, 0.88, len(others)).tolist())
+    colours = colormaps["viridis"](torch.linspace(0, 0.84, len(others)).tolist())
     for (name, y), colour in zip(others, colours, strict=True):
         style = "--" if name.startswith("FL*") else "-"
         axes.plot(x, y, style, color=colour, linewidth=2, label=_for_people(name))
@@ -109,4 +109,5 @@ def _lines(axes: Axes, columns: Columns) -> None:
 
 
 def _for_people(name: str) -> str:
-    return name.replace("gamma=", "$\\gamma$ = ").replace(" beta=", ", $\\beta$ = ")
+    text = name.replace("gamma=", "$\\gamma$ = ").replace(" beta=", ", $\\beta$ = ")
+    return f"{text}, cross entropy" if name == "FL gamma=0" else text
