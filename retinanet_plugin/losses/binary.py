@@ -1,8 +1,12 @@
 """What a classification loss of a dense detector is: one logit against one bit."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .targets import ClassLoss, ClassTargets
 
 
 class BinaryLoss:
@@ -39,6 +43,29 @@ class BinaryLoss:
             value = self.value(logits, positive)
             (grad,) = torch.autograd.grad(value.sum(), logits)
         return value.detach(), grad
+
+    def over_anchors(
+        self, logits: Sequence[Tensor], targets: ClassTargets, normalizer: Tensor | float
+    ) -> ClassLoss:
+        """What a head trains its classes with: here the sum over all anchors that are not ignored.
+
+        Args:
+            logits: a tensor a level, (N, A*K, H, W), contiguous or channels-last.
+            targets: what the anchors are.
+            normalizer: scalar that the sum is divided by.
+        """
+        from .dense import dense_class_loss  # both import this file
+        from .per_anchor import loss_of_positives
+
+        total = dense_class_loss(
+            logits,
+            self,
+            targets.positives,
+            targets.ignored,
+            normalizer,
+            ignored_channels=targets.num_classes,
+        )
+        return ClassLoss(total, lambda: loss_of_positives(self, logits, targets) / normalizer)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Loss of each logit against dense 0/1 ``targets`` of its shape: for figures and tests."""

@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..errors import UserError
+from ..losses.targets import BACKGROUND, IGNORED
 from .grid import AnchorGrid
 
 # What is known of an anchor is an int64, of which the largest counts. Upper half: the bits of its
@@ -33,10 +34,18 @@ class SparseTargets:
     gt_class: Tensor  # (P,) int64, in 0 .. K - 1
     ignored_image: Tensor  # (I,) int64
     ignored_anchor: Tensor  # (I,) int64
+    grid: AnchorGrid  # all anchors
 
     @property
     def num_positives(self) -> int:
         return len(self.anchor)
+
+    def labels(self, num_images: int) -> Tensor:
+        """(N, R), int64: the class of each anchor, ``BACKGROUND`` or ``IGNORED``."""
+        labels = torch.full((num_images, self.grid.num_anchors), BACKGROUND)
+        labels[self.image, self.anchor] = self.gt_class
+        labels[self.ignored_image, self.ignored_anchor] = IGNORED
+        return labels
 
 
 class AnchorAssigner:
@@ -105,6 +114,7 @@ class AnchorAssigner:
             gt_class=torch.cat([x.gt_classes for x in gt_instances]).cpu()[match],
             ignored_image=ignored // grid.num_anchors,
             ignored_anchor=ignored % grid.num_anchors,
+            grid=grid,
         )
 
     def assign(

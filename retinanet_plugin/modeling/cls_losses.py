@@ -6,13 +6,15 @@ makes it from a config; its name is the loss's name::
     @CLS_LOSS_REGISTRY.register()
     def my_loss(cfg):
         return MyLoss(gamma=cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
+
+One that trains on some of the anchors subclasses :class:`retinanet_plugin.losses.SelectingLoss`.
 """
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from ..errors import UserError
-from ..losses import BinaryLoss, CrossEntropyLoss, FocalLoss, FocalStarLoss
+from ..losses import BinaryLoss, CrossEntropyLoss, FocalLoss, FocalStarLoss, OhemLoss
 from .registry import find
 
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
@@ -53,3 +55,16 @@ def focal_star(cfg: CfgNode) -> BinaryLoss:
 def cross_entropy(cfg: CfgNode) -> BinaryLoss:
     """Plain cross entropy, every logit of the same weight."""
     return CrossEntropyLoss()
+
+
+@CLS_LOSS_REGISTRY.register()
+def balanced_cross_entropy(cfg: CfgNode) -> BinaryLoss:
+    """Equation 3: positives weigh ``FOCAL_LOSS_ALPHA``, negatives the rest to 1."""
+    return CrossEntropyLoss(cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA)
+
+
+@CLS_LOSS_REGISTRY.register()
+def ohem(cfg: CfgNode) -> BinaryLoss:
+    """Plain cross entropy of the hardest anchors."""
+    keys = cfg.MODEL.RETINANET.OHEM
+    return OhemLoss(keys.BATCH_SIZE, keys.NMS_THRESH, keys.POSITIVE_FRACTION)

@@ -1,5 +1,6 @@
 """The dense head: two subnets shared over the levels, the prior, and the losses they train with."""
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,10 +12,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses import BOX_LOSSES, BinaryLoss, FocalLoss, box_regression_loss, dense_class_loss
+from ..losses import BOX_LOSSES, BinaryLoss, ClassTargets, FocalLoss, box_regression_loss
 from ..losses.dense import is_dense, offsets_of
+from ..losses.targets import by_level, send
 from .assigner import SparseTargets
 from .cls_losses import build_cls_loss
+from .loss_shares import LossShares
 from .registry import find, one_of, register_once
 
 DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
@@ -46,11 +49,12 @@ class FocalLossHead(RetinaNetHead):
         conv_dims: channels of each hidden convolution of a subnet.
         norm: normalization of the hidden convolutions; "" is none.
         prior_prob: pi, the score that every anchor starts from.
-        cls_loss: the loss of one logit.
+        cls_loss: the loss of one logit, and of which anchors.
         box2box_transform: encoding of boxes relative to anchors.
         box_reg_loss_type: one of ``losses.BOX_LOSSES``.
         smooth_l1_beta: where smooth L1 turns linear; 0 is L1.
         class_agnostic_bbox_reg: False predicts a box for each class, (A*K*4) channels.
+        log_loss_shares: record anchors and loss shares, see :class:`LossShares`.
 
     Raises:
         UserError: if a number or name is not allowed.
@@ -76,6 +80,7 @@ class FocalLossHead(RetinaNetHead):
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.1,
         class_agnostic_bbox_reg: bool = True,
+        log_loss_shares: bool = False,
     ) -> None:
         if not 0 < prior_prob < 1:
             raise UserError(
@@ -111,6 +116,7 @@ class FocalLossHead(RetinaNetHead):
             box_reg_loss_type, BOX_LOSSES, "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
         )
         self.smooth_l1_beta = smooth_l1_beta
+        self.loss_shares = LossShares() if log_loss_shares else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
@@ -122,6 +128,7 @@ class FocalLossHead(RetinaNetHead):
             "box_reg_loss_type": retinanet.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": retinanet.SMOOTH_L1_LOSS_BETA,
             "class_agnostic_bbox_reg": retinanet.CLASS_AGNOSTIC_BBOX_REG,
+            "log_loss_shares": retinanet.LOG_LOSS_SHARES,
         }
 
     def losses(
@@ -135,7 +142,8 @@ class FocalLossHead(RetinaNetHead):
         Args:
             predictions: logits and deltas, each a tensor a level, as :meth:`forward` gives them.
             targets: what the anchors train towards; from the CPU they reach a GPU unawaited.
-            normalizer: scalar that both sums are divided by.
+            normalizer: scalar that both sums are divided by; a class loss that chooses among the
+                anchors has its own.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars, float32.
@@ -143,7 +151,7 @@ class FocalLossHead(RetinaNetHead):
         logits = [x if is_dense(x) else x.contiguous() for x in predictions[0]]
         device = logits[0].device
         order, located = self._locate(logits, targets)
-        indices = iter(_send(located, device))
+        indices = iter(send(located, device))
         chosen, positives, ignored = [], [], []
         for deltas_i in predictions[1]:
             positive, image, group, cell, first = islice(indices, 5)
@@ -151,7 +159,7 @@ class FocalLossHead(RetinaNetHead):
             # (N, A*4 or A*K*4, H, W) -> (P_i, 4)
             chosen.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
             ignored.append(first)
-        anchor_box, gt_box = _send([targets.anchor_box[order], targets.gt_box[order]], device)
+        anchor_box, gt_box = send([targets.anchor_box[order], targets.gt_box[order]], device)
         loss_box_reg = box_regression_loss(
             torch.cat(chosen),
             anchor_box,
@@ -161,17 +169,12 @@ class FocalLossHead(RetinaNetHead):
             weights=self.box2box_transform.weights,
             decode=self.box2box_transform.apply_deltas,
         )
-        return {
-            "loss_cls": dense_class_loss(
-                logits,
-                self.cls_loss,
-                positives,
-                ignored,
-                normalizer,
-                ignored_channels=self.num_classes,
-            ),
-            "loss_box_reg": loss_box_reg / normalizer,
-        }
+        labels = partial(targets.labels, len(logits[0]))
+        found = ClassTargets(self.num_classes, positives, ignored, labels, targets.grid)
+        loss_cls = self.cls_loss.over_anchors(logits, found, normalizer)
+        if self.loss_shares is not None:
+            self.loss_shares.add(targets, len(logits[0]), loss_cls)
+        return {"loss_cls": loss_cls.total, "loss_box_reg": loss_box_reg / normalizer}
 
     def _locate(self, logits: list[Tensor], targets: SparseTargets) -> tuple[Tensor, list[Tensor]]:
         """Where the outputs for the named anchors are, found where the targets are.
@@ -182,42 +185,22 @@ class FocalLossHead(RetinaNetHead):
             channels and cell; of its ignored anchors the offset of the first class.
         """
         order, indices = [], []
-        start = 0
-        for logits_i in logits:
-            stop = start + logits_i[0, 0].numel() * self.num_anchors
-            image, cell, anchor, here = self._within(targets.image, targets.anchor, start, stop)
+        positives, ignored = (
+            by_level(logits, self.num_classes, image, anchor)
+            for image, anchor in (
+                (targets.image, targets.anchor),
+                (targets.ignored_image, targets.ignored_anchor),
+            )
+        )
+        for logits_i, positive, ignored_i in zip(logits, positives, ignored, strict=True):
+            here, image, cell, anchor = positive
             channel = anchor * self.num_classes + targets.gt_class[here]
             group = anchor if self.class_agnostic_bbox_reg else channel
             indices += [offsets_of(logits_i, image, cell, channel), image, group, cell]
             order.append(here)
-            image, cell, anchor, _ = self._within(
-                targets.ignored_image, targets.ignored_anchor, start, stop
-            )
+            _, image, cell, anchor = ignored_i
             indices.append(offsets_of(logits_i, image, cell, anchor * self.num_classes))
-            start = stop
         return torch.cat(order), indices
-
-    def _within(
-        self, image: Tensor, anchor: Tensor, start: int, stop: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the named anchors, those of the level numbered ``start`` to ``stop``.
-
-        Returns:
-            image, cell (``y * W + x``), anchor at that place, and which of the named they are.
-        """
-        (here,) = torch.where((anchor >= start) & (anchor < stop))
-        place = anchor[here] - start
-        cell = torch.div(place, self.num_anchors, rounding_mode="floor")
-        return image[here], cell, place - cell * self.num_anchors, here
-
-
-def _send(parts: list[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Moves the parts to a device in one copy, which the CPU does not wait for."""
-    joined = torch.cat(parts)
-    pinned = device.type == "cuda" and joined.device.type == "cpu"
-    if pinned:
-        joined = joined.pin_memory()
-    return joined.to(device, non_blocking=pinned).split([len(x) for x in parts])
 
 
 register_once(DENSE_HEAD_REGISTRY, FocalLossHead)

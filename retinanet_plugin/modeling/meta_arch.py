@@ -8,11 +8,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
-from detectron2.utils.comm import get_world_size
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..losses.targets import mean_over_workers
 from .anchors import HostAnchors
 from .assigner import AnchorAssigner, SparseTargets
 from .decoder import DetectionDecoder
@@ -170,13 +170,7 @@ class FocalRetinaNet(DenseDetector):
             update = (1 - _EMA_MOMENTUM) * max(count, 1)
             self.loss_normalizer.mul_(_EMA_MOMENTUM).add_(update)
             return self.loss_normalizer.clone()
-        # Filled, not copied there: a copy of a number on the CPU would be waited for.
-        mean = torch.full((), float(count), device=self.device)
-        if get_world_size() > 1:
-            # Gradients are averaged over the workers: each divides by the mean count of a worker.
-            torch.distributed.all_reduce(mean)
-            mean /= get_world_size()
-        return mean.clamp_(min=1.0 / get_world_size())
+        return mean_over_workers(count, self.device)
 
     def forward_inference(
         self,

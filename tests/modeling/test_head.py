@@ -1,5 +1,6 @@
 """The head: registry, prior, class-specific boxes, both memory formats, autocast."""
 
+import copy
 import math
 
 import pytest
@@ -7,17 +8,35 @@ import torch
 from conftest import random_picture, small_config
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor
 
-from retinanet_plugin import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY, FocalLossHead, UserError
-from retinanet_plugin.losses import BinaryLoss, FocalLoss, FocalStarLoss
+from retinanet_plugin import (
+    CLS_LOSS_REGISTRY,
+    DENSE_HEAD_REGISTRY,
+    FocalLossHead,
+    RetinaNetAnchorGenerator,
+    UserError,
+)
+from retinanet_plugin.losses import (
+    BinaryLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    FocalStarLoss,
+    OhemLoss,
+    SelectingLoss,
+)
+from retinanet_plugin.modeling.anchors import HostAnchors
 from retinanet_plugin.modeling.assigner import SparseTargets
 from retinanet_plugin.modeling.cls_losses import build_cls_loss
 from retinanet_plugin.modeling.head import build_dense_head
 
 GRIDS = [(6, 5), (3, 3)]
 A, K = 3, 4
+GRID = HostAnchors(RetinaNetAnchorGenerator(strides=[8, 16], scales_per_octave=1))(
+    [torch.zeros(1, 1, *g) for g in GRIDS]
+)
 
 
 def make_head(**arguments: object) -> FocalLossHead:
@@ -42,6 +61,7 @@ def targets_for(num_images: int) -> SparseTargets:
         gt_class=torch.randint(K, (17,)),
         ignored_image=ignored // places,
         ignored_anchor=ignored % places,
+        grid=GRID,
     )
 
 
@@ -133,7 +153,7 @@ def test_no_positive_anchor_leaves_gradients_zero_for_boxes() -> None:
     none, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
     losses = head.losses(
         head([torch.randn(2, 8, *g) for g in GRIDS]),
-        SparseTargets(none, none, boxes, boxes, none, none, none),
+        SparseTargets(none, none, boxes, boxes, none, none, none, GRID),
         1.0,
     )
     assert losses["loss_box_reg"].item() == 0
@@ -152,10 +172,15 @@ def test_no_positive_anchor_leaves_gradients_zero_for_boxes() -> None:
         ("NUM_CONVS", "0", "NUM_CONVS"),
         ("NUM_CLASSES", "0", "NUM_CLASSES: 0"),
         ("FOCAL_LOSS_GAMMA", "-1.0", "gamma"),
+        ("FOCAL_LOSS_ALPHA", "1.5", "loss balanced_cross_entropy .*alpha must be at most 1"),
+        ("OHEM.BATCH_SIZE", "0", "loss ohem cannot be made: batch_size must be at least 1, got 0"),
     ],
 )
 def test_impossible_values_name_their_key(key: str, value: str, sentence: str) -> None:
     cfg = small_config(f"MODEL.RETINANET.{key}", value)
+    for loss in ("balanced_cross_entropy", "ohem"):
+        if f"loss {loss} " in sentence:
+            cfg.MODEL.RETINANET.CLS_LOSS = loss
     shapes = [ShapeSpec(channels=32, stride=2**i) for i in range(3, 8)]
     with pytest.raises(UserError, match=sentence):
         build_dense_head(cfg, shapes)
@@ -166,6 +191,61 @@ def test_losses_by_name() -> None:
     assert isinstance(star, FocalStarLoss) and (star.gamma, star.beta) == (2.0, 1.0)
     plain = build_cls_loss(small_config("MODEL.RETINANET.CLS_LOSS", "cross_entropy"))
     assert plain.value(torch.zeros(1), True).item() == pytest.approx(math.log(2))
+    balanced = ["MODEL.RETINANET.CLS_LOSS", "balanced_cross_entropy"]
+    loss = build_cls_loss(small_config(*balanced, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.75))
+    assert isinstance(loss, CrossEntropyLoss) and loss.alpha == 0.75
+
+
+def test_ohem_by_name() -> None:
+    cfg = small_config("MODEL.RETINANET.CLS_LOSS", "ohem")
+    loss = build_cls_loss(cfg)
+    assert isinstance(loss, OhemLoss) and isinstance(loss.loss, CrossEntropyLoss)
+    assert (loss.batch_size, loss.nms_thresh, loss.positive_fraction) == (128, 0.5, 0.0)
+    keys = cfg.MODEL.RETINANET.OHEM
+    keys.BATCH_SIZE, keys.NMS_THRESH, keys.POSITIVE_FRACTION = 256, 0.7, 0.25
+    loss = build_cls_loss(cfg)
+    assert (loss.batch_size, loss.nms_thresh, loss.positive_fraction) == (256, 0.7, 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_on_hard_examples(dtype: torch.dtype) -> None:
+    """Few places of the class outputs get a gradient, all parameters do; boxes as with focal."""
+    model = build_model(small_config("MODEL.RETINANET.CLS_LOSS", "ohem"))
+    model.head.cls_loss.batch_size = 5
+    seen = []
+    model.head.cls_score.register_full_backward_hook(lambda _, __, grad: seen.extend(grad))
+    pictures = [random_picture(128, 96, 3), random_picture(96, 128, 0)]
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        losses = model(copy.deepcopy(pictures))
+    sum(losses.values()).backward()
+    rows = sum(x.unflatten(1, (-1, 7)).abs().sum(2).count_nonzero() for x in seen)
+    assert rows == 2 * 5
+    assert all(p.grad.isfinite().all() for p in model.head.parameters())
+    model.head.cls_loss = FocalLoss()
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        focal = model(pictures)
+    torch.testing.assert_close(losses["loss_box_reg"], focal["loss_box_reg"])
+
+
+def test_selecting_loss_of_a_users_own() -> None:
+    class First(SelectingLoss):
+        def value(self, logits: Tensor, positive: bool) -> Tensor:
+            return (logits + (-1 if positive else 1)) ** 2
+
+        def choose(self, losses: Tensor, positive: Tensor, anchors: object) -> Tensor:
+            return torch.where(losses > -math.inf)[0][:3]
+
+    def test_first(cfg: CfgNode) -> BinaryLoss:
+        return First()
+
+    CLS_LOSS_REGISTRY.register(test_first)
+    try:
+        model = build_model(small_config("MODEL.RETINANET.CLS_LOSS", "test_first"))
+        losses = model([random_picture(64, 64, 3)])
+        sum(losses.values()).backward()
+        assert losses["loss_cls"].item() > 0
+    finally:
+        CLS_LOSS_REGISTRY._obj_map.pop("test_first")
 
 
 def test_loss_and_head_of_a_users_own() -> None:
@@ -182,8 +262,6 @@ def test_loss_and_head_of_a_users_own() -> None:
     CLS_LOSS_REGISTRY.register(test_hinge)
     DENSE_HEAD_REGISTRY.register(TestHead)
     try:
-        from detectron2.modeling import build_model
-
         cfg = small_config("MODEL.RETINANET.CLS_LOSS", "test_hinge")
         cfg.MODEL.RETINANET.HEAD_NAME = "TestHead"
         model = build_model(cfg)
