@@ -176,6 +176,15 @@ def small(config: str, folder: Path) -> CfgNode:
     return cfg
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Layers this small leave a second thread waiting, for minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder beside a few pictures, registered as ``own_train`` and ``own_test``."""
