@@ -11,6 +11,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import UserError, did_you_mean
 
@@ -22,7 +23,7 @@ _LIBRARIES = (
 )
 
 
-def import_code(names: Iterable[str]) -> None:
+def import_code(names: Iterable[str]) -> list[ModuleType]:
     """Imports files and modules, each once a process.
 
     A file can be imported under its own name from then on, and so can what lies beside it; modules
@@ -35,20 +36,17 @@ def import_code(names: Iterable[str]) -> None:
         UserError: for what is not there, bears the name of another module, or fails when imported;
             then with the line of the person's code that failed.
     """
-    for name in names:
-        if name.endswith(".py") or os.sep in name:
-            _import_file(name)
-        else:
-            _search_also(Path.cwd())
-            _import_module(name, name)
+    return [_import(name) for name in names]
 
 
-def code_files(names: Iterable[str]) -> list[Path]:
-    """The files among ``names``."""
-    return [Path(name).expanduser() for name in names if name.endswith(".py")]
+def _import(name: str) -> ModuleType:
+    if name.endswith(".py") or os.sep in name:
+        return _import_file(name)
+    _search_also(Path.cwd())
+    return _import_module(name, name)
 
 
-def _import_file(name: str) -> None:
+def _import_file(name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.py")]
@@ -69,7 +67,7 @@ def _import_file(name: str) -> None:
             f"{OPTION}: {path} has the name of another module, {path.stem} ({other}); rename the "
             "file."
         )
-    _import_module(path.stem, name)
+    return _import_module(path.stem, name)
 
 
 def _search_also(folder: Path) -> None:
@@ -79,9 +77,9 @@ def _search_also(folder: Path) -> None:
     importlib.invalidate_caches()
 
 
-def _import_module(module: str, given: str) -> None:
+def _import_module(module: str, given: str) -> ModuleType:
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise _failed(given, error) from None

@@ -1,0 +1,402 @@
+"""What each row of a table trains on a given data set: one YAML a row and seed.
+
+A row is what its configuration says beside the shipped ones at the top of ``configs/``: its loss,
+its anchors, and so on. Everything else, the schedule included, is the data's configuration's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from ...config import find_config, get_config, shipped_configs
+from ...engine import import_code
+from ...errors import UserError, did_you_mean
+from ...modeling import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY
+from ..tables import TABLES, Row, Table
+
+PAPER = "coco"  # the data that the rows' configurations name themselves
+_ABLATIONS = "ablations"
+_WEIGHTS = "MODEL.WEIGHTS"
+_DEPTH = "MODEL.RESNETS.DEPTH"
+_ANCHOR_SIZES = "MODEL.ANCHOR_GENERATOR.SIZES"
+_SIZES = tuple(f"INPUT.{side}_SIZE_{use}" for side in ("MIN", "MAX") for use in ("TRAIN", "TEST"))
+_OF_DATA = ("SOLVER.", "DATASETS.", "DATALOADER.", "INPUT.", "OUTPUT_DIR", "SEED", "VERSION")
+_NEVER_A_ROWS = ("DATASETS.", "OUTPUT_DIR", "SEED", "VERSION")
+_DEPTHS = (18, 34, 50, 101, 152)
+_LARGEST = 800  # pixels, of the paper's pictures
+_SMALLEST_ANCHOR = 4.0  # strides, of the paper's anchors
+# What a result does not depend on.
+_IRRELEVANT = (
+    *("OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.DRAW_PICTURES"),
+    *("SOLVER.CHECKPOINT_PERIOD", "VIS_PERIOD", "MODEL.KEEP_FREED_MEMORY"),
+    "MODEL.RETINANET.LOG_LOSS_SHARES",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of the tables to run, and on what.
+
+    Args:
+        data: a configuration's file or shipped name; :data:`PAPER` leaves the rows as they are.
+        output: folder of all results.
+        steps: of training, in place of the data's; what else counts steps follows in proportion.
+        scale: of the rows' picture sizes; default: 800 becomes the data's size in test.
+        depths: of ResNets, from a row's to the one to use.
+        seeds: default: the data's own, or 1.
+        rows: names of those to run; empty: all.
+        own_rows: files of more rows.
+        imports: code that every run imports, files and modules.
+        overrides: key, value, key, value ..., of all rows.
+    """
+
+    data: str = PAPER
+    output: Path = Path("output/ablations")
+    steps: int | None = None
+    scale: float | None = None
+    depths: Mapping[int, int] | None = None
+    seeds: Sequence[int] = ()
+    rows: Sequence[str] = ()
+    own_rows: Sequence[Path] = ()
+    imports: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one row.
+
+    Args:
+        name: of row and seed, for people.
+        folder: of all that the run leaves behind, its ``OUTPUT_DIR``.
+        cfg: its whole configuration, but for ``OUTPUT_DIR``.
+        content: the YAML that it is run by, likewise.
+        settings: everything that its result depends on, as JSON.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    cfg: CfgNode
+    content: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def max_iter(self) -> int:
+        """Steps."""
+        return int(self.cfg.SOLVER.MAX_ITER)
+
+    @property
+    def cost(self) -> float:
+        """Pixels of a step, which its time grows with."""
+        size = max(self.cfg.INPUT.MIN_SIZE_TRAIN)
+        return float(size * size * self.cfg.SOLVER.IMS_PER_BATCH)
+
+    @property
+    def config_file(self) -> Path:
+        """The YAML, which can be run by hand."""
+        return self.folder / "row.yaml"
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.folder / "run.log"
+
+    @property
+    def digest(self) -> str:
+        """Of the settings."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row of the table, or one of a person's own, and a run for each seed."""
+
+    row: Row
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table, and what is run of it.
+
+    Args:
+        folder: of the table's results.
+    """
+
+    table: Table
+    folder: Path
+    rows: tuple[PlannedRow, ...]
+    options: Options
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for row in self.rows for run in row.runs]
+
+
+def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
+    """What to run of each table, checked as far as configurations can be.
+
+    Raises:
+        UserError: for an unknown table or row, and each mistake in a configuration.
+    """
+    for name in names:
+        if name not in TABLES:
+            raise UserError(
+                f'TABLE: unknown name "{name}"{did_you_mean(name, TABLES)}; known: '
+                f"{', '.join(TABLES)}; keys of the config come last, after --."
+            )
+    tables = [_with_own_rows(TABLES[name], options.own_rows) for name in dict.fromkeys(names)]
+    if not tables:
+        raise UserError(f"TABLE: none given; give one or more of: {', '.join(TABLES)}.")
+    known = list(dict.fromkeys(row.name for table in tables for row in table.rows))
+    for name in options.rows:
+        if name not in known:
+            raise UserError(
+                f'--rows: unknown name "{name}"{did_you_mean(name, known)}; known: '
+                f"{', '.join(known)}."
+            )
+    plans = [_plan(table, options) for table in tables]
+    return [plan for plan in plans if plan.rows]
+
+
+def data_config(name: str) -> Path:
+    """The file of ``--data``: ``quickstart`` is quickstart.yaml too."""
+    return find_config(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+
+
+def run_folder(output: Path, table: Table, row: Row, seed: int) -> Path:
+    """Of a run; a row that several tables have is run once, under its configuration's folder."""
+    config = PurePosixPath(row.config)
+    shared = config.parts[0] == _ABLATIONS and len(config.parts) > 2
+    return output / (config.parts[1] if shared else table.name) / row.name / f"seed_{seed}"
+
+
+def _with_own_rows(table: Table, files: Iterable[Path]) -> Table:
+    rows = {row.name: row for row in table.rows}
+    for file in files:
+        path = find_config(file).resolve()
+        if path.stem in rows:
+            raise UserError(
+                f"--row: {file} has the name of another row of {table.name}, {path.stem}; rename "
+                "the file."
+            )
+        rows[path.stem] = Row(path.stem, path.stem.replace("_", " "), str(path))
+    return replace(table, rows=tuple(rows.values()))
+
+
+def _plan(table: Table, options: Options) -> Plan:
+    rows = [row for row in table.rows if not options.rows or row.name in options.rows]
+    make = _Maker(table, options)
+    planned = [PlannedRow(row, tuple(make(row, seed) for seed in make.seeds)) for row in rows]
+    return Plan(table, options.output / table.name, tuple(planned), options)
+
+
+class _Maker:
+    """Makes the runs of a table."""
+
+    def __init__(self, table: Table, options: Options) -> None:
+        self.table, self.options = table, options
+        self.on_paper = options.data == PAPER
+        self.of_table = {row.name for row in TABLES[table.name].rows}
+        self.resolved = {name: get_config(_row(table, name).config) for name in self.of_table}
+        first = find_config(TABLES[table.name].rows[0].config)
+        self.base = _base_of(first) if self.on_paper else data_config(options.data).resolve()
+        self.data = get_config(self.base, options.overrides)
+        self.code = import_code(options.imports)
+        self.seeds = list(options.seeds) or [self.data.SEED if self.data.SEED >= 0 else 1]
+        self.depths = self._depths()
+
+    def __call__(self, row: Row, seed: int) -> Run:
+        path = find_config(row.config).resolve()
+        base, lines = self.base, self._lines(row, path)
+        if self.on_paper and row.name in self.of_table:
+            base, lines = path, self._scaled_sizes(self.resolved[row.name])
+        pairs = [word for pair in lines.items() for word in pair]
+        cfg = get_config(base, [*pairs, *self.options.overrides])
+        schedule = _schedule(cfg, self.options.steps)
+        pairs += [word for pair in schedule.items() for word in pair]
+        cfg = get_config(base, [*pairs, *self.options.overrides, "SEED", str(seed)])
+        named = [*lines, *schedule, *self.options.overrides[::2], "SEED"]
+        code = self.code
+        if row.name in self.of_table and not _of_code(cfg, code):
+            code = []  # the table's rows stay what they are when a row of one's own joins them
+        folder = run_folder(self.options.output, self.table, row, seed)
+        return Run(
+            name=row.label if len(self.seeds) == 1 else f"{row.label}, seed {seed}",
+            folder=folder,
+            seed=seed,
+            cfg=cfg,
+            content={"_BASE_": str(base), **_nested({key: _get(cfg, key) for key in named})},
+            settings=_settings(cfg, code),
+        )
+
+    def _lines(self, row: Row, path: Path) -> dict[str, Any]:
+        """The keys that are the row's own, with their values."""
+        own = dict(_leaves(_own_content(path)))
+        if row.name not in self.of_table:
+            return {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
+        own = {k: v for k, v in own.items() if not k.startswith(_OF_DATA)}
+        if _ANCHOR_SIZES in own:  # in pixels: as large beside the data's anchors as the paper's
+            ratio = self.data.MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE / _SMALLEST_ANCHOR
+            own[_ANCHOR_SIZES] = [[x * ratio for x in level] for level in own[_ANCHOR_SIZES]]
+        cfg = self.resolved[row.name]
+        if self._varies(_DEPTH):
+            own[_DEPTH] = depth = self.depths[cfg.MODEL.RESNETS.DEPTH]
+            if self.data.MODEL.WEIGHTS and depth == cfg.MODEL.RESNETS.DEPTH:
+                own[_WEIGHTS] = cfg.MODEL.WEIGHTS
+        if self._varies("INPUT.MIN_SIZE_TEST"):
+            own |= self._scaled_sizes(cfg)
+        return own
+
+    def _varies(self, key: str) -> bool:
+        """Whether the rows of the paper's table differ in it."""
+        return len({str(_get(cfg, key)) for cfg in self.resolved.values()}) > 1
+
+    def _scaled_sizes(self, cfg: CfgNode) -> dict[str, Any]:
+        scale = self.options.scale
+        if scale is None:
+            scale = 1.0 if self.on_paper else self.data.INPUT.MIN_SIZE_TEST / _LARGEST
+        if scale == 1.0:
+            return {} if self.on_paper else {key: _get(cfg, key) for key in _SIZES}
+        sizes = {key: _get(cfg, key) for key in _SIZES}
+        return {
+            key: tuple(round(x * scale) for x in size)
+            if isinstance(size, tuple)
+            else round(size * scale)
+            for key, size in sizes.items()
+        }
+
+    def _depths(self) -> dict[int, int]:
+        """From the rows' depths to those used: the least becomes the data's own, and so on up."""
+        given = self.options.depths
+        depths = sorted({cfg.MODEL.RESNETS.DEPTH for cfg in self.resolved.values()})
+        start = self.data.MODEL.RESNETS.DEPTH
+        mapped = dict(zip(depths, depths, strict=True))
+        if not self.data.MODEL.WEIGHTS and start in _DEPTHS:
+            larger = _DEPTHS[_DEPTHS.index(start) :]
+            mapped.update(zip(depths, larger, strict=False))
+        for depth in given or {}:
+            if depth not in mapped:
+                raise UserError(
+                    f"--depth: the rows of {self.table.name} have ResNets of depth "
+                    f"{' and '.join(map(str, depths))}, none of {depth}; give those."
+                )
+        return {**mapped, **(given or {})}
+
+
+def _row(table: Table, name: str) -> Row:
+    return next(row for row in table.rows if row.name == name)
+
+
+def _base_of(path: Path) -> Path:
+    """The file's ``_BASE_``."""
+    return _beside(path, yaml.safe_load(path.read_text())["_BASE_"])
+
+
+def _beside(path: Path, base: str) -> Path:
+    """As the reader of configurations finds a ``_BASE_``: beside the file, or a shipped one."""
+    beside = path.parent / Path(base).expanduser()
+    shipped = shipped_configs() / Path(base).name
+    return (shipped if shipped.is_file() and not beside.exists() else beside).resolve()
+
+
+def _own_content(path: Path) -> dict[str, Any]:
+    """What a file and its bases say, leaving out the shipped ones at the top of ``configs/``."""
+    if path.parent == shipped_configs().resolve():
+        return {}
+    get_config(path)  # its mistakes are named
+    content = yaml.safe_load(path.read_text())
+    bases = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        _merge(_own_content(_beside(path, base)), merged)
+    _merge(content, merged)
+    return merged
+
+
+def _merge(source: Mapping[str, Any], target: dict[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(value, target[key])
+        else:
+            target[key] = value
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Full names as nested mappings, in what YAML's safe writer knows."""
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        node = content
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = json.loads(json.dumps(value))
+    return content
+
+
+def _schedule(cfg: CfgNode, steps: int | None) -> dict[str, Any]:
+    """The keys that count steps, in proportion to ``steps``."""
+    if steps is None:
+        return {}
+    ratio = steps / cfg.SOLVER.MAX_ITER
+
+    def scaled(count: int) -> int:
+        return max(round(count * ratio), 1) if count else 0
+
+    schedule = {
+        "SOLVER.MAX_ITER": steps,
+        "SOLVER.STEPS": tuple(scaled(x) for x in cfg.SOLVER.STEPS),
+        "SOLVER.WARMUP_ITERS": scaled(cfg.SOLVER.WARMUP_ITERS),
+        "SOLVER.CHECKPOINT_PERIOD": scaled(cfg.SOLVER.CHECKPOINT_PERIOD),
+        "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD),
+    }
+    return {key: value for key, value in schedule.items() if value != _get(cfg, key)}
+
+
+def _settings(cfg: CfgNode, code: Sequence[ModuleType]) -> dict[str, Any]:
+    """The configuration, and the person's own code where it is used."""
+    settings = {k: v for k, v in _leaves(cfg) if k not in _IRRELEVANT}
+    for module in code:
+        file = Path(module.__file__ or "")
+        if file.is_file():
+            settings[f"--import {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _of_code(cfg: CfgNode, code: Sequence[ModuleType]) -> bool:
+    """Whether anything that the configuration names is registered by ``code``."""
+    named = (
+        (META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+        (BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
+        (ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME),
+        (DENSE_HEAD_REGISTRY, cfg.MODEL.RETINANET.HEAD_NAME),
+        (CLS_LOSS_REGISTRY, cfg.MODEL.RETINANET.CLS_LOSS),
+    )
+    modules = {module.__name__ for module in code}
+    return any(
+        name in registry and registry.get(name).__module__ in modules for registry, name in named
+    )

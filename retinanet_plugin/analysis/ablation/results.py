@@ -1,0 +1,232 @@
+"""What a run leaves on disk, and what that says: finished, diverged, to go on with, or changed."""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import torchvision
+import yaml
+
+import retinanet_plugin
+
+from ...errors import UserError
+from .plan import Run
+
+METRICS = ("AP", "AP50", "AP75")
+# The trainer's sentence about a loss that is not finite, which is a result too.
+_DIVERGED = re.compile(r"training stopped at step (\d+): the loss is not finite")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that ended.
+
+    Args:
+        ap, ap50, ap75: in percent; None where it diverged. Without any detection they are 0.
+        metrics: all that the evaluation gave.
+        diverged_at: the step whose loss was not finite.
+        seconds: of all attempts.
+        attempts: 1, and one more each time that it was stopped and went on.
+        same_as: the folder of a run with the same settings, whose result this is.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    metrics: Mapping[str, float]
+    diverged_at: int | None
+    seed: int
+    seconds: float
+    attempts: int
+    digest: str
+    versions: Mapping[str, str]
+    device: str
+    same_as: str | None = None
+
+
+def versions() -> dict[str, str]:
+    """Of what computed a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+        "retinanet_plugin": retinanet_plugin.__version__,
+    }
+
+
+def read_result(folder: Path) -> Result | None:
+    """Of a run that ended; None for one that did not."""
+    content = _read(folder / "result.json")
+    return None if content is None else Result(**content)
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """All of it or nothing."""
+    write_atomically(folder / "result.json", json.dumps(asdict(result), indent=1))
+
+
+def result_of(
+    run: Run, status: int, *, seconds: float, attempts: int, device: str
+) -> Result | None:
+    """What a process that ended with ``status`` gave; None where it failed.
+
+    Args:
+        seconds: of all attempts.
+    """
+    common: dict[str, Any] = {
+        "seed": run.seed,
+        "seconds": round(seconds, 1),
+        "attempts": attempts,
+        "digest": run.digest,
+        "versions": versions(),
+        "device": device,
+    }
+    if status:
+        found = _DIVERGED.search(last_sentence(run.log))
+        if found is None:
+            return None
+        return Result(None, None, None, {}, int(found[1]), **common)
+    metrics = _last_metrics(run.folder)
+    if metrics is None:
+        return None
+    ap, ap50, ap75 = (metrics[key] for key in METRICS)
+    return Result(ap, ap50, ap75, metrics, None, **common)
+
+
+def _last_metrics(folder: Path) -> dict[str, float] | None:
+    """Of the last evaluation, on the first test set; nan, where nothing was detected, is 0."""
+    for line in reversed(read_lines(folder / "metrics.json")):
+        scalars = _parsed(line)
+        found = re.search(r'"((?:[^"]*/)?bbox/)AP"', line)
+        if found and scalars:
+            metrics = {k.removeprefix(found[1]): v for k, v in scalars.items() if found[1] in k}
+            metrics |= {k: 0.0 for k in METRICS if math.isnan(metrics[k])}
+            return {k: v for k, v in metrics.items() if not math.isnan(v)}
+    return None
+
+
+def last_step(folder: Path) -> int:
+    """How many steps ``metrics.json`` tells of."""
+    for line in reversed(read_lines(folder / "metrics.json", last=4096)):
+        if "iteration" in (scalars := _parsed(line)):
+            return int(scalars["iteration"]) + 1
+    return 0
+
+
+def last_sentence(log: Path) -> str:
+    """What a process that failed said last, an ``error:`` before anything else."""
+    lines = [line.strip() for line in read_lines(log, last=20_000) if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def read_lines(path: Path, last: int | None = None) -> list[str]:
+    """The lines within the ``last`` bytes of a file; none where it is absent."""
+    try:
+        with open(path, "rb") as file:
+            if last is not None:
+                file.seek(max(file.seek(0, os.SEEK_END) - last, 0))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:  # cut short
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: is no JSON; move it away to have the row run again.") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """So that a reader finds the old text or the new one, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+# ---------------------------------------------------------------- a run's folder
+
+
+@dataclass
+class State:
+    """Of a run that has begun: what it is, and what it has taken so far."""
+
+    settings: dict[str, Any]
+    seconds: float = 0.0
+    attempts: int = 0
+
+
+def read_state(run: Run) -> State | None:
+    """Of a run that has begun; None for one that has not."""
+    content = _read(run.folder / "state.json")
+    return None if content is None else State(**content)
+
+
+def write_state(run: Run, state: State) -> None:
+    """All of it or nothing."""
+    write_atomically(run.folder / "state.json", json.dumps(asdict(state), indent=1))
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Whether ``--resume`` would go on with it."""
+    return (run.folder / "last_checkpoint").is_file()
+
+
+def changes(run: Run) -> list[str]:
+    """The settings in which a begun run differs from ``run``: ``KEY: was -> is``."""
+    state = read_state(run)
+    if state is None or not (has_checkpoint(run) or read_result(run.folder)):
+        return []  # nothing that would be lost
+    old, new = state.settings, run.settings
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and (key in old or key.startswith("--import"))
+    ]
+
+
+def set_aside(run: Run) -> Path:
+    """Renames the folder of a run that is to begin anew."""
+    number = 1
+    while (aside := run.folder.with_name(f"{run.folder.name}.old{number}")).exists():
+        number += 1
+    run.folder.rename(aside)
+    return aside
+
+
+def prepare_folder(run: Run) -> State:
+    """Writes the YAML that the run is started by; returns what is known of earlier attempts."""
+    content = {**run.content, "OUTPUT_DIR": str(run.folder)}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
+    write_atomically(
+        run.config_file, f"# Row {run.name}. Written by ablate; can be run by hand.\n{text}"
+    )
+    state = read_state(run) or State({})
+    if not has_checkpoint(run):
+        state = State({})
+        for name in ("metrics.json", "run.log"):
+            (run.folder / name).unlink(missing_ok=True)
+    state.settings = dict(run.settings)
+    write_state(run, state)
+    return state
