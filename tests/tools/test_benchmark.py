@@ -1,7 +1,10 @@
 """The benchmark command: its arithmetic, its inputs, and a whole run at a tiny size."""
 
 import json
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from retinanet_plugin import UserError
 from retinanet_plugin.modeling import DetectionDecoder
 from retinanet_plugin.tools.benchmark import __main__ as command
-from retinanet_plugin.tools.benchmark import compare, measure, models
+from retinanet_plugin.tools.benchmark import compare, measure, models, workers
 from retinanet_plugin.tools.benchmark.measure import Rates, Run
 from retinanet_plugin.tools.benchmark.units import duration, size
 
@@ -28,33 +31,64 @@ def tiny(height: int = 160, width: int = 192, batch: int = 1) -> models.Setting:
     return models.Setting("Base-Scratch-R18.yaml", tuple(KEYS), height, width, batch, 6, "cpu")
 
 
+class Here(workers.Side):
+    """In place of another process, which takes seconds to start."""
+
+    alive = True
+
+    def __init__(self, name: str, setting: models.Setting, threads: int) -> None:
+        super().__init__(name)
+
+    def close(self) -> None:
+        self.alive = False
+
+
 @pytest.fixture(autouse=True)
-def _no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's rates take seconds to measure."""
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measuring of the machine's rates, no processes, and this one's memory as it was."""
     monkeypatch.setattr(command, "measure_rates", lambda device: Rates(1e9, 2e9, 1e9, 1e9))
+    monkeypatch.setattr(compare, "Worker", Here)
+    monkeypatch.setattr(workers, "keep_freed_memory", lambda cfg: False)
 
 
 def test_sides_take_turns() -> None:
     order: list[str] = []
 
-    def side(name: str) -> Run:
-        return Run(lambda given: order.append(f"{name}{given}"), prepare=lambda: len(order))
+    def side(name: str, fails_at: int = 99) -> float | None:
+        order.append(name)
+        return None if len(order) == fails_at else len(order)
 
-    times = measure.alternate({"a": side("a"), "b": side("b")}, CPU, rounds=3)
-    assert order == ["a0", "b1", "a2", "b3", "a4", "b5"]
-    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+    times = measure.alternate({"a": partial(side, "a"), "b": partial(side, "b")}, rounds=3)
+    assert "".join(order) == "ababab"
+    assert times == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    order.clear()
+    times = measure.alternate({"a": partial(side, "a"), "b": partial(side, "b", 4)}, rounds=3)
+    assert "".join(order) == "ababa"
+    assert times == {"a": [1, 3, 5]}
 
 
-@pytest.mark.parametrize("a_run, rounds", [(0.01, 15), (1.5, 13), (4.0, 5), (30.0, 3)])
-def test_rounds_end_in_time(a_run: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 to 15 rounds, the last of which ends within 20 seconds."""
+def test_what_prepares_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
 
-    def work(_: None) -> None:
-        clock.now += a_run
+    def pass_time(seconds: float) -> float:
+        clock.now += seconds
+        return 2 * seconds
 
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    assert len(measure.alternate({"a": Run(work)}, CPU)["a"]) == rounds
+    assert measure.seconds(Run(pass_time, prepare=lambda: pass_time(3.0)), CPU) == 6.0
+
+
+@pytest.mark.parametrize("a_run, rounds", [(0.01, 15), (1.5, 8), (2.5, 4), (30.0, 3)])
+def test_rounds_end_in_time(a_run: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 to 15 rounds, the last of which ends within 12 seconds."""
+    clock = SimpleNamespace(now=0.0)
+
+    def work() -> float:
+        clock.now += a_run
+        return a_run
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    assert len(measure.alternate({"a": work})["a"]) == rounds
 
 
 def test_summary_is_the_median_and_the_spread() -> None:
@@ -80,7 +114,7 @@ def test_half_precision_is_compared_with_float32_too() -> None:
 
 def test_floors() -> None:
     rates = Rates(float32=100.0, bfloat16=400.0, copy=8.0, compare=5.0)
-    expected = {"loss": 10.0, "decoding": 4.0, "training": 3.0, "inference-bfloat16": 0.75}
+    expected = {"class-loss": 10.0, "decoding": 4.0, "training": 3.0, "inference-bfloat16": 0.75}
     for part, floor in expected.items():
         seconds = {"ours": {"median": 2 * floor}}
         result = {"part": part, "seconds": seconds, "logits": 20, "multiplications": 300}
@@ -186,6 +220,67 @@ def test_torchvision_is_frozen_as_the_config_says() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
+def test_a_worker_is_a_side_in_another_process(bench: models.Bench) -> None:
+    folder, setting = bench._weights, bench.setting
+    _ = bench.ours  # its weights are in the folder then
+    here, worker = workers.Side("ours"), workers.Worker("ours", setting, 1)
+    try:
+        found, expected = (x.start("class-loss", setting, folder)[0] for x in (worker, here))
+        assert found[0] == pytest.approx(expected[0])
+        for a, b in zip(found[1], expected[1], strict=True):
+            torch.testing.assert_close(a, b)
+        assert worker.seconds() > 0
+        worker.finish()
+        with pytest.raises(RuntimeError, match="no_such"):
+            worker.start("class-loss", replace(setting, config="no_such.yaml"), folder)
+        assert worker.alive and worker.start("labels", setting, folder)[1] == 0
+        assert worker._process.pid is not None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="its process ended, status -9"):
+            worker.seconds()
+        assert not worker.alive
+    finally:
+        worker.close()
+
+
+def test_freed_memory_is_kept_for_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(
+        workers, "keep_freed_memory", lambda cfg: kept.append(cfg.MODEL.KEEP_FREED_MEMORY)
+    )
+    setting = tiny()
+    without = replace(setting, overrides=(*KEYS, "MODEL.KEEP_FREED_MEMORY", "False"))
+    for side in compare.SIDES:
+        workers.prepare_process(side, setting)
+        workers.prepare_process(side, without)
+    assert kept == [True, False]
+
+
+def test_a_side_that_fails_while_it_is_timed_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the system ends a process that takes too much memory; the others go on."""
+    started: list[str] = []
+
+    class Frail(Here):
+        def __init__(self, name: str, setting: models.Setting, threads: int) -> None:
+            super().__init__(name, setting, threads)
+            started.append(name)
+
+        def seconds(self) -> float:
+            if self._name != "detectron2":
+                return super().seconds()
+            self.alive = False
+            raise MemoryError
+
+    monkeypatch.setattr(compare, "Worker", Frail)
+    words = [*TINY, "--size", "64x64", "--no-memory", "--only", "labels", "decoding"]
+    assert command.main([*words, "--", *KEYS]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("detectron2 cannot run: MemoryError") == 2
+    assert sorted(started) == ["detectron2", "detectron2", "ours", "torchvision"]
+
+
 def run_probes_here(words: list[str], **_: Any) -> SimpleNamespace:
     """In place of another process: the same command line in this one."""
     assert words[1:3] == ["-m", "retinanet_plugin.tools.benchmark"]
@@ -198,7 +293,8 @@ def run_probes_here(words: list[str], **_: Any) -> SimpleNamespace:
 
 def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, picture = tmp_path / "numbers.json", tmp_path / "bars.png"
-    parts = ["loss", "labels", "decoding", "training", "inference", "inference-bfloat16"]
+    parts = ["class-loss", "loss", "labels", "decoding", "training", "inference"]
+    parts.append("inference-bfloat16")
     words = [*TINY, "--size", "96x128", "--json", str(path), "--plot", str(picture)]
     status = command.main([*words, "--no-memory", "--only", *parts, "--", *KEYS])
     shown = capsys.readouterr()
@@ -288,7 +384,7 @@ def test_what_cannot_run_is_noted(
     [
         (["--size", "800"], '--size: "800" given'),
         (["--size", "0x64"], '--size: "0x64" given'),
-        (["--only", "los"], 'unknown name "los"; known: loss'),
+        (["--only", "los"], 'unknown name "los"; known: class-loss'),
         (["--sweep", "sizes", "colour"], 'unknown name "colour"; known: classes'),
         (["--only", "loss", "--sweep"], "both given"),
         (["--device", "gpu"], '--device: "gpu" given'),

@@ -6,19 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ...errors import UserError
-from .measure import Rates, Run, alternate, multiplications, peak_memory, summary
+from .measure import Rates, alternate, peak_memory, summary
 from .models import Bench, Setting
 from .parts import PARTS
 from .units import duration, size
+from .workers import CANNOT, Worker, prepare_process, reason
 
-# What a side may fail by without ending the run: no such detector, no memory, no compiler.
-_CANNOT = (UserError, RuntimeError, MemoryError)
+T = TypeVar("T")
 SIDES = ("detectron2", "torchvision", "ours")
 TWO_SIDES = ("detectron2", "ours")
 _MANY_BOXES = 500  # beyond which torchvision takes ten seconds and seven gigabytes for labels
@@ -47,7 +47,7 @@ def _with_size(setting: Setting, short: int) -> Setting:
 
 
 SWEEPS = {
-    "classes": Sweep("classes", (1, 80, 365, 1203), ("loss", "decoding"), _with_classes),
+    "classes": Sweep("classes", (1, 80, 365, 1203), ("class-loss", "decoding"), _with_classes),
     "boxes": Sweep(
         "boxes a picture",
         (1, 10, 100, 1000, 5000),
@@ -81,7 +81,7 @@ class Options:
 
 
 class Comparison:
-    """Measures parts on settings.
+    """Measures parts on settings, each side in a process of its own; to be closed.
 
     Args:
         options: how to measure.
@@ -91,7 +91,7 @@ class Comparison:
     def __init__(self, options: Options, folder: Path) -> None:
         self.options = options
         self._folder = folder
-        self._benches: dict[Setting, Bench] = {}
+        self._workers: dict[str, Worker] = {}
         self._probed: dict[tuple[object, Setting], dict[str, int] | None] = {}
 
     def part(
@@ -102,30 +102,31 @@ class Comparison:
         Returns:
             JSON: the sides' times and memory, the ratios, what agrees, and notes.
         """
-        part, bench = PARTS[name], self._bench(setting)
-        runs: dict[str, Run] = {}
+        part, weights = PARTS[name], self._weights(setting)
         seen: dict[str, Any] = {}
         notes: list[str] = []
         count = 0
         self.options.say(f"{part.title}{suffix}")
+        workers: dict[str, Worker] = {}
         for side in filter(part.sides.get, sides):
             needed = 0.0 if side == "ours" else part.needs(setting)
-            if needed > available_memory(bench.device):
+            if needed > available_memory(torch.device(setting.device)):
                 notes.append(f"{side} was not tried: it takes about {needed / 1e9:.0f} GB")
-                continue
-            try:
-                run = part.sides[side](bench)
-                seen[side], count = self._warm(run, bench.device)
-                runs[side] = run
-            except _CANNOT as error:
-                notes.append(f"{side} cannot run: {str(error).strip().splitlines()[0]}")
+            else:
+                workers[side] = self._worker(side)
+        for side, worker in workers.items():
+            warm = _tried(side, partial(worker.start, name, setting, weights), notes)
+            if warm is not None:
+                seen[side], count = warm
         both = "detectron2" in seen and "ours" in seen
         checks = part.compare(seen["detectron2"], seen["ours"]) if both else []
+        turns = {side: partial(_tried, side, workers[side].seconds, notes) for side in seen}
         del seen
-        times = {
-            side: summary(t)
-            for side, t in alternate(runs, bench.device, self.options.rounds).items()
-        }
+        all_times = alternate(turns, self.options.rounds)
+        for side, worker in workers.items():
+            if worker.alive:
+                _tried(side, worker.finish, notes)
+        times = {side: summary(t) for side, t in all_times.items()}
         medians = {side: t["median"] for side, t in times.items()}
         result: dict[str, Any] = {
             "part": name,
@@ -142,7 +143,7 @@ class Comparison:
         }
         self._say({side: duration(t) for side, t in medians.items()})
         if self.options.memory:
-            memory = {side: self._probe(name, side, setting, notes) for side in runs}
+            memory = {side: self._probe(name, side, setting, notes) for side in times}
             bytes_used = {side: used(m, part.whole) for side, m in memory.items() if m}
             self._say({side: size(x) for side, x in bytes_used.items()})
             result |= {"memory": bytes_used, "memory_of": fractions(bytes_used)}
@@ -178,11 +179,16 @@ class Comparison:
     def _say(self, values: Mapping[str, str]) -> None:
         self.options.say(f"  {', '.join(f'{side} {x}' for side, x in values.items())}")
 
-    def _bench(self, setting: Setting) -> Bench:
-        """One at a time, so that memory holds the detectors of one setting."""
-        if setting not in self._benches:
-            self._benches = {setting: Bench(setting, self._weights(setting))}
-        return self._benches[setting]
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def _worker(self, side: str) -> Worker:
+        """That of the parts before, as long as it lives."""
+        if side not in self._workers or not self._workers[side].alive:
+            self._workers[side] = Worker(side, self.options.setting, self.options.threads)
+        return self._workers[side]
 
     def _weights(self, setting: Setting) -> Path:
         """Settings of one architecture and size share them."""
@@ -192,21 +198,6 @@ class Comparison:
         )
         folder.mkdir(exist_ok=True)
         return folder
-
-    def _warm(self, run: Run, device: torch.device) -> tuple[Any, int]:
-        """What the first run gave, and its multiplications; a GPU runs twice more."""
-        seen: Any = None
-
-        def first() -> None:
-            nonlocal seen
-            seen = run.observe(run.run(run.prepare()))
-
-        count = 0 if run.network is None else multiplications(run.network, first)
-        if run.network is None:
-            first()
-        for _ in range(2 if device.type == "cuda" else 0):
-            run.run(run.prepare())
-        return seen, count
 
     def _probe(
         self, name: str, side: str, setting: Setting, notes: list[str]
@@ -227,6 +218,15 @@ class Comparison:
         return self._probed[key]
 
 
+def _tried(side: str, work: Callable[[], T], notes: list[str]) -> T | None:
+    """What the work gave, or None and a note."""
+    try:
+        return work()
+    except CANNOT as error:
+        notes.append(f"{side} cannot run: {reason(error)}")
+        return None
+
+
 def arguments(setting: Setting) -> list[str]:
     """The words of a command line that give this setting, but for the overrides."""
     return [
@@ -238,6 +238,7 @@ def arguments(setting: Setting) -> list[str]:
 
 def probe(name: str, side: str, setting: Setting, weights: Path) -> dict[str, int]:
     """What :meth:`Comparison._probe` asks another process for."""
+    prepare_process(side, setting)
     part, bench = PARTS[name], Bench(setting, weights)
     return peak_memory(lambda: part.sides[side](bench), bench.device, warm=not part.whole)
 

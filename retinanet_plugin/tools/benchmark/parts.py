@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
+from types import ModuleType
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
+from detectron2.modeling.meta_arch import retinanet as detectron2_retinanet
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 from detectron2.solver import build_optimizer
 from detectron2.structures import ImageList, Instances, pairwise_iou
@@ -17,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList as TorchvisionImag
 from torchvision.ops import box_iou
 
 from ...engine.amp import autocast
+from ...modeling import head as our_head
 from ...modeling.assigner import SparseTargets
 from .measure import Rates, Run
 from .models import SHARE_ABOVE, Bench, Setting, torchvision_images, torchvision_targets
@@ -79,10 +84,10 @@ def truths_of(bench: Bench) -> list[Instances]:
     return [p["instances"].to(bench.device) for p in bench.pictures]
 
 
-# Class and box loss, forward and backward, from what a head gives.
+# Losses, forward and backward, from what a head gives.
 
 
-def _loss_run(losses: Callable[[], Losses], outputs: Outputs) -> Run:
+def _loss_run(losses: Callable[[], Losses], *outputs: list[Tensor]) -> Run:
     leaves = [x.requires_grad_() for part in outputs for x in part]
 
     def clear() -> None:
@@ -113,35 +118,73 @@ def _detectron2_loss(bench: Bench) -> Run:
             values: Losses = model.losses(anchors, logits, labels, deltas, boxes)
         return values
 
+    return _loss_run(losses, *outputs)
+
+
+def _detectron2_class_loss(bench: Bench) -> Run:
+    model = bench.detectron2
+    outputs, _ = random_outputs(bench, torch.contiguous_format)
+    anchors = model.anchor_generator(features_of(bench))
+    labels, boxes = model.label_anchors(anchors, truths_of(bench))
+
+    def losses() -> Losses:
+        _forget_average(model)
+        (logits,) = model._transpose_dense_predictions([outputs], [model.num_classes])
+        with EventStorage(), _no_box_loss(detectron2_retinanet, "_dense_box_regression_loss"):
+            values = model.losses(anchors, logits, labels, [], boxes)
+        return {"loss_cls": values["loss_cls"]}
+
     return _loss_run(losses, outputs)
 
 
-def _torchvision_loss(bench: Bench) -> Run:
+def _torchvision_loss(bench: Bench, *, class_alone: bool = False) -> Run:
     head = bench.torchvision.head
     outputs = random_outputs(bench, torch.contiguous_format)
     anchors = _torchvision_anchors(bench)
     targets = torchvision_targets(bench.pictures, bench.device)
     matches = _torchvision_labels(bench).run(None)
 
+    def joined(part: list[Tensor], channels: int) -> Tensor:
+        return torch.cat([permute_to_N_HWA_K(x, channels) for x in part], dim=1)
+
     def losses() -> Losses:
-        logits, deltas = (
-            torch.cat([permute_to_N_HWA_K(x, k) for x in part], dim=1)
-            for part, k in zip(outputs, (bench.setting.num_classes, 4), strict=True)
-        )
-        named = {"cls_logits": logits, "bbox_regression": deltas}
+        named = {"cls_logits": joined(outputs[0], bench.setting.num_classes)}
+        if class_alone:
+            value: Tensor = head.classification_head.compute_loss(targets, named, matches)
+            return {"classification": value}
+        named["bbox_regression"] = joined(outputs[1], 4)
         values: Losses = head.compute_loss(targets, named, anchors, matches)
         return values
 
-    return _loss_run(losses, outputs)
+    return _loss_run(losses, *outputs[: 1 if class_alone else 2])
 
 
-def _our_loss(bench: Bench, *, compiled: bool = False) -> Run:
-    model = bench.ours_compiled_loss if compiled else bench.ours
+def _our_loss(bench: Bench) -> Run:
+    losses, outputs = _our_losses(bench, bench.ours)
+    return _loss_run(losses, *outputs)
+
+
+def _our_class_loss(bench: Bench, *, compiled: bool = False) -> Run:
+    both, outputs = _our_losses(bench, bench.ours_compiled_loss if compiled else bench.ours)
+
+    def losses() -> Losses:
+        with _no_box_loss(our_head, "box_regression_loss"):
+            return {"loss_cls": both()["loss_cls"]}
+
+    return _loss_run(losses, outputs[0])
+
+
+def _our_losses(bench: Bench, model: Any) -> tuple[Callable[[], Losses], Outputs]:
     outputs = random_outputs(bench, torch.channels_last)
     targets = our_targets(model, features_of(bench), truths_of(bench))
     # detectron2's moving average after one step.
     normalizer = torch.tensor(0.9 * 100 + 0.1 * max(targets.num_positives, 1), device=bench.device)
-    return _loss_run(lambda: model.head.losses(outputs, targets, normalizer), outputs)
+    return lambda: model.head.losses(outputs, targets, normalizer), outputs
+
+
+def _no_box_loss(module: ModuleType, name: str) -> AbstractContextManager[Any]:
+    """Leaves the class loss in a function that computes both."""
+    return patch.object(module, name, lambda *_, **__: 0.0)
 
 
 def _compare_losses(theirs: Any, ours: Any) -> list[Check]:
@@ -409,16 +452,27 @@ def _loss_needs(setting: Setting) -> float:
 
 # torchvision stands in the float32 parts alone: all of it would take more than ten minutes.
 PARTS: dict[str, Part] = {
-    "loss": Part(
-        "class and box loss, forward and backward",
-        {"detectron2": _detectron2_loss, "torchvision": _torchvision_loss, "ours": _our_loss},
+    "class-loss": Part(
+        "class loss, forward and backward",
+        {
+            "detectron2": _detectron2_class_loss,
+            "torchvision": partial(_torchvision_loss, class_alone=True),
+            "ours": _our_class_loss,
+        },
         _compare_losses,
         floor=_copy_floor,
         needs=_loss_needs,
     ),
-    "loss-compiled": Part(
+    "class-loss-compiled": Part(
         "the same, ours compiled",
-        {"detectron2": _detectron2_loss, "ours": partial(_our_loss, compiled=True)},
+        {"detectron2": _detectron2_class_loss, "ours": partial(_our_class_loss, compiled=True)},
+        _compare_losses,
+        floor=_copy_floor,
+        needs=_loss_needs,
+    ),
+    "loss": Part(
+        "class and box loss, forward and backward",
+        {"detectron2": _detectron2_loss, "torchvision": _torchvision_loss, "ours": _our_loss},
         _compare_losses,
         floor=_copy_floor,
         needs=_loss_needs,

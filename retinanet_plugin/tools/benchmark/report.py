@@ -41,7 +41,9 @@ def _machine(results: Mapping[str, Any]) -> str:
         f"{machine['torchvision']}, detectron2 {machine['detectron2']}.\n"
         f"The machine multiplies {rates['float32'] / 1e9:,.0f} (float32) or "
         f"{rates['bfloat16'] / 1e9:,.0f} (bfloat16) billion pairs of numbers a second, copies "
-        f"{rates['copy'] / 1e9:.1f} GB and compares {rates['compare'] / 1e9:.1f} billion numbers."
+        f"{rates['copy'] / 1e9:.1f} GB and compares {rates['compare'] / 1e9:.1f} billion numbers.\n"
+        "Each side ran in a process of its own: ours as train_net.py runs it "
+        f"(MODEL.KEEP_FREED_MEMORY {setting['keep_freed_memory']}), the others as they come."
     )
 
 
