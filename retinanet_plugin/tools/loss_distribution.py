@@ -1,0 +1,198 @@
+"""Which samples hold a trained model's loss, for several gammas: figure 4 of the paper.
+
+    python -m retinanet_plugin.tools.loss_distribution --config-file configs/quickstart.yaml \
+        MODEL.WEIGHTS output/quickstart/model_final.pth
+
+Runs the model once over a data set, at the size of pictures in the test, and writes into the folder
+loss_distribution.png, .csv (the curves) and .json (the shares of the hardest). It also compares the
+sum over all samples with the model's own training loss; the exit status is 1 where they differ.
+Words at the end override keys of the config.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
+from tqdm import tqdm
+
+from ..analysis.loss_distribution import PAPER_GAMMAS, LossDistribution, curves, draw, measure
+from ..analysis.outputs import output_files, write_csv, write_figure, write_json
+from ..config import get_config
+from ..data import ReadableDatasetMapper, check_datasets, register_own_datasets
+from ..engine import SafeCheckpointer, Trainer, import_code
+from ..engine.setup import check_names, check_weights, choose_device
+from ..engine.stopping import EXIT_STATUS
+from ..errors import UserError, did_you_mean, one_sentence
+from ..modeling import FocalRetinaNet
+
+_SPLITS = ("test", "train")
+_AGREE = 1e-4  # relative
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(
+        prog="python -m retinanet_plugin.tools.loss_distribution",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.add_argument("--config-file", required=True, help="file or shipped name")
+    words.add_argument(
+        "--dataset",
+        default="test",
+        help="test or train, the config's, or the name of a registered one; default: test",
+    )
+    words.add_argument("--pictures", type=_whole, help="so many, evenly spread; default: all")
+    words.add_argument("--batch-size", type=_whole, default=1, help="pictures at a time")
+    words.add_argument("--gammas", type=_gamma, nargs="+", default=list(PAPER_GAMMAS))
+    words.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/loss_distribution"
+    )
+    words.add_argument("--overwrite", action="store_true", help="replace what is there")
+    words.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python code of your own to import first, as in train_net.py",
+    )
+    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
+    return words
+
+
+def _whole(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from 1 up")
+    return int(word)
+
+
+def _gamma(word: str) -> float:
+    try:
+        gamma = float(word)
+    except ValueError:
+        gamma = -1.0
+    if not 0 <= gamma < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word!r} given; give numbers of at least 0")
+    return gamma
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """The configuration, after all that can be wrong with it was looked at.
+
+    ``DATASETS.TEST`` becomes the data set that ``--dataset`` names.
+
+    Raises:
+        UserError: for a mistake in it.
+    """
+    import_code(args.imports)
+    cfg = get_config(args.config_file, args.opts)
+    choose_device(cfg)
+    check_names(cfg)
+    check_weights(cfg, training=False, resume=False)
+    register_own_datasets(cfg, training=args.dataset == "train")
+    if args.dataset == "train":
+        cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
+    elif args.dataset != "test":
+        if args.dataset not in DatasetCatalog:
+            raise UserError(
+                f'--dataset: no data set "{args.dataset}" is registered'
+                f"{did_you_mean(args.dataset, [*_SPLITS, *DatasetCatalog])}; give test or train "
+                "for the config's, or the name of a registered one."
+            )
+        cfg.DATASETS.TEST = (args.dataset,)
+    check_datasets(cfg, training=False)
+    cfg.freeze()
+    return cfg
+
+
+def load_model(cfg: CfgNode) -> FocalRetinaNet:
+    """The trained model, as ``--eval-only`` builds it."""
+    model = Trainer.build_model(cfg)
+    if not isinstance(model, FocalRetinaNet):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} given; losses are looked at "
+            "in FocalRetinaNet only, which loads weights of detectron2's RetinaNet too."
+        )
+    SafeCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def load_pictures(cfg: CfgNode, most: int | None, batch_size: int) -> Any:
+    """Batches of the data sets' pictures with ground truth, at the size of the test."""
+    entries = [x for name in cfg.DATASETS.TEST for x in DatasetCatalog.get(name)]
+    bare = next((x for x in entries if "annotations" not in x), None)
+    if bare or not entries:
+        raise UserError(
+            f"--dataset: {', '.join(cfg.DATASETS.TEST)} has "
+            f"{'no annotations' if bare else 'no pictures'}, so there is no loss to look at; give "
+            "another data set."
+        )
+    count = min(most or len(entries), len(entries))
+    mapper = ReadableDatasetMapper(
+        is_train=True,
+        augmentations=build_augmentation(cfg, is_train=False),
+        image_format=cfg.INPUT.FORMAT,
+    )
+    return build_detection_test_loader(
+        dataset=[entries[i * len(entries) // count] for i in range(count)],
+        mapper=mapper,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measures what the command line asks for; returns the exit status."""
+    args = parser().parse_intermixed_args(words)
+    gammas = sorted(set(args.gammas))
+    cfg = prepare(args)
+    out = args.out or Path(cfg.OUTPUT_DIR) / "loss_distribution"
+    files = [f"loss_distribution.{kind}" for kind in ("png", "csv", "json")]
+    picture, table, numbers = output_files(out, files, overwrite=args.overwrite)
+    batches = load_pictures(cfg, args.pictures, args.batch_size)
+    model = load_model(cfg)
+    found = measure(model, tqdm(batches, desc="pictures", unit="batch"), gammas)
+    write_figure(picture, draw(found))
+    write_csv(table, {name: column.tolist() for name, column in curves(found).items()})
+    write_json(
+        numbers,
+        {
+            "config": args.config_file,
+            "weights": cfg.MODEL.WEIGHTS,
+            "data_sets": list(cfg.DATASETS.TEST),
+            **found.report(),
+        },
+    )
+    print(found.table())
+    print(f"\n{picture}\n{table}\n{numbers}")
+    return 0 if say_agreement(found) else 1
+
+
+def say_agreement(found: LossDistribution) -> bool:
+    """Whether the sum over the samples is the model's own loss, where that is such a sum."""
+    loss = found.training_loss()
+    if loss is None:
+        print("\nloss_cls is not compared: it chooses among the anchors.")
+        return True
+    agree = loss["relative_difference"] <= _AGREE
+    print(
+        f"\nloss_cls on these pictures: {loss['model']:.6g} by the model, "
+        f"{loss['summed_over_samples']:.6g} summed over the samples; relative difference "
+        f"{loss['relative_difference']:.1e}{'' if agree else ': they DIFFER'}."
+    )
+    return agree
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            print("stopped: nothing was written.", file=sys.stderr)
+            sys.exit(EXIT_STATUS)
