@@ -119,15 +119,21 @@ class Run:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row of the table, or one of a person's own, and a run for each seed."""
+    """A row of the table, or one of a person's own.
+
+    Args:
+        runs: one for each seed.
+        chosen: whether to run it.
+    """
 
     row: Row
     runs: tuple[Run, ...]
+    chosen: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table, and what is run of it.
+    """A table, and what its rows train.
 
     Args:
         folder: of the table's results.
@@ -140,7 +146,8 @@ class Plan:
 
     @property
     def runs(self) -> list[Run]:
-        return [run for row in self.rows for run in row.runs]
+        """Of the chosen rows."""
+        return [run for row in self.rows if row.chosen for run in row.runs]
 
 
 def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
@@ -166,7 +173,7 @@ def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
                 f"{', '.join(known)}."
             )
     plans = [_plan(table, options) for table in tables]
-    return [plan for plan in plans if plan.rows]
+    return [plan for plan in plans if plan.runs]
 
 
 def data_config(name: str) -> Path:
@@ -195,9 +202,15 @@ def _with_own_rows(table: Table, files: Iterable[Path]) -> Table:
 
 
 def _plan(table: Table, options: Options) -> Plan:
-    rows = [row for row in table.rows if not options.rows or row.name in options.rows]
     make = _Maker(table, options)
-    planned = [PlannedRow(row, tuple(make(row, seed) for seed in make.seeds)) for row in rows]
+    planned = [
+        PlannedRow(
+            row,
+            tuple(make(row, seed) for seed in make.seeds),
+            chosen=not options.rows or row.name in options.rows,
+        )
+        for row in table.rows
+    ]
     return Plan(table, options.output / table.name, tuple(planned), options)
 
 

@@ -1,7 +1,8 @@
 """The rows' AP as a picture: measured on the left, the paper's on the right, each on its scale."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,68 +14,138 @@ from .plan import PAPER, Plan
 if TYPE_CHECKING:
     from .report import Measured
 
-_OURS, _PAPER, _GREY = "#2a6f97", "#e0a030", "#6b6b6b"
-_ROW, _AROUND, _WIDTH = 0.42, 1.5, 10.0  # inches
+_OURS, _PAPER, _GREY, _GRID = "#2a6f97", "#e0a030", "#6b6b6b", "#dddddd"
+_PAPER_TEXT = "#9a6a10"  # darker, to be read
+_LINES = (("#2a6f97", "o"), ("#e0a030", "D"), ("#b0413e", "s"))
+_ROW, _AROUND, _WIDTH, _SPEED_HEIGHT = 0.45, 1.4, 10.0, 4.8  # inches
+_ROOM = 0.14  # at the sides, for numbers, as a share of the axis
 
 
 def draw(plan: Plan, rows: Sequence["Measured"], path: Path) -> None:
-    """Writes the PNG, at once."""
-    figure = Figure(figsize=(_WIDTH, _AROUND + _ROW * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Writes the PNG, at once: AP by row, or where the table has latencies, AP over latency."""
+    speed = any(m.row.milliseconds for m in rows)
+    height = _SPEED_HEIGHT if speed else _AROUND + _ROW * len(rows)
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=not speed)
     figure.suptitle(plan.table.title, x=0.01, ha="left", fontsize=13)
-    data = "the paper's data" if plan.options.data == PAPER else plan.options.data
+    data = "as configured" if plan.options.data == PAPER else f"on {Path(plan.options.data).stem}"
     seeds = max((len(m.results) for m in rows), default=0)
-    spread = f", mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
-    left.set_title(f"measured: {data}{spread}", fontsize=10, color=_OURS)
-    right.set_title(f"paper: {plan.table.data}", fontsize=10, color="#9a6a10")
-    _measured(left, rows)
-    _paper(right, rows)
-    left.set_yticks(range(len(rows)), [m.row.label for m in rows])
-    left.set_ylim(len(rows) - 0.5, -0.5)
-    for axes in (left, right):
-        axes.set_xlabel("AP")
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+    spread = f", {seeds} seeds (bar: standard deviation)" if seeds > 1 else ""
+    left.set_title(f"Here, {data}{spread}", fontsize=10, color=_OURS)
+    right.set_title(f"The paper, on {plan.table.data}", fontsize=10, color=_PAPER_TEXT)
+    if speed:
+        _curves(left, [point for m in rows for point in _here(m)])
+        _curves(right, [point for m in rows for point in _printed(m)])
+    else:
+        _measured(left, rows)
+        _paper(right, rows)
+        left.set_yticks(range(len(rows)), [m.row.label for m in rows])
+        left.set_ylim(len(rows) - 0.5, -0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{os.getpid()}.{path.name}")
     figure.savefig(scratch, dpi=120)
     os.replace(scratch, path)
 
 
+# ---------------------------------------------------------------- AP by row
+
+
 def _measured(axes: Axes, rows: Sequence["Measured"]) -> None:
-    low = min((v for m in rows for v in m.values("ap")), default=0.0)
     for y, m in enumerate(rows):
         value, spread = m.mean(), m.spread()
         if value is None:
-            words = f"diverged at step {m.diverged[0].diverged_at:,}" if m.diverged else "no result"
-            axes.text(low, y, words, va="center", size=9, color=_GREY)
+            step = m.diverged[0].diverged_at if m.diverged else None
+            words = "no result yet" if step is None else f"diverged at step {step:,}"
+            place = axes.get_yaxis_transform()
+            axes.text(0.02, y, words, transform=place, va="center", size=9, color=_GREY)
             continue
-        axes.errorbar(value, y, xerr=spread, fmt="o", color=_OURS, capsize=3, markersize=7)
+        axes.errorbar(value, y, xerr=spread, fmt="o", color=_OURS, capsize=3, ms=7, clip_on=False)
         if spread is not None:
             seeds = m.values("ap")
-            axes.plot(seeds, [y] * len(seeds), "|", color=_OURS, markersize=9, alpha=0.6)
+            axes.plot(seeds, [y] * len(seeds), "|", color=_OURS, ms=10, alpha=0.6, clip_on=False)
         words = f"{value:.1f}" if spread is None else f"{value:.1f} ± {spread:.1f}"
-        _annotate(axes, value, y, words)
-    axes.margins(x=0.12)
+        _number(axes, value, y, words)
+    _finish(axes)
 
 
 def _paper(axes: Axes, rows: Sequence["Measured"]) -> None:
     for y, m in enumerate(rows):
         if m.row.ap is not None:
-            axes.plot(m.row.ap, y, "D", color=_PAPER, markersize=7)
-            _annotate(axes, m.row.ap, y, f"{m.row.ap:.1f}")
-    axes.margins(x=0.12)
+            axes.plot(m.row.ap, y, "D", color=_PAPER, ms=7, clip_on=False)
+            _number(axes, m.row.ap, y, f"{m.row.ap:.1f}")
+    _finish(axes)
 
 
-def _annotate(axes: Axes, x: float, y: int, words: str) -> None:
-    axes.annotate(
-        words,
-        (x, y),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        size=8,
-        color="#333333",
-    )
+def _finish(axes: Axes) -> None:
+    axes.margins(x=_ROOM)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0.0), high)
+    axes.set_xlabel("AP")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    _grid(axes)
+
+
+def _number(axes: Axes, x: float, y: int, words: str) -> None:
+    axes.annotate(words, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", size=8.5)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(axis="x", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# ---------------------------------------------------------------- AP over latency
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row in the plane of latency and AP."""
+
+    line: str
+    milliseconds: float
+    ap: float
+    spread: float
+    pixels: str
+
+
+def _here(m: "Measured") -> Iterator[_Point]:
+    ap, milliseconds = m.mean(), m.milliseconds
+    if ap is not None and milliseconds is not None:
+        yield _Point(f"ResNet-{m.depth}", milliseconds, ap, m.spread() or 0.0, str(m.pixels))
+
+
+def _printed(m: "Measured") -> Iterator[_Point]:
+    if m.row.ap is not None and m.row.milliseconds is not None:
+        line, pixels = m.row.label.removesuffix(" pixels").split(", ")
+        yield _Point(line, m.row.milliseconds, m.row.ap, 0.0, pixels)
+
+
+def _curves(axes: Axes, points: Sequence[_Point]) -> None:
+    """A line for each backbone, whose points bear their pixels."""
+    for i, line in enumerate(dict.fromkeys(p.line for p in points)):
+        on_it = [p for p in points if p.line == line]
+        colour, marker = _LINES[i % len(_LINES)]
+        xs, ys = [p.milliseconds for p in on_it], [p.ap for p in on_it]
+        axes.plot(xs, ys, marker=marker, color=colour, ms=6, label=line)
+        if any(p.spread for p in on_it):
+            spreads = [p.spread for p in on_it]
+            axes.errorbar(xs, ys, yerr=spreads, fmt="none", color=colour, capsize=3)
+        for p in on_it if i else on_it[:: max(len(on_it) - 1, 1)]:  # of the first line, its ends
+            axes.annotate(
+                p.pixels,
+                (p.milliseconds, p.ap),
+                xytext=(-5, 5) if i else (6, -5),
+                textcoords="offset points",
+                ha="right" if i else "left",
+                va="bottom" if i else "top",
+                size=8.5,
+                color=_PAPER_TEXT if colour == _PAPER else colour,
+            )
+    axes.margins(x=_ROOM, y=_ROOM)
+    axes.set_xlabel("milliseconds a picture (numbers: pixels of the short side)")
+    axes.set_ylabel("AP")
+    if points:
+        axes.legend(loc="lower right", frameon=False)
+    _grid(axes)

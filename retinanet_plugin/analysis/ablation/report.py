@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from ..tables import Row
 from .plan import PAPER, Plan, PlannedRow
 from .progress import minutes
-from .results import Result, read_result, write_atomically
+from .results import Result, result_for, write_atomically
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,16 @@ class Measured:
     """What all seeds of a row gave.
 
     Args:
+        depth: of the ResNet here.
+        pixels: short side of the test pictures.
         results: of the runs that ended, by seed.
         failed: how many failed.
         waiting: how many have not ended.
     """
 
     row: Row
+    depth: int
+    pixels: int
     results: Sequence[Result]
     failed: int
     waiting: int
@@ -45,6 +49,11 @@ class Measured:
         return stdev(values) if len(values) > 1 else None
 
     @property
+    def milliseconds(self) -> float | None:
+        """Of the network a picture, as the evaluation took it; the least of the seeds."""
+        return min((r.milliseconds for r in self.results if r.milliseconds), default=None)
+
+    @property
     def diverged(self) -> list[Result]:
         return [result for result in self.results if result.diverged_at is not None]
 
@@ -55,19 +64,22 @@ class Measured:
 
 
 def measure(plan: Plan, failed: Mapping[str, str]) -> list[Measured]:
-    """Of each row of the plan, what there is so far.
+    """Of each row that was chosen or has a result, what there is so far.
 
     Args:
         failed: the folders of runs that failed.
     """
-    return [_measured(row, failed) for row in plan.rows]
+    measured = [(row, _measured(row, failed)) for row in plan.rows]
+    return [m for row, m in measured if row.chosen or m.results]
 
 
 def _measured(planned: PlannedRow, failed: Mapping[str, str]) -> Measured:
-    found = [read_result(run.folder) for run in planned.runs]
+    found = [result_for(run) for run in planned.runs]
     results = [result for result in found if result is not None]
     broken = sum(str(run.folder) in failed for run in planned.runs)
-    return Measured(planned.row, results, broken, len(found) - len(results) - broken)
+    cfg = planned.runs[0].cfg
+    depth, pixels = cfg.MODEL.RESNETS.DEPTH, cfg.INPUT.MIN_SIZE_TEST
+    return Measured(planned.row, depth, pixels, results, broken, len(found) - len(results) - broken)
 
 
 def write_report(plan: Plan, failed: Mapping[str, str]) -> None:
@@ -86,21 +98,26 @@ def markdown(plan: Plan, failed: Mapping[str, str]) -> str:
     """The table, how it was made, and whether the paper's order holds."""
     rows = measure(plan, failed)
     head = ["", "AP", "AP50", "AP75", "seeds", "paper's AP", "AP50", "AP75", "time a run"]
-    lines = [head, ["---"] * len(head), *(_line(m) for m in rows)]
+    timed = any(m.row.milliseconds for m in rows)
+    if timed:
+        head += ["here", "ms a picture", "paper's"]
+    lines = [head, ["---"] * len(head), *(_line(m, timed=timed) for m in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     blocks = [f"## {plan.table.title}", _how(plan, rows), table, _order(rows), *_notes(rows)]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _line(m: Measured) -> list[str]:
+def _line(m: Measured, *, timed: bool) -> list[str]:
     paper = [m.row.ap, m.row.ap50, m.row.ap75]
     taken = [result.seconds for result in m.results if result.same_as is None]
+    speed = [f"{x:.3g}" if x else "" for x in (m.milliseconds, m.row.milliseconds)]
     return [
         m.row.label,
         *(_cell(m, metric) for metric in ("ap", "ap50", "ap75")),
         str(len(m.results)),
         *("" if x is None else f"{x:.1f}" for x in paper),
         minutes(mean(taken)) if taken else "",
+        *([f"depth {m.depth}, {m.pixels} pixels", *speed] if timed else []),
     ]
 
 
@@ -130,7 +147,17 @@ def _how(plan: Plan, rows: Sequence[Measured]) -> str:
             f"; {used.device}, torch {used.versions['torch']}, "
             f"detectron2 {used.versions['detectron2']}"
         )
-    return f"{text}. Paper: {plan.table.data}. ± is the standard deviation over seeds."
+    text = f"{text}. Paper: {plan.table.data}."
+    if plan.options.data != PAPER:
+        text += " Rows differ as the paper's do; network, schedule and all else are the data's."
+    if any(m.spread() is not None for m in rows):
+        text += " ± is the standard deviation over seeds."
+    if any(m.row.milliseconds for m in rows):
+        text += (
+            " Milliseconds are those of the evaluation, with whatever else ran at the time; the "
+            "paper's are an Nvidia M40's."
+        )
+    return text
 
 
 def _notes(rows: Sequence[Measured]) -> list[str]:
@@ -214,11 +241,11 @@ def as_csv(plan: Plan, failed: Mapping[str, str]) -> str:
     """A line a row, means and standard deviations over its seeds."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    metrics = ("ap", "ap50", "ap75")
+    metrics, times = ("ap", "ap50", "ap75"), ("milliseconds", "paper_milliseconds")
     measured = [x for metric in metrics for x in (metric, f"{metric}_std")]
     paper = [f"paper_{metric}" for metric in metrics]
     writer.writerow(
-        ["table", "row", "label", "seeds", "diverged", *measured, *paper, "seconds_a_run"]
+        ["table", "row", "label", "seeds", "diverged", *measured, *paper, "seconds_a_run", *times]
     )
     for m in measure(plan, failed):
         values = [x for metric in metrics for x in (m.mean(metric), m.spread(metric))]
@@ -229,6 +256,7 @@ def as_csv(plan: Plan, failed: Mapping[str, str]) -> str:
                 *("" if x is None else round(x, 3) for x in values),
                 *("" if x is None else x for x in (m.row.ap, m.row.ap50, m.row.ap75)),
                 round(mean(taken), 1) if taken else "",
+                *("" if x is None else x for x in (m.milliseconds, m.row.milliseconds)),
             ]
         )
     return file.getvalue()

@@ -23,6 +23,8 @@ from .plan import Run
 METRICS = ("AP", "AP50", "AP75")
 # The trainer's sentence about a loss that is not finite, which is a result too.
 _DIVERGED = re.compile(r"training stopped at step (\d+): the loss is not finite")
+# detectron2's evaluator, about the network alone, at one picture a time.
+_LATENCY = re.compile(r"inference pure compute time: .*\(([\d.e-]+) s / iter per device")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Result:
         diverged_at: the step whose loss was not finite.
         seconds: of all attempts.
         attempts: 1, and one more each time that it was stopped and went on.
+        milliseconds: of the network a picture, in the evaluation; None where it is not known.
         same_as: the folder of a run with the same settings, whose result this is.
     """
 
@@ -49,6 +52,7 @@ class Result:
     digest: str
     versions: Mapping[str, str]
     device: str
+    milliseconds: float | None = None
     same_as: str | None = None
 
 
@@ -99,7 +103,9 @@ def result_of(
     if metrics is None:
         return None
     ap, ap50, ap75 = (metrics[key] for key in METRICS)
-    return Result(ap, ap50, ap75, metrics, None, **common)
+    latencies = _LATENCY.findall("\n".join(read_lines(run.log, last=100_000)))
+    milliseconds = round(float(latencies[-1]) * 1000, 2) if latencies else None
+    return Result(ap, ap50, ap75, metrics, None, milliseconds=milliseconds, **common)
 
 
 def _last_metrics(folder: Path) -> dict[str, float] | None:
@@ -193,16 +199,23 @@ def has_checkpoint(run: Run) -> bool:
     return (run.folder / "last_checkpoint").is_file()
 
 
+def result_for(run: Run) -> Result | None:
+    """The result of just this run, not of one with other settings in its folder."""
+    return None if changes(run) else read_result(run.folder)
+
+
 def changes(run: Run) -> list[str]:
     """The settings in which a begun run differs from ``run``: ``KEY: was -> is``."""
     state = read_state(run)
     if state is None or not (has_checkpoint(run) or read_result(run.folder)):
         return []  # nothing that would be lost
     old, new = state.settings, run.settings
+    # A key that another version of the plugin lacks says nothing.
+    keys = {k for k in old.keys() | new.keys() if (k in old) == (k in new) or k.startswith("--")}
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and (key in old or key.startswith("--import"))
+        for key in sorted(keys)
+        if old.get(key) != new.get(key)
     ]
 
 
