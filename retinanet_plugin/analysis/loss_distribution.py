@@ -192,7 +192,8 @@ def measure(
         gammas: of the focal losses to compare.
 
     Raises:
-        UserError: for logits that are not finite, or where there is no picture or no positive.
+        UserError: for logits that are not finite or boxes of classes beyond the model's, or where
+            there is no positive.
     """
     model.eval()
     anchors = HostAnchors(model.anchor_generator)
@@ -205,6 +206,7 @@ def measure(
         features = [levels[f] for f in model.head_in_features]
         predictions = model.head(features)
         gt_instances = [x["instances"] for x in batch]
+        losses = model.forward_training(images, features, predictions, gt_instances)
         targets = model.assigner(anchors(features), gt_instances)
         positives, negatives = samples(predictions[0], targets, model.num_classes)
         if not all(x.isfinite().all() for x in (positives, negatives)):
@@ -216,7 +218,6 @@ def measure(
         found.negatives.add(negatives)
         found.pictures += len(batch)
         found.ignored_anchors += len(targets.ignored_anchor)
-        losses = model.forward_training(images, features, predictions, gt_instances)
         if not isinstance(model.head.cls_loss, SelectingLoss):
             total = _sum(model.head.cls_loss, positives, True)
             total += _sum(model.head.cls_loss, negatives, False)

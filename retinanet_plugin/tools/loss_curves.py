@@ -9,6 +9,7 @@ focal_loss_star.png, .csv and _derivatives.csv (FL and FL* over the logit). Alph
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..analysis.loss_curves import (
     over_probability,
 )
 from ..analysis.outputs import output_files, write_csv, write_figure
+from ..engine.stopping import EXIT_STATUS
 from ..errors import UserError, one_sentence
 
 
@@ -91,4 +93,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with one_sentence():
-        main()
+        try:
+            main()
+        except KeyboardInterrupt:
+            print("stopped: what was written so far is whole.", file=sys.stderr)
+            sys.exit(EXIT_STATUS)

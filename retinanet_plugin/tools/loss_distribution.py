@@ -10,8 +10,10 @@ Words at the end override keys of the config.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from ..modeling import FocalRetinaNet
 
 _SPLITS = ("test", "train")
 _AGREE = 1e-4  # relative
+_LARGEST_GAMMA = 20  # with which the loss of the easiest is still a number of float64
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--pictures", type=_whole, help="so many, evenly spread; default: all")
     words.add_argument("--batch-size", type=_whole, default=1, help="pictures at a time")
-    words.add_argument("--gammas", type=_gamma, nargs="+", default=list(PAPER_GAMMAS))
+    words.add_argument("--gammas", nargs="+", default=[f"{g:g}" for g in PAPER_GAMMAS])
     words.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/loss_distribution"
     )
@@ -72,14 +75,30 @@ def _whole(word: str) -> int:
     return int(word)
 
 
-def _gamma(word: str) -> float:
+def take_gammas(args: argparse.Namespace) -> list[float]:
+    """The gammas, ascending; words behind them that are no numbers go to the config's.
+
+    So ``--gammas 0 2 MODEL.WEIGHTS x`` is what it looks like.
+
+    Raises:
+        UserError: where there is none, or one out of range.
+    """
+    numbers = list(takewhile(_is_number, args.gammas))
+    args.opts = [*args.gammas[len(numbers) :], *args.opts]
+    gammas = sorted({float(number) for number in numbers})
+    if not gammas or not 0 <= gammas[0] <= gammas[-1] <= _LARGEST_GAMMA:
+        raise UserError(
+            f"--gammas: {' '.join(numbers or args.gammas[:1])} given; give numbers from 0 to "
+            f"{_LARGEST_GAMMA}."
+        )
+    return gammas
+
+
+def _is_number(word: str) -> bool:
     try:
-        gamma = float(word)
+        return math.isfinite(float(word))
     except ValueError:
-        gamma = -1.0
-    if not 0 <= gamma < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word!r} given; give numbers of at least 0")
-    return gamma
+        return False
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -150,7 +169,7 @@ def load_pictures(cfg: CfgNode, most: int | None, batch_size: int) -> Any:
 def main(words: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for; returns the exit status."""
     args = parser().parse_intermixed_args(words)
-    gammas = sorted(set(args.gammas))
+    gammas = take_gammas(args)
     cfg = prepare(args)
     out = args.out or Path(cfg.OUTPUT_DIR) / "loss_distribution"
     files = [f"loss_distribution.{kind}" for kind in ("png", "csv", "json")]

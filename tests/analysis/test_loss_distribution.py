@@ -208,7 +208,7 @@ def run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_the_command(run: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--gammas", "2", "0", "--batch-size", "3") == 0
+    assert run("--batch-size", "3", "--gammas", "2", "0") == 0  # and SMALL follows
     shown = capsys.readouterr()
     assert "2/2" in shown.err  # batches
     report = json.loads(Path("out/loss_distribution.json").read_text())
@@ -272,11 +272,16 @@ def test_mistakes(run: Callable, words: list[str], keys: tuple[str, ...], senten
     assert not Path("out/loss_distribution.json").exists()
 
 
-@pytest.mark.parametrize("words", [["--gammas", "-1"], ["--gammas", "x"], ["--pictures", "0"]])
-def test_numbers_are_checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["-1"], ["x", "1"], ["nan"], ["0", "1e3"]])
+def test_gammas_are_checked(run: Callable, words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--gammas: .*; give numbers from 0 to 20"):
+        run("--gammas", *words)
+
+
+def test_numbers_of_pictures_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command.main(["--config-file", "x.yaml", *words])
-    assert "given; give" in capsys.readouterr().err
+        command.main(["--config-file", "x.yaml", "--pictures", "0"])
+    assert "give a whole number from 1 up" in capsys.readouterr().err
 
 
 def test_curves_are_finer_towards_the_hardest() -> None:
