@@ -153,10 +153,11 @@ def find_config(name: str | Path) -> Path:
     shipped = folder / name
     if shipped.is_file() and shipped.resolve().is_relative_to(folder.resolve()):
         return shipped
-    known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+    known = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml"))
+    models = [x for x in known if "/" not in x]
     raise UserError(
-        f"config file: no file {name}{did_you_mean(Path(name).name, known)}; "
-        f"shipped with the plugin: {', '.join(known)}."
+        f"config file: no file {name}{did_you_mean(str(name), known)}; shipped with the plugin: "
+        f"{', '.join(models)}, and the rows of the paper's tables in ablations/."
     )
 
 
@@ -173,8 +174,12 @@ class _ConfigFile(CfgNode):
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         path = Path(filename)
-        shipped = shipped_configs() / path.name
-        return open(shipped if shipped.is_file() and not path.exists() else path)
+        if not path.exists():
+            # A shipped one may be named with its folder: "ablations/Base-R50-600.yaml".
+            for name in (Path(*path.parts[-2:]), path.name):
+                if (shipped_configs() / name).is_file():
+                    return open(shipped_configs() / name)
+        return open(path)
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

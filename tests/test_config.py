@@ -121,9 +121,11 @@ def test_absent_file_lists_the_shipped_ones() -> None:
         get_config("retinanet_R50_FPN_1.yaml")
 
 
-def test_own_file_on_a_shipped_base(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.yaml"
-    base = "retinanet_R50_FPN_1x.yaml"  # not beside it: found among the shipped ones
+@pytest.mark.parametrize(
+    "base", ["retinanet_R50_FPN_1x.yaml", "ablations/Base-R50-600.yaml", "ablations/no_fpn.yaml"]
+)
+def test_own_file_on_a_shipped_base(base: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"  # the base is not beside it
     mine.write_text(yaml.safe_dump({"_BASE_": base, "SOLVER": {"MAX_ITER": 7}}))
     cfg = get_config(mine, ["SOLVER.BASE_LR", "1e-3"])
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.MODEL.RESNETS.DEPTH) == (7, 1e-3, 50)
