@@ -168,7 +168,7 @@ def shipped_configs() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-class _ConfigFile(CfgNode):
+class ConfigFile(CfgNode):
     """Reads YAML; a ``_BASE_`` that is not beside its file is looked for among the shipped ones."""
 
     @classmethod
@@ -185,7 +185,7 @@ class _ConfigFile(CfgNode):
 def _load_yaml(path: Path) -> dict[str, Any]:
     """The content of a file and its ``_BASE_`` files, as detectron2 merges them."""
     try:
-        content = _ConfigFile.load_yaml_with_base(str(path), allow_unsafe=False)
+        content = ConfigFile.load_yaml_with_base(str(path), allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise UserError(
             f"{path}: {error.problem}{_where(error)}; only plain YAML is read, as a config that "

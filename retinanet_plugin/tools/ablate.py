@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..analysis.ablation import Options, ablate, default_output, list_tables
+from ..analysis.ablation import STOPPED, Options, ablate, default_output, list_tables
 from ..errors import one_sentence
 
 
@@ -122,4 +122,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with one_sentence():
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            print("stopped before any row was run.", file=sys.stderr)
+            sys.exit(STOPPED)

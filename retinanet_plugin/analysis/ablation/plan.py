@@ -5,18 +5,19 @@ its anchors, and so on. Everything else, the schedule included, is the data's co
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from ...config import find_config, get_config, shipped_configs
+from ...config import ConfigFile, find_config, get_config, shipped_configs
 from ...engine import import_code
 from ...errors import UserError, did_you_mean
 from ...modeling import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY
@@ -162,6 +163,7 @@ def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
                 f'TABLE: unknown name "{name}"{did_you_mean(name, TABLES)}; known: '
                 f"{', '.join(TABLES)}; keys of the config come last, after --."
             )
+    _check_options(options)
     tables = [_with_own_rows(TABLES[name], options.own_rows) for name in dict.fromkeys(names)]
     if not tables:
         raise UserError(f"TABLE: none given; give one or more of: {', '.join(TABLES)}.")
@@ -174,6 +176,18 @@ def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
             )
     plans = [_plan(table, options) for table in tables]
     return [plan for plan in plans if plan.runs]
+
+
+def _check_options(options: Options) -> None:
+    if options.scale is not None and not 0 < options.scale < float("inf"):
+        raise UserError(f"--scale: {options.scale} given; give a number above 0, such as 0.5.")
+    if options.depths and options.data == PAPER:
+        raise UserError("--depth: the paper's own rows have their depth; give --data too.")
+    for key, option in (("OUTPUT_DIR", "--output"), ("SEED", "--seeds")):
+        if key in options.overrides[::2]:
+            raise UserError(f"{key}: each row has its own; give {option} instead.")
+    if options.steps is not None and "SOLVER.MAX_ITER" in options.overrides[::2]:
+        raise UserError("SOLVER.MAX_ITER: given beside --steps; give one of them.")
 
 
 def data_config(name: str) -> Path:
@@ -206,7 +220,7 @@ def _plan(table: Table, options: Options) -> Plan:
     planned = [
         PlannedRow(
             row,
-            tuple(make(row, seed) for seed in make.seeds),
+            make(row),
             chosen=not options.rows or row.name in options.rows,
         )
         for row in table.rows
@@ -226,36 +240,46 @@ class _Maker:
         self.base = _base_of(first) if self.on_paper else data_config(options.data).resolve()
         self.data = get_config(self.base, options.overrides)
         self.code = import_code(options.imports)
-        self.seeds = list(options.seeds) or [self.data.SEED if self.data.SEED >= 0 else 1]
+        self.seeds = list(dict.fromkeys(options.seeds)) or [
+            self.data.SEED if self.data.SEED >= 0 else 1
+        ]
         self.depths = self._depths()
 
-    def __call__(self, row: Row, seed: int) -> Run:
-        path = find_config(row.config).resolve()
+    def __call__(self, row: Row) -> tuple[Run, ...]:
+        """One for each seed."""
+        path, overrides = find_config(row.config).resolve(), self.options.overrides
+        is_own = row.name not in self.of_table
+        if is_own:
+            get_config(path)  # its mistakes are named
         base, lines = self.base, self._lines(row, path)
-        if self.on_paper and row.name in self.of_table:
+        if self.on_paper and not is_own:
             base, lines = path, self._scaled_sizes(self.resolved[row.name])
         pairs = [word for pair in lines.items() for word in pair]
-        cfg = get_config(base, [*pairs, *self.options.overrides])
-        schedule = _schedule(cfg, self.options.steps)
+        schedule = _schedule(get_config(base, [*pairs, *overrides]), self.options.steps)
         pairs += [word for pair in schedule.items() for word in pair]
-        cfg = get_config(base, [*pairs, *self.options.overrides, "SEED", str(seed)])
-        named = [*lines, *schedule, *self.options.overrides[::2], "SEED"]
-        code = self.code
-        if row.name in self.of_table and not _of_code(cfg, code):
-            code = []  # the table's rows stay what they are when a row of one's own joins them
-        folder = run_folder(self.options.output, self.table, row, seed)
+        cfg = get_config(base, [*pairs, *overrides])
+        named = [*lines, *schedule, *overrides[::2]]
+        content = {"_BASE_": str(base), **_nested({key: _get(cfg, key) for key in named})}
+        # The table's rows stay what they are when one's own code joins them.
+        code = self.code if is_own or _of_code(cfg, self.code) else []
+        return tuple(self._run(row, cfg.clone(), content, code, seed) for seed in self.seeds)
+
+    def _run(
+        self, row: Row, cfg: CfgNode, content: dict[str, Any], code: list[ModuleType], seed: int
+    ) -> Run:
+        cfg.SEED = seed
         return Run(
             name=row.label if len(self.seeds) == 1 else f"{row.label}, seed {seed}",
-            folder=folder,
+            folder=run_folder(self.options.output, self.table, row, seed),
             seed=seed,
             cfg=cfg,
-            content={"_BASE_": str(base), **_nested({key: _get(cfg, key) for key in named})},
+            content={**content, "SEED": seed},
             settings=_settings(cfg, code),
         )
 
     def _lines(self, row: Row, path: Path) -> dict[str, Any]:
         """The keys that are the row's own, with their values."""
-        own = dict(_leaves(_own_content(path)))
+        own = dict(_leaves(_OwnLines.load_yaml_with_base(str(path))))
         if row.name not in self.of_table:
             return {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
         own = {k: v for k, v in own.items() if not k.startswith(_OF_DATA)}
@@ -312,37 +336,20 @@ def _row(table: Table, name: str) -> Row:
 
 
 def _base_of(path: Path) -> Path:
-    """The file's ``_BASE_``."""
-    return _beside(path, yaml.safe_load(path.read_text())["_BASE_"])
+    """The ``_BASE_`` of a shipped row."""
+    return (path.parent / yaml.safe_load(path.read_text())["_BASE_"]).resolve()
 
 
-def _beside(path: Path, base: str) -> Path:
-    """As the reader of configurations finds a ``_BASE_``: beside the file, or a shipped one."""
-    beside = path.parent / Path(base).expanduser()
-    shipped = shipped_configs() / Path(base).name
-    return (shipped if shipped.is_file() and not beside.exists() else beside).resolve()
+class _OwnLines(ConfigFile):
+    """Reads a file and its bases, leaving out the shipped ones at the top of ``configs/``."""
 
-
-def _own_content(path: Path) -> dict[str, Any]:
-    """What a file and its bases say, leaving out the shipped ones at the top of ``configs/``."""
-    if path.parent == shipped_configs().resolve():
-        return {}
-    get_config(path)  # its mistakes are named
-    content = yaml.safe_load(path.read_text())
-    bases = content.pop("_BASE_", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        _merge(_own_content(_beside(path, base)), merged)
-    _merge(content, merged)
-    return merged
-
-
-def _merge(source: Mapping[str, Any], target: dict[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge(value, target[key])
-        else:
-            target[key] = value
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        file = super()._open_cfg(filename)
+        if Path(file.name).resolve().parent != shipped_configs().resolve():
+            return file
+        file.close()
+        return io.StringIO("{}")
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -382,7 +389,7 @@ def _schedule(cfg: CfgNode, steps: int | None) -> dict[str, Any]:
 
     schedule = {
         "SOLVER.MAX_ITER": steps,
-        "SOLVER.STEPS": tuple(scaled(x) for x in cfg.SOLVER.STEPS),
+        "SOLVER.STEPS": tuple(scaled(x) for x in cfg.SOLVER.STEPS if x < cfg.SOLVER.MAX_ITER),
         "SOLVER.WARMUP_ITERS": scaled(cfg.SOLVER.WARMUP_ITERS),
         "SOLVER.CHECKPOINT_PERIOD": scaled(cfg.SOLVER.CHECKPOINT_PERIOD),
         "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD),

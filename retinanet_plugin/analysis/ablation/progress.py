@@ -20,6 +20,23 @@ def minutes(seconds: float) -> str:
     return f"{hours} h {left:02d} min" if hours else f"{left} min"
 
 
+class _Pace:
+    """How fast a row trains, from when its first steps were seen; its start is apart."""
+
+    def __init__(self, run: Run, began: float) -> None:
+        self.run, self.began = run, began
+        self.start: float | None = None
+        self.seconds_a_unit: float | None = None  # of ``cost``
+        self._first = 0
+
+    def look(self, steps: int, first_step: int, now: float) -> None:
+        if self.start is None and steps > first_step:
+            self.start, self._first = now - self.began, steps
+        elif self.start is not None and steps > self._first:
+            done = (steps - self._first) * self.run.cost
+            self.seconds_a_unit = (now - self.began - self.start) / done
+
+
 class Terminal:
     """A line that is renewed on a terminal, or a line every half minute in a file.
 
@@ -39,10 +56,11 @@ class Terminal:
         self.runs, self.jobs, self.after_each, self.stream = list(runs), jobs, after_each, stream
         self._numbers = {str(run.folder): i for i, run in enumerate(self.runs, start=1)}
         self._start = self._looked_at = self._said_at = time.monotonic()
-        self._rates: list[float] = []  # seconds for one unit of cost, of runs that ended
+        self._paces: dict[str, _Pace] = {}  # by folder
         self._width = 0
 
     def started(self, run: Run, from_step: int) -> None:
+        self._paces[str(run.folder)] = _Pace(run, time.monotonic())
         goes_on = f", goes on at step {from_step:,}" if from_step else ""
         self._line(f"{self._name(run)}: {run.max_iter:,} steps{goes_on}; log: {run.log}")
 
@@ -65,8 +83,10 @@ class Terminal:
             return
         self._looked_at = self._said_at = now
         steps = {id(r): min(last_step(r.run.folder), r.run.max_iter) for r in running}
+        for r in running:
+            self._paces[str(r.run.folder)].look(steps[id(r)], r.first_step, now)
         parts = [f"{self._name(r.run)} {steps[id(r)]:,}/{r.run.max_iter:,}" for r in running]
-        left = self._time_left(running, waiting, steps)
+        left = self._time_left([(r.run, r.run.max_iter - steps[id(r)]) for r in running], waiting)
         text = "; ".join([*parts, f"{minutes(left)} left" if left else "time left: not known yet"])
         if live:
             self.stream.write(f"\r{text[:150]:<{self._width}}")
@@ -76,23 +96,20 @@ class Terminal:
             self._line(text)
 
     def _time_left(
-        self, running: Sequence[Running], waiting: Sequence[Run], steps: dict[int, int]
+        self, running: Sequence[tuple[Run, int]], waiting: Sequence[Run]
     ) -> float | None:
-        """Seconds, from the speed of what runs and of what has ended."""
-        rates, remaining = list(self._rates), []
-        for r in running:
-            done = steps[id(r)] - r.first_step
-            if done > 0:
-                rates.append(r.seconds / (done * r.run.cost))
-        if not rates:
+        """Seconds, from the pace of all rows so far; None before any has one."""
+        known = [pace for pace in self._paces.values() if pace.seconds_a_unit is not None]
+        if not known:
             return None
-        mean = sum(rates) / len(rates)
-        for r in running:
-            done = steps[id(r)] - r.first_step
-            rate = r.seconds / (done * r.run.cost) if done > 0 else mean
-            remaining.append((r.run.max_iter - steps[id(r)]) * r.run.cost * rate)
-        later = [run.max_iter * run.cost * mean for run in waiting]
-        return max([(sum(remaining) + sum(later)) / self.jobs, *remaining, *later])
+        mean = sum(pace.seconds_a_unit or 0.0 for pace in known) / len(known)
+        start = sum(pace.start or 0.0 for pace in known) / len(known)
+        now = [
+            steps * run.cost * (self._paces[str(run.folder)].seconds_a_unit or mean)
+            for run, steps in running
+        ]
+        later = [start + run.max_iter * run.cost * mean for run in waiting]
+        return max([sum(now + later) / self.jobs, *now, *later])
 
     def _name(self, run: Run) -> str:
         return f"row {self._numbers[str(run.folder)]} of {len(self.runs)} ({run.name})"

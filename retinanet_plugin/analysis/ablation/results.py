@@ -191,7 +191,7 @@ def read_state(run: Run) -> State | None:
 
 def write_state(run: Run, state: State) -> None:
     """All of it or nothing."""
-    write_atomically(run.folder / "state.json", json.dumps(asdict(state), indent=1))
+    write_atomically(run.folder / "state.json", json.dumps(asdict(state)))
 
 
 def has_checkpoint(run: Run) -> bool:
