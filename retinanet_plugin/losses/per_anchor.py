@@ -42,7 +42,7 @@ def _anchor_losses_of_level(
     dtype = torch.promote_types(x.dtype, torch.float32)
     flat = in_memory_order(x.detach())
     # In memory the K logits of an anchor are so far apart: 1, or the cells of the level.
-    spacing = x.stride(1) if x.shape[1] > 1 else 1
+    spacing = x.stride(1)
     groups = flat.view(-1, num_classes, spacing)
     losses = torch.empty((len(groups), spacing), dtype=dtype, device=x.device)
     piece = _PIECE_PER_CORE * min(torch.get_num_threads(), 8) if x.is_cpu else _PIECE

@@ -160,6 +160,13 @@ def test_positives_are_few_or_many() -> None:
         assert (int(positive[chosen].sum()), int((~positive[chosen]).sum())) == expected
 
 
+@pytest.mark.parametrize("batch, expected", [(1, (1, 0)), (2, (1, 1)), (6, (2, 4)), (7, (2, 5))])
+def test_batches_that_do_not_divide(batch: int, expected: tuple[int, int]) -> None:
+    positive = torch.arange(R) % 3 == 0
+    chosen = OhemLoss(batch, 1.0, 0.25).choose(torch.rand(R), positive, GRID)
+    assert (int(positive[chosen].sum()), int((~positive[chosen]).sum())) == expected
+
+
 @pytest.mark.parametrize("candidates", [1, 7, 10**6])
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_the_size_of_a_chunk_changes_nothing(candidates, fraction, monkeypatch) -> None:
