@@ -134,6 +134,7 @@ def test_better_rates() -> None:
 
 def test_numbers_for_people() -> None:
     assert duration(0.01234, 0.0119, 0.02) == "12.3 ms (11.9 to 20)"
+    assert duration(0.968, 0.9, 1.031) == "968 ms (900 to 1,031)"
     assert duration(2.5) == "2.5 s"
     assert (size(58.4e6), size(2.9e9)) == ("58 MB", "2.90 GB")
 

@@ -4,8 +4,12 @@
 def duration(seconds: float, *others: float) -> str:
     """Three digits, in seconds or milliseconds; ``others`` after it, in the same unit."""
     factor, unit = (1, "s") if seconds >= 1 else (1000, "ms")
-    spread = " to ".join(f"{x * factor:.3g}" for x in others)
-    return f"{seconds * factor:.3g} {unit}" + (f" ({spread})" if spread else "")
+    spread = " to ".join(_three_digits(x * factor) for x in others)
+    return f"{_three_digits(seconds * factor)} {unit}" + (f" ({spread})" if spread else "")
+
+
+def _three_digits(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
 def size(num_bytes: float) -> str:
