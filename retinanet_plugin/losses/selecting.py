@@ -37,7 +37,8 @@ class SelectingLoss(BinaryLoss):
         """Which anchors of a picture train.
 
         Args:
-            losses: (R,), float32, on the CPU; ``-inf`` for ignored anchors.
+            losses: (R,), float32 (float64 for float64 logits), on the CPU; ``-inf`` for ignored
+                anchors.
             positive: (R,), bool, on the CPU.
             anchors: their boxes.
 

@@ -185,21 +185,17 @@ class FocalLossHead(RetinaNetHead):
             channels and cell; of its ignored anchors the offset of the first class.
         """
         order, indices = [], []
-        positives, ignored = (
-            by_level(logits, self.num_classes, image, anchor)
-            for image, anchor in (
-                (targets.image, targets.anchor),
-                (targets.ignored_image, targets.ignored_anchor),
-            )
-        )
+        k = self.num_classes
+        positives = by_level(logits, k, targets.image, targets.anchor)
+        ignored = by_level(logits, k, targets.ignored_image, targets.ignored_anchor)
         for logits_i, positive, ignored_i in zip(logits, positives, ignored, strict=True):
             here, image, cell, anchor = positive
-            channel = anchor * self.num_classes + targets.gt_class[here]
+            channel = anchor * k + targets.gt_class[here]
             group = anchor if self.class_agnostic_bbox_reg else channel
             indices += [offsets_of(logits_i, image, cell, channel), image, group, cell]
             order.append(here)
             _, image, cell, anchor = ignored_i
-            indices.append(offsets_of(logits_i, image, cell, anchor * self.num_classes))
+            indices.append(offsets_of(logits_i, image, cell, anchor * k))
         return torch.cat(order), indices
 
 
