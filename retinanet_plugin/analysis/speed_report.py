@@ -1,0 +1,230 @@
+"""Speed and accuracy as numbers, as a table, and as the paper's figure 2 beside ours."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .speed_accuracy import METRICS, Measured
+from .tables import TABLES
+
+# By backbone, the same in both charts; others follow in order.
+_COLOURS = {"ResNet-50": "#2a6f97", "ResNet-101": "#b0413e"}
+_MORE_COLOURS = ("#e0a030", "#6a3d8f", "#4d8b6a", "#1b1b1b", "#8c6d46")
+_GREY = "#5b6670"
+
+
+def report(results: Sequence[Measured], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """All numbers, as JSON."""
+    table = TABLES["e_speed"]
+    return {
+        "machine": dict(machine),
+        "models": [_one(result) for result in results],
+        "paper": {
+            "data": table.data,
+            "device": "Nvidia M40",
+            "rows": [
+                {"name": r.name, "AP": r.ap, "milliseconds": r.milliseconds} for r in table.rows
+            ],
+        },
+    }
+
+
+def _one(result: Measured) -> dict[str, Any]:
+    cfg, row = result.subject.cfg, result.subject.row
+    return {
+        "name": result.subject.name,
+        "backbone": result.subject.backbone,
+        "weights": cfg.MODEL.WEIGHTS or "random",
+        "data": result.subject.dataset or "noise",
+        "height": result.shape[0],
+        "width": result.shape[1],
+        "dtype": cfg.TEST.DTYPE,
+        "milliseconds": {
+            "median": result.quantile(0.5),
+            "quartiles": [result.quantile(0.25), result.quantile(0.75)],
+            "all": [time * 1000 for time in result.times],
+        },
+        "metrics": dict(result.metrics) if result.metrics else None,
+        "metrics_from": result.metrics_from or None,
+        "paper": {"AP": row.ap, "milliseconds": row.milliseconds} if row else None,
+    }
+
+
+def markdown(results: Sequence[Measured], machine: Mapping[str, Any]) -> str:
+    """The table, and what is to be known about it."""
+    head = ["model", "backbone", "pictures", "ms a picture: median (quartiles)", *METRICS]
+    rows = [_row(result) for result in results]
+    if any(result.subject.row for result in results):
+        head += ["the paper: AP", "ms on an M40"]
+        for line, result in zip(rows, results, strict=True):
+            row = result.subject.row
+            line += [f"{row.ap:g}", f"{row.milliseconds:g}"] if row else ["", ""]
+    lines = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+    data = sorted({result.subject.dataset or "noise" for result in results})
+    notes = [
+        f"{machine['device']}, {machine['threads']} threads of the CPU, torch {machine['torch']}; "
+        f"pictures of {', '.join(data)}; {len(results[0].times)} runs of each model, in turn, one "
+        "picture at a time."
+    ]
+    random = [r.subject.name for r in results if not r.subject.cfg.MODEL.WEIGHTS]
+    if random:
+        notes.append(f"Random weights, made to score as trained ones: {', '.join(random)}; no AP.")
+    return "\n\n".join([lines, *notes]) + "\n"
+
+
+def _row(result: Measured) -> list[str]:
+    low, middle, high = map(result.quantile, (0.25, 0.5, 0.75))
+    metrics = result.metrics or {}
+    height, width = result.shape
+    dtype = result.subject.cfg.TEST.DTYPE
+    return [
+        result.subject.name,
+        result.subject.backbone,
+        f"{height} x {width}, {dtype}",
+        f"{middle:.3g} ({low:.3g} to {high:.3g})",
+        *(f"{metrics[key]:.1f}" if key in metrics else "" for key in METRICS),
+    ]
+
+
+# ---------------------------------------------------------------- figure
+
+
+def draw(results: Sequence[Measured], machine: Mapping[str, Any]) -> Figure:
+    """Ours on the left, as AP over time or, without any AP, as bars; the paper on the right."""
+    known = [result for result in results if result.metrics]
+    height = 6.2 if known else max(5.2, 1.8 + 0.42 * len(results))
+    figure = Figure(figsize=(14, height), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = _colours(results)
+    if known:
+        _draw_points(left, results, colours)
+    else:
+        _draw_bars(left, results, colours)
+    data = ", ".join(sorted({result.subject.dataset or "noise" for result in results}))
+    left.set_title(f"Here: {data}, {machine['device']}")
+    left.set_xlabel("milliseconds a picture: median, and quartiles")
+    _draw_paper(right)
+    start = (
+        "Speed against accuracy" if known else "Speed, where no AP is known, and the paper's curves"
+    )
+    figure.suptitle(
+        f"{start}. Machines and data differ: compare the shapes, not the numbers", size=13
+    )
+    return figure
+
+
+def _colours(results: Sequence[Measured]) -> dict[str, str]:
+    backbones = list(dict.fromkeys(result.subject.backbone for result in results))
+    others = [name for name in backbones if name not in _COLOURS]
+    more = {name: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, name in enumerate(others)}
+    return {**_COLOURS, **more}
+
+
+def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, str]) -> None:
+    """A point a model; those of one backbone that differ in picture size are joined."""
+    results = sorted(results, key=lambda result: result.quantile(0.5))
+    for backbone in dict.fromkeys(result.subject.backbone for result in results):
+        own = [r for r in results if r.subject.backbone == backbone and r.metrics]
+        x = [r.quantile(0.5) for r in own]
+        y = [r.metrics["AP"] for r in own if r.metrics]
+        if len({r.shape for r in own}) == len(own) > 1:
+            axes.plot(x, y, color=colours[backbone], linewidth=1.5, zorder=1)
+        if own:
+            axes.errorbar(
+                x,
+                y,
+                xerr=_spread(own),
+                fmt="o",
+                color=colours[backbone],
+                capsize=3,
+                label=backbone,
+            )
+    for i, result in enumerate(results):
+        place = result.quantile(0.5)
+        if result.metrics:
+            _name(axes, result.subject.name, place, result.metrics["AP"], above=i % 2 == 0)
+        else:
+            axes.axvline(place, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+            axes.annotate(
+                f"{result.subject.name} (no AP)",
+                (place, 0.02),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                size=8,
+                color=_GREY,
+            )
+    axes.margins(x=0.15, y=0.2)
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0))
+    axes.set_ylabel("AP")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e3e7ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _name(axes: Axes, name: str, x: float, y: float, *, above: bool, aside: int = 0) -> None:
+    """``aside`` so many points, to the left where above and to the right where below."""
+    axes.annotate(
+        name,
+        (x, y),
+        xytext=(-aside, 7 - aside / 2) if above else (aside, -7 + aside / 2),
+        textcoords="offset points",
+        ha=("right" if above else "left") if aside else "center",
+        va="bottom" if above else "top",
+        size=8,
+    )
+
+
+def _spread(results: Sequence[Measured]) -> list[list[float]]:
+    """From the quartiles to the median, for error bars."""
+    return [
+        [r.quantile(0.5) - r.quantile(0.25) for r in results],
+        [r.quantile(0.75) - r.quantile(0.5) for r in results],
+    ]
+
+
+def _draw_bars(axes: Axes, results: Sequence[Measured], colours: Mapping[str, str]) -> None:
+    """A bar a model, in the order given."""
+    medians = [result.quantile(0.5) for result in results]
+    axes.barh(
+        range(len(results)),
+        medians,
+        0.65,
+        color=[colours[result.subject.backbone] for result in results],
+        xerr=_spread(results),
+        error_kw={"capsize": 3, "ecolor": "#1b1b1b"},
+    )
+    for i, result in enumerate(results):
+        place = result.quantile(0.75) + 0.015 * max(medians)
+        axes.text(place, i, f"{medians[i]:.3g}", va="center", size=9)
+    axes.set_yticks(range(len(results)), [result.subject.name for result in results])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_paper(axes: Axes) -> None:
+    """Figure 2 of the paper, from table 1e; the numbers are the short sides of the pictures."""
+    table = TABLES["e_speed"]
+    for backbone, colour in _COLOURS.items():
+        known = [
+            (row.milliseconds, row.ap, row.name.rpartition("_")[2])
+            for row in table.rows
+            if row.label.startswith(f"{backbone},") and row.milliseconds and row.ap
+        ]
+        axes.plot(
+            [x for x, _, _ in known], [y for _, y, _ in known], "o-", color=colour, label=backbone
+        )
+        for x, y, side in known:
+            _name(axes, side, x, y, above=backbone == "ResNet-101", aside=5)
+    axes.set_title(f"The paper (table 1e): {table.data}, Nvidia M40")
+    axes.set_xlabel("milliseconds a picture")
+    axes.set_ylabel("AP")
+    axes.margins(x=0.08, y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e3e7ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower right")

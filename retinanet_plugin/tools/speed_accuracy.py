@@ -1,0 +1,198 @@
+"""Milliseconds a picture and AP of several models, beside the paper's figure 2.
+
+    python -m retinanet_plugin.tools.speed_accuracy output/quickstart
+    python -m retinanet_plugin.tools.speed_accuracy output/bccd_R18_FPN/ \
+        retinanet_R50_FPN_1x.yaml=r50.pth --evaluate --out figures
+    python -m retinanet_plugin.tools.speed_accuracy --size 480x640 \
+        ablations/e_speed/R50_400.yaml ablations/e_speed/R50_800.yaml TEST.DTYPE bfloat16
+
+A model is a config (a file or the name of a shipped one), CONFIG=WEIGHTS, or the folder of a run,
+whose AP is read from its metrics.json. All are timed in turn, as train_net.py --eval-only runs
+them: warm, one picture at a time, from the resized picture in memory to its detections. A table
+in Markdown goes to the standard output, speed_accuracy.png and .json into the folder. Words at the
+end override keys of all configs; where they change what is evaluated, a run's AP is left out.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..analysis.outputs import output_files, write_figure, write_json
+from ..analysis.speed_accuracy import (
+    Measured,
+    Picture,
+    Subject,
+    build_subject,
+    evaluate,
+    inference,
+    load_pictures,
+    median_shape,
+    noise_pictures,
+    parse_size,
+    read_subject,
+    time_in_turn,
+    with_unique_names,
+)
+from ..analysis.speed_report import draw, markdown, report
+from ..data import check_datasets, register_own_datasets
+from ..engine import import_code
+from ..engine.memory import keep_freed_memory
+from ..engine.setup import check_names, choose_device
+from ..engine.stopping import EXIT_STATUS
+from ..errors import UserError, one_sentence
+from .benchmark.__main__ import describe_machine
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(
+        prog="python -m retinanet_plugin.tools.speed_accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.add_argument("words", nargs="+", metavar="MODEL", help="and then KEY VALUE of configs")
+    words.add_argument("--pictures", type=_whole, default=10, help="of the data set; default: 10")
+    words.add_argument("--rounds", type=_whole, default=3, help="runs of each; default: 3")
+    words.add_argument(
+        "--size",
+        metavar="HxW",
+        help="time on noise of that size instead, resized as each config says",
+    )
+    words.add_argument(
+        "--evaluate", action="store_true", help="evaluate what has weights, on DATASETS.TEST"
+    )
+    words.add_argument("--threads", type=_whole, help="of the CPU; default: torch's choice")
+    words.add_argument("--out", type=Path, default=Path("output/speed_accuracy"), metavar="FOLDER")
+    words.add_argument("--overwrite", action="store_true", help="replace what is there")
+    words.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python code of your own to import first, as in train_net.py",
+    )
+    return words
+
+
+def _whole(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from 1 up")
+    return int(word)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Models, and from the first key on what overrides their configs."""
+    for i, word in enumerate(words):
+        if _KEY.fullmatch(word) and not Path(word).exists():
+            return list(words[:i]), list(words[i:])
+    return list(words), []
+
+
+def prepare(args: argparse.Namespace) -> list[Subject]:
+    """The models, each looked at as far as that is possible without building it.
+
+    Raises:
+        UserError: for a mistake on the command line or in a config.
+    """
+    models, overrides = split_words(args.words)
+    if not models:
+        raise UserError("no model given; give a config, CONFIG=WEIGHTS, or the folder of a run.")
+    # One device for all, whatever a run's config.yaml says: a GPU where there is one.
+    overrides = ["MODEL.DEVICE", "cuda", *overrides]
+    subjects = [read_subject(word, overrides) for word in models]
+    for subject in subjects:
+        choose_device(subject.cfg)
+        check_names(subject.cfg)
+        if args.evaluate and not subject.cfg.MODEL.WEIGHTS:
+            raise UserError(
+                f"--evaluate: {subject.name} has no weights; give CONFIG=WEIGHTS or a run's folder."
+            )
+    return with_unique_names(subjects)
+
+
+def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
+    """The model's own pictures, where the data set is at hand; else noise."""
+    cfg = subject.cfg
+    if not args.size or args.evaluate:
+        try:
+            register_own_datasets(cfg, training=False)
+            check_datasets(cfg, training=False)
+        except UserError as error:
+            hint = "" if args.evaluate else " Or give --size 480x640 to time it on noise."
+            raise UserError(f"{subject.name}: {error}{hint}") from None
+    elif cfg.MODEL.RETINANET.NUM_CLASSES < 1:
+        raise UserError(
+            f"{subject.name}: its number of classes is that of its data set, which --size leaves "
+            "alone; give MODEL.RETINANET.NUM_CLASSES at the end of the command."
+        )
+    if not args.size:
+        return load_pictures(cfg, subject.dataset, args.pictures)
+    if not args.evaluate:
+        cfg.DATASETS.TEST = ()
+    return noise_pictures(cfg, *parse_size(args.size), args.pictures)
+
+
+def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[Measured]:
+    """Builds all, evaluates where that is asked for, and then times them in turn."""
+    models, pictures, metrics = {}, {}, {}
+    for subject in subjects:
+        name = subject.name
+        print(f"building {name}", file=sys.stderr, flush=True)
+        pictures[name] = load(subject, args)
+        model = build_subject(subject, pictures[name])
+        models[name] = inference(model, subject.cfg)
+        if args.evaluate:
+            folder = args.out / re.sub(r"[^\w.=-]+", "_", name)
+            with redirect_stdout(sys.stderr):  # COCO's own tables are not ours
+                metrics[name] = evaluate(subject, model, folder)
+    count = min(map(len, pictures.values()))
+    pictures = {name: own[:count] for name, own in pictures.items()}
+    device = torch.device(subjects[0].cfg.MODEL.DEVICE)
+    total = len(subjects) * count * (1 + args.rounds)
+    with tqdm(total=total, desc="timing", unit="run") as bar:
+        times = time_in_turn(models, pictures, device, args.rounds, bar.update)
+    for subject in subjects:
+        name = subject.name
+        known = metrics.get(name, subject.metrics)
+        source = "evaluation" if name in metrics else "metrics.json" if known else ""
+        yield Measured(subject, median_shape(pictures[name]), times[name], known, source)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measures what the command line asks for."""
+    args = parser().parse_intermixed_args(words)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.size:
+        parse_size(args.size)
+    import_code(args.imports)
+    subjects = prepare(args)
+    keep_freed_memory(subjects[0].cfg)
+    files = ["speed_accuracy.png", "speed_accuracy.json"]
+    picture, numbers = output_files(args.out, files, overwrite=args.overwrite)
+    results = list(measure(args, subjects))
+    machine = describe_machine(subjects[0].cfg.MODEL.DEVICE, torch.get_num_threads())
+    write_figure(picture, draw(results, machine))
+    write_json(numbers, report(results, machine))
+    print(markdown(results, machine))
+    print(f"{picture}\n{numbers}")
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        logging.basicConfig(format="%(message)s", level=logging.INFO)  # an evaluation's time left
+        try:
+            main()
+        except KeyboardInterrupt:
+            print("stopped: nothing was written.", file=sys.stderr)
+            sys.exit(EXIT_STATUS)
