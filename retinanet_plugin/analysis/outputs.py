@@ -53,10 +53,15 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[float | str]]) -> None:
     _write(path, write)
 
 
+def write_text(path: Path, text: str) -> None:
+    """As it is."""
+    _write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Indented, for people too."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    _write(path, lambda part: part.write_text(f"{text}\n", encoding="utf-8"))
+    write_text(path, f"{text}\n")
 
 
 def _cell(value: float | str) -> str:

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data import check_datasets, register_own_datasets
 from ...engine.setup import check_names, check_weights, choose_device, choose_workers
+from ...errors import UserError
 from ...modeling.cls_losses import build_cls_loss
 from ..tables import TABLES
 from .plan import PAPER, Options, Run, data_config, make_plans
@@ -97,6 +98,11 @@ def _look_at_data(run: Run) -> None:
     check_weights(cfg, training=True, resume=False)
     register_own_datasets(cfg)
     check_datasets(cfg)
+    if not cfg.DATASETS.TEST:
+        raise UserError(
+            "DATASETS.TEST: names no data set, so there is no AP to compare; name a registered one "
+            "or a COCO JSON of your own in DATASETS.OWN.TEST_JSON."
+        )
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if MetadataCatalog.get(name).get("drawn_on_demand"):
             DatasetCatalog.get(name)

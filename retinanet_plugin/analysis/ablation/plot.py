@@ -1,18 +1,14 @@
 """The rows' AP as a picture: measured on the left, the paper's on the right, each on its scale."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .measured import Measured
 from .plan import PAPER, Plan
-
-if TYPE_CHECKING:
-    from .report import Measured
 
 _OURS, _PAPER, _GREY, _GRID = "#2a6f97", "#e0a030", "#6b6b6b", "#dddddd"
 _PAPER_TEXT = "#9a6a10"  # darker, to be read
@@ -21,8 +17,8 @@ _ROW, _AROUND, _WIDTH, _SPEED_HEIGHT = 0.45, 1.4, 10.0, 4.8  # inches
 _ROOM = 0.14  # at the sides, for numbers, as a share of the axis
 
 
-def draw(plan: Plan, rows: Sequence["Measured"], path: Path) -> None:
-    """Writes the PNG, at once: AP by row, or where the table has latencies, AP over latency."""
+def draw(plan: Plan, rows: Sequence[Measured]) -> Figure:
+    """AP by row, or where the table has latencies, AP over latency."""
     speed = any(m.row.milliseconds for m in rows)
     height = _SPEED_HEIGHT if speed else _AROUND + _ROW * len(rows)
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -41,16 +37,13 @@ def draw(plan: Plan, rows: Sequence["Measured"], path: Path) -> None:
         _paper(right, rows)
         left.set_yticks(range(len(rows)), [m.row.label for m in rows])
         left.set_ylim(len(rows) - 0.5, -0.6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(scratch, dpi=120)
-    os.replace(scratch, path)
+    return figure
 
 
 # ---------------------------------------------------------------- AP by row
 
 
-def _measured(axes: Axes, rows: Sequence["Measured"]) -> None:
+def _measured(axes: Axes, rows: Sequence[Measured]) -> None:
     for y, m in enumerate(rows):
         value, spread = m.mean(), m.spread()
         if value is None:
@@ -68,7 +61,7 @@ def _measured(axes: Axes, rows: Sequence["Measured"]) -> None:
     _finish(axes)
 
 
-def _paper(axes: Axes, rows: Sequence["Measured"]) -> None:
+def _paper(axes: Axes, rows: Sequence[Measured]) -> None:
     for y, m in enumerate(rows):
         if m.row.ap is not None:
             axes.plot(m.row.ap, y, "D", color=_PAPER, ms=7, clip_on=False)
@@ -110,13 +103,13 @@ class _Point:
     pixels: str
 
 
-def _here(m: "Measured") -> Iterator[_Point]:
+def _here(m: Measured) -> Iterator[_Point]:
     ap, milliseconds = m.mean(), m.milliseconds
     if ap is not None and milliseconds is not None:
         yield _Point(f"ResNet-{m.depth}", milliseconds, ap, m.spread() or 0.0, str(m.pixels))
 
 
-def _printed(m: "Measured") -> Iterator[_Point]:
+def _printed(m: Measured) -> Iterator[_Point]:
     if m.row.ap is not None and m.row.milliseconds is not None:
         line, pixels = m.row.label.removesuffix(" pixels").split(", ")
         yield _Point(line, m.row.milliseconds, m.row.ap, 0.0, pixels)

@@ -1,94 +1,23 @@
 """A table's results as Markdown, CSV and a picture, beside the paper's."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
-from math import sqrt
-from statistics import mean, stdev
+from math import nan, sqrt
 
-from ..tables import Row
-from .plan import PAPER, Plan, PlannedRow
+from ..outputs import write_csv, write_figure, write_text
+from .measured import Measured, measure
+from .plan import PAPER, Plan
+from .plot import draw
 from .progress import minutes
-from .results import Result, result_for, write_atomically
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What all seeds of a row gave.
-
-    Args:
-        depth: of the ResNet here.
-        pixels: short side of the test pictures.
-        results: of the runs that ended, by seed.
-        failed: how many failed.
-        waiting: how many have not ended.
-    """
-
-    row: Row
-    depth: int
-    pixels: int
-    results: Sequence[Result]
-    failed: int
-    waiting: int
-
-    def values(self, metric: str) -> list[float]:
-        """Of each seed that did not diverge; ``metric`` is ap, ap50 or ap75."""
-        found = (getattr(result, metric) for result in self.results)
-        return [value for value in found if value is not None]
-
-    def mean(self, metric: str = "ap") -> float | None:
-        """None where no seed has a value."""
-        values = self.values(metric)
-        return mean(values) if values else None
-
-    def spread(self, metric: str = "ap") -> float | None:
-        """The standard deviation over the seeds; None for fewer than two."""
-        values = self.values(metric)
-        return stdev(values) if len(values) > 1 else None
-
-    @property
-    def milliseconds(self) -> float | None:
-        """Of the network a picture, as the evaluation took it; the least of the seeds."""
-        return min((r.milliseconds for r in self.results if r.milliseconds), default=None)
-
-    @property
-    def diverged(self) -> list[Result]:
-        return [result for result in self.results if result.diverged_at is not None]
-
-    @property
-    def rank(self) -> float | None:
-        """What the row is ordered by: its AP, or 0 where every seed diverged."""
-        return 0.0 if self.mean() is None and self.diverged else self.mean()
-
-
-def measure(plan: Plan, failed: Mapping[str, str]) -> list[Measured]:
-    """Of each row that was chosen or has a result, what there is so far.
-
-    Args:
-        failed: the folders of runs that failed.
-    """
-    measured = [(row, _measured(row, failed)) for row in plan.rows]
-    return [m for row, m in measured if row.chosen or m.results]
-
-
-def _measured(planned: PlannedRow, failed: Mapping[str, str]) -> Measured:
-    found = [result_for(run) for run in planned.runs]
-    results = [result for result in found if result is not None]
-    broken = sum(str(run.folder) in failed for run in planned.runs)
-    cfg = planned.runs[0].cfg
-    depth, pixels = cfg.MODEL.RESNETS.DEPTH, cfg.INPUT.MIN_SIZE_TEST
-    return Measured(planned.row, depth, pixels, results, broken, len(found) - len(results) - broken)
 
 
 def write_report(plan: Plan, failed: Mapping[str, str]) -> None:
-    """``results.md``, ``results.csv`` and ``results.png`` in the table's folder, each at once."""
-    from .plot import draw  # matplotlib takes a second to import
-
-    write_atomically(plan.folder / "results.md", markdown(plan, failed))
-    write_atomically(plan.folder / "results.csv", as_csv(plan, failed))
-    draw(plan, measure(plan, failed), plan.folder / "results.png")
+    """``results.md``, ``results.csv`` and ``results.png`` in the table's folder."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    rows = measure(plan, failed)
+    write_text(plan.folder / "results.md", markdown(plan, failed))
+    write_csv(plan.folder / "results.csv", _columns(plan.table.name, rows))
+    write_figure(plan.folder / "results.png", draw(plan, rows))
 
 
 # ---------------------------------------------------------------- Markdown
@@ -109,14 +38,13 @@ def markdown(plan: Plan, failed: Mapping[str, str]) -> str:
 
 def _line(m: Measured, *, timed: bool) -> list[str]:
     paper = [m.row.ap, m.row.ap50, m.row.ap75]
-    taken = [result.seconds for result in m.results if result.same_as is None]
     speed = [f"{x:.3g}" if x else "" for x in (m.milliseconds, m.row.milliseconds)]
     return [
         m.row.label,
         *(_cell(m, metric) for metric in ("ap", "ap50", "ap75")),
         str(len(m.results)),
         *("" if x is None else f"{x:.1f}" for x in paper),
-        minutes(mean(taken)) if taken else "",
+        "" if m.seconds is None else minutes(m.seconds),
         *([f"depth {m.depth}, {m.pixels} pixels", *speed] if timed else []),
     ]
 
@@ -237,26 +165,24 @@ def _swap(worse: Measured, better: Measured) -> str:
 # ---------------------------------------------------------------- CSV
 
 
-def as_csv(plan: Plan, failed: Mapping[str, str]) -> str:
-    """A line a row, means and standard deviations over its seeds."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    metrics, times = ("ap", "ap50", "ap75"), ("milliseconds", "paper_milliseconds")
-    measured = [x for metric in metrics for x in (metric, f"{metric}_std")]
-    paper = [f"paper_{metric}" for metric in metrics]
-    writer.writerow(
-        ["table", "row", "label", "seeds", "diverged", *measured, *paper, "seconds_a_run", *times]
-    )
-    for m in measure(plan, failed):
-        values = [x for metric in metrics for x in (m.mean(metric), m.spread(metric))]
-        taken = [result.seconds for result in m.results if result.same_as is None]
-        writer.writerow(
-            [
-                *(plan.table.name, m.row.name, m.row.label, len(m.results), len(m.diverged)),
-                *("" if x is None else round(x, 3) for x in values),
-                *("" if x is None else x for x in (m.row.ap, m.row.ap50, m.row.ap75)),
-                round(mean(taken), 1) if taken else "",
-                *("" if x is None else x for x in (m.milliseconds, m.row.milliseconds)),
-            ]
-        )
-    return file.getvalue()
+def _columns(table: str, rows: Sequence[Measured]) -> dict[str, list[float | str]]:
+    """A line a row, means and standard deviations over its seeds; empty where there is none."""
+
+    def numbers(values: Iterable[float | None]) -> list[float | str]:
+        return [nan if value is None else value for value in values]
+
+    columns: dict[str, list[float | str]] = {
+        "table": [table for _ in rows],
+        "row": [m.row.name for m in rows],
+        "label": [m.row.label for m in rows],
+        "seeds": [len(m.results) for m in rows],
+        "diverged": [len(m.diverged) for m in rows],
+    }
+    for metric in ("ap", "ap50", "ap75"):
+        columns[metric] = numbers(m.mean(metric) for m in rows)
+        columns[f"{metric}_std"] = numbers(m.spread(metric) for m in rows)
+        columns[f"paper_{metric}"] = numbers(getattr(m.row, metric) for m in rows)
+    columns["seconds"] = numbers(m.seconds for m in rows)
+    columns["milliseconds"] = numbers(m.milliseconds for m in rows)
+    columns["paper_milliseconds"] = numbers(m.row.milliseconds for m in rows)
+    return columns

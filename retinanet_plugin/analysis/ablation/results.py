@@ -18,6 +18,7 @@ import yaml
 import retinanet_plugin
 
 from ...errors import UserError
+from ..outputs import write_json, write_text
 from .plan import Run
 
 METRICS = ("AP", "AP50", "AP75")
@@ -69,21 +70,22 @@ def versions() -> dict[str, str]:
 
 def read_result(folder: Path) -> Result | None:
     """Of a run that ended; None for one that did not."""
-    content = _read(folder / "result.json")
-    return None if content is None else Result(**content)
+    result: Result | None = _read(folder / "result.json", Result)
+    return result
 
 
 def write_result(folder: Path, result: Result) -> None:
     """All of it or nothing."""
-    write_atomically(folder / "result.json", json.dumps(asdict(result), indent=1))
+    write_json(folder / "result.json", asdict(result))
 
 
 def result_of(
-    run: Run, status: int, *, seconds: float, attempts: int, device: str
+    run: Run, status: int, log_start: int, *, seconds: float, attempts: int, device: str
 ) -> Result | None:
     """What a process that ended with ``status`` gave; None where it failed.
 
     Args:
+        log_start: where in the log it began to write.
         seconds: of all attempts.
     """
     common: dict[str, Any] = {
@@ -95,7 +97,7 @@ def result_of(
         "device": device,
     }
     if status:
-        found = _DIVERGED.search(last_sentence(run.log))
+        found = _DIVERGED.search(last_sentence(run.log, log_start))
         if found is None:
             return None
         return Result(None, None, None, {}, int(found[1]), **common)
@@ -103,7 +105,7 @@ def result_of(
     if metrics is None:
         return None
     ap, ap50, ap75 = (metrics[key] for key in METRICS)
-    latencies = _LATENCY.findall("\n".join(read_lines(run.log, last=100_000)))
+    latencies = _LATENCY.findall("\n".join(read_lines(run.log, since=log_start)))
     milliseconds = round(float(latencies[-1]) * 1000, 2) if latencies else None
     return Result(ap, ap50, ap75, metrics, None, milliseconds=milliseconds, **common)
 
@@ -122,25 +124,29 @@ def _last_metrics(folder: Path) -> dict[str, float] | None:
 
 def last_step(folder: Path) -> int:
     """How many steps ``metrics.json`` tells of."""
-    for line in reversed(read_lines(folder / "metrics.json", last=4096)):
+    for line in reversed(read_lines(folder / "metrics.json", last=100_000)):
         if "iteration" in (scalars := _parsed(line)):
             return int(scalars["iteration"]) + 1
     return 0
 
 
-def last_sentence(log: Path) -> str:
-    """What a process that failed said last, an ``error:`` before anything else."""
-    lines = [line.strip() for line in read_lines(log, last=20_000) if line.strip()]
+def last_sentence(log: Path, since: int = 0) -> str:
+    """What a process that failed said last, an ``error:`` before anything else.
+
+    Args:
+        since: where in the file it began to write.
+    """
+    lines = [line.strip() for line in read_lines(log, since=since) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1]
 
 
-def read_lines(path: Path, last: int | None = None) -> list[str]:
-    """The lines within the ``last`` bytes of a file; none where it is absent."""
+def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[str]:
+    """The lines from byte ``since`` on, of the ``last`` bytes; none where there is no file."""
     try:
         with open(path, "rb") as file:
-            if last is not None:
-                file.seek(max(file.seek(0, os.SEEK_END) - last, 0))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(since, 0 if last is None else size - last))
             return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
@@ -154,21 +160,16 @@ def _parsed(line: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type) -> Any:
+    """What was written there, as ``kind``; None where nothing is."""
     try:
-        return json.loads(path.read_text())
-    except OSError:
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{path}: is no JSON; move it away to have the row run again.") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """So that a reader finds the old text or the new one, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    os.replace(scratch, path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); move {path.parent} away to have the row run anew."
+        ) from None
 
 
 # ---------------------------------------------------------------- a run's folder
@@ -185,13 +186,13 @@ class State:
 
 def read_state(run: Run) -> State | None:
     """Of a run that has begun; None for one that has not."""
-    content = _read(run.folder / "state.json")
-    return None if content is None else State(**content)
+    state: State | None = _read(run.folder / "state.json", State)
+    return state
 
 
 def write_state(run: Run, state: State) -> None:
     """All of it or nothing."""
-    write_atomically(run.folder / "state.json", json.dumps(asdict(state)))
+    write_text(run.folder / "state.json", json.dumps(asdict(state)))
 
 
 def has_checkpoint(run: Run) -> bool:
@@ -232,9 +233,8 @@ def prepare_folder(run: Run) -> State:
     """Writes the YAML that the run is started by; returns what is known of earlier attempts."""
     content = {**run.content, "OUTPUT_DIR": str(run.folder)}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
-    write_atomically(
-        run.config_file, f"# Row {run.name}. Written by ablate; can be run by hand.\n{text}"
-    )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.config_file, f"# Row {run.name}. Written by ablate; can be run by hand.\n{text}")
     state = read_state(run) or State({})
     if not has_checkpoint(run):
         state = State({})

@@ -126,6 +126,7 @@ class Running:
     process: "subprocess.Popen[bytes]"
     slot: int
     state: State
+    log_start: int
     first_step: int
     began: float
 
@@ -170,12 +171,15 @@ class Runner:
         waiting = [run for run in _each_once(runs) if read_result(run.folder) is None]
         with _sigterm_as_ctrl_c():
             try:
+                self._start(waiting)
                 while waiting or self._running:
-                    self._start(waiting)
                     self.watcher.looked(self._running, waiting)
                     time.sleep(_POLL)
-                    for ended in [r for r in self._running if r.process.poll() is not None]:
-                        self._end(ended)
+                    ended = [r for r in self._running if r.process.poll() is not None]
+                    for r in ended:
+                        self._end(r)
+                    if ended:
+                        self._start(waiting)
             except BaseException:
                 self._stop()
                 raise
@@ -214,6 +218,7 @@ class Runner:
         environment = {**os.environ, **self.environments[slot], "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = _with_this_package(environment.get("PYTHONPATH"))
         with open(run.log, "ab") as log:
+            log_start = log.tell()
             process = subprocess.Popen(
                 self.command(run, resume=resume),
                 stdin=subprocess.DEVNULL,
@@ -223,7 +228,7 @@ class Runner:
                 pass_fds=() if self.lock is None else (self.lock,),
                 start_new_session=True,  # a terminal's Ctrl-C is passed on by us
             )
-        self._running.append(Running(run, process, slot, state, first, time.monotonic()))
+        self._running.append(Running(run, process, slot, state, log_start, first, time.monotonic()))
         self.watcher.started(run, first)
 
     def _end(self, ended: Running) -> None:
@@ -234,6 +239,7 @@ class Runner:
         result = result_of(
             run,
             ended.process.returncode,
+            ended.log_start,
             seconds=state.seconds,
             attempts=state.attempts,
             device=self.device,
@@ -242,7 +248,7 @@ class Runner:
         if result is not None:
             write_result(run.folder, result)
         else:
-            sentence = last_sentence(run.log)
+            sentence = last_sentence(run.log, ended.log_start)
             if ended.process.returncode < 0:
                 name = signal.Signals(-ended.process.returncode).name
                 sentence = f"ended by {name}; before that: {sentence}"
