@@ -205,8 +205,8 @@ def noise_pictures(cfg: CfgNode, height: int, width: int, count: int) -> list[Pi
 def build_subject(subject: Subject, pictures: Sequence[Picture]) -> nn.Module:
     """The model as ``--eval-only`` runs it, in eval mode.
 
-    Random weights are made to behave as trained ones, so that as many scores are above the
-    threshold, and NMS has its usual work.
+    Random weights are made to behave as trained ones, where the head is as detectron2's, so that
+    as many scores are above the threshold, and NMS has its usual work.
     """
     cfg = subject.cfg
     model: nn.Module = Trainer.build_model(cfg)
@@ -227,7 +227,8 @@ def _weights_like_trained(cfg: CfgNode, pictures: Sequence[Picture]) -> dict[str
         logits, deltas = model.head([levels[name] for name in model.head_in_features])
         return logits, deltas
 
-    imitate_training(model, model.head.cls_score, model.head.bbox_pred, predict, cfg)
+    if hasattr(model, "head") and hasattr(model.head, "cls_score"):
+        imitate_training(model, model.head.cls_score, model.head.bbox_pred, predict, cfg)
     state: dict[str, Any] = model.state_dict()
     return state
 
@@ -250,12 +251,14 @@ class Measured:
     """What is known of a model.
 
     Args:
+        pictures: what it was timed on, a data set's name or "noise".
         shape: height and width of the pictures that the network got, the median of each.
         times: seconds of each run.
         metrics_from: "metrics.json", "evaluation", or "" where there are none.
     """
 
     subject: Subject
+    pictures: str
     shape: tuple[int, int]
     times: Sequence[float]
     metrics: Mapping[str, float] | None

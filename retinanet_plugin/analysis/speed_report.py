@@ -37,7 +37,8 @@ def _one(result: Measured) -> dict[str, Any]:
         "name": result.subject.name,
         "backbone": result.subject.backbone,
         "weights": cfg.MODEL.WEIGHTS or "random",
-        "data": result.subject.dataset or "noise",
+        "timed_on": result.pictures,
+        "evaluated_on": result.subject.dataset if result.metrics else None,
         "height": result.shape[0],
         "width": result.shape[1],
         "dtype": cfg.TEST.DTYPE,
@@ -62,12 +63,16 @@ def markdown(results: Sequence[Measured], machine: Mapping[str, Any]) -> str:
             row = result.subject.row
             line += [f"{row.ap:g}", f"{row.milliseconds:g}"] if row else ["", ""]
     lines = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
-    data = sorted({result.subject.dataset or "noise" for result in results})
+    pictures = ", ".join(sorted({result.pictures for result in results}))
     notes = [
         f"{machine['device']}, {machine['threads']} threads of the CPU, torch {machine['torch']}; "
-        f"pictures of {', '.join(data)}; {len(results[0].times)} runs of each model, in turn, one "
-        "picture at a time."
+        f"timed on {pictures}: {len(results[0].times)} runs of each model, in turn, one picture at "
+        "a time."
     ]
+    sources = [f"{r.subject.dataset}, by {r.metrics_from}" if r.metrics else "" for r in results]
+    for source in filter(None, dict.fromkeys(sources)):
+        own = [r.subject.name for r, s in zip(results, sources, strict=True) if s == source]
+        notes.append(f"AP on {source}: {', '.join(own)}.")
     random = [r.subject.name for r in results if not r.subject.cfg.MODEL.WEIGHTS]
     if random:
         notes.append(f"Random weights, made to score as trained ones: {', '.join(random)}; no AP.")
@@ -102,13 +107,12 @@ def draw(results: Sequence[Measured], machine: Mapping[str, Any]) -> Figure:
         _draw_points(left, results, colours)
     else:
         _draw_bars(left, results, colours)
-    data = ", ".join(sorted({result.subject.dataset or "noise" for result in results}))
-    left.set_title(f"Here: {data}, {machine['device']}")
+    data = ", ".join(sorted({result.subject.dataset for result in known}))
+    pictures = ", ".join(sorted({result.pictures for result in results}))
+    left.set_title(f"Here: {data or pictures}, {machine['device']}")
     left.set_xlabel("milliseconds a picture: median, and quartiles")
     _draw_paper(right)
-    start = (
-        "Speed against accuracy" if known else "Speed, where no AP is known, and the paper's curves"
-    )
+    start = "Speed against accuracy" if known else "Speed here, and the paper's against accuracy"
     figure.suptitle(
         f"{start}. Machines and data differ: compare the shapes, not the numbers", size=13
     )
@@ -141,10 +145,15 @@ def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, 
                 capsize=3,
                 label=backbone,
             )
+    # Of two curves the names of one are below, those of the other above.
+    sides = list(dict.fromkeys(r.subject.backbone for r in results if r.metrics))
     for i, result in enumerate(results):
-        place = result.quantile(0.5)
+        place, backbone = result.quantile(0.5), result.subject.backbone
         if result.metrics:
-            _name(axes, result.subject.name, place, result.metrics["AP"], above=i % 2 == 0)
+            above = bool((sides.index(backbone) if len(sides) > 1 else i) % 2)
+            aside = 5 if len(sides) > 1 else 0
+            point = (place, result.metrics["AP"])
+            _name(axes, result.subject.name, point, colours[backbone], above=above, aside=aside)
         else:
             axes.axvline(place, color=_GREY, linestyle=":", linewidth=1, zorder=0)
             axes.annotate(
@@ -165,16 +174,19 @@ def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, 
     axes.legend(frameon=False, loc="lower right")
 
 
-def _name(axes: Axes, name: str, x: float, y: float, *, above: bool, aside: int = 0) -> None:
+def _name(
+    axes: Axes, name: str, point: tuple[float, float], colour: str, *, above: bool, aside: int
+) -> None:
     """``aside`` so many points, to the left where above and to the right where below."""
     axes.annotate(
         name,
-        (x, y),
+        point,
         xytext=(-aside, 7 - aside / 2) if above else (aside, -7 + aside / 2),
         textcoords="offset points",
         ha=("right" if above else "left") if aside else "center",
         va="bottom" if above else "top",
         size=8,
+        color=colour,
     )
 
 
@@ -219,7 +231,8 @@ def _draw_paper(axes: Axes) -> None:
             [x for x, _, _ in known], [y for _, y, _ in known], "o-", color=colour, label=backbone
         )
         for x, y, side in known:
-            _name(axes, side, x, y, above=backbone == "ResNet-101", aside=5)
+            above = backbone == "ResNet-101" and side != "400"  # where there is room
+            _name(axes, side, (x, y), colour, above=above, aside=5)
     axes.set_title(f"The paper (table 1e): {table.data}, Nvidia M40")
     axes.set_xlabel("milliseconds a picture")
     axes.set_ylabel("AP")

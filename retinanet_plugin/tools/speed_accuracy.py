@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--rounds", type=_whole, default=3, help="runs of each; default: 3")
     words.add_argument(
         "--size",
+        type=parse_size,
         metavar="HxW",
         help="time on noise of that size instead, resized as each config says",
     )
@@ -137,9 +138,8 @@ def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
         )
     if not args.size:
         return load_pictures(cfg, subject.dataset, args.pictures)
-    if not args.evaluate:
-        cfg.DATASETS.TEST = ()
-    return noise_pictures(cfg, *parse_size(args.size), args.pictures)
+    height, width = args.size
+    return noise_pictures(cfg, height, width, args.pictures)
 
 
 def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[Measured]:
@@ -165,7 +165,9 @@ def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[M
         name = subject.name
         known = metrics.get(name, subject.metrics)
         source = "evaluation" if name in metrics else "metrics.json" if known else ""
-        yield Measured(subject, median_shape(pictures[name]), times[name], known, source)
+        shape = median_shape(pictures[name])
+        timed_on = "noise" if args.size else subject.dataset
+        yield Measured(subject, timed_on, shape, times[name], known, source)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -173,8 +175,6 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser().parse_intermixed_args(words)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.size:
-        parse_size(args.size)
     import_code(args.imports)
     subjects = prepare(args)
     keep_freed_memory(subjects[0].cfg)
@@ -190,9 +190,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with one_sentence():
-        logging.basicConfig(format="%(message)s", level=logging.INFO)  # an evaluation's time left
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # the time left
         try:
             main()
         except KeyboardInterrupt:
-            print("stopped: nothing was written.", file=sys.stderr)
+            print("stopped: neither table nor figure was written.", file=sys.stderr)
             sys.exit(EXIT_STATUS)

@@ -23,7 +23,12 @@ from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 
 from retinanet_plugin import UserError
 from retinanet_plugin.analysis import anchor_search
-from retinanet_plugin.analysis.anchor_coverage import AnchorKeys, Anchors, measure
+from retinanet_plugin.analysis.anchor_coverage import (
+    AnchorKeys,
+    Anchors,
+    measure,
+    resized_boxes,
+)
 from retinanet_plugin.analysis.anchor_report import Findings, markdown, report
 from retinanet_plugin.analysis.anchor_search import (
     cluster_shapes,
@@ -120,16 +125,21 @@ def test_equal_to_all_anchors_of_the_model(short: int, longest: int) -> None:
     entries = entries_of(0)
     register("random", entries)
     model = build_model(cfg)
-    shapes, ious, classes = [], [], []
+    shapes, ious, classes, padded = [], [], [], []
     for instances, picture in by_detectron2(cfg, entries):
         images = ImageList.from_tensors([picture], model.backbone.size_divisibility)
         levels = model.backbone(images.tensor)
         anchors = model.anchor_generator([levels[f] for f in model.head_in_features])
+        grid = Anchors.of(cfg).grid(*images.tensor.shape[-2:])
+        assert torch.equal(grid.boxes_of(torch.arange(grid.num_anchors)), Boxes.cat(anchors).tensor)
+        padded += [list(images.tensor.shape[-2:])] * len(instances)
         iou = pairwise_iou(instances.gt_boxes, Boxes.cat(anchors))
         shapes.append(instances.gt_boxes.tensor[:, 2:] - instances.gt_boxes.tensor[:, :2])
         ious.append(iou.amax(1))
         classes.append(instances.gt_classes)
-    found = measure(read_boxes(["random"]), Anchors.of(cfg), training_scales(cfg))
+    data, scales = read_boxes(["random"]), training_scales(cfg)
+    assert resized_boxes(data, scales[0], 32)[2].tolist() == padded
+    found = measure(data, Anchors.of(cfg), scales)
     sides = np.stack((found.width, found.height), 1)
     np.testing.assert_allclose(sides, torch.cat(shapes), atol=1e-4)
     np.testing.assert_allclose(found.iou, torch.cat(ious), atol=1e-5)

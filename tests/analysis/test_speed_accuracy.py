@@ -198,7 +198,7 @@ def test_random_weights_detect_something(dtype: str) -> None:
 def measured(name: str, times: list[float], ap: float | None, side: int = 64) -> Measured:
     metrics = None if ap is None else {"AP": ap, "AP50": ap + 20, "AP75": ap + 5}
     subject = Subject(name, name, tiny_config("MODEL.WEIGHTS", "" if ap is None else "w.pth"))
-    return Measured(subject, (side, 80), times, metrics, "")
+    return Measured(subject, "noise", (side, 80), times, metrics, "")
 
 
 def test_numbers_are_those_that_were_planted() -> None:
@@ -256,7 +256,8 @@ def test_the_command_on_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (out / "speed_accuracy.png").read_bytes().startswith(b"\x89PNG")
     mine, random = json.loads((out / "speed_accuracy.json").read_text())["models"]
     assert mine["metrics"] == {"AP": 12.5, "AP50": 32.5, "AP75": 17.5}
-    assert mine["metrics_from"] == "metrics.json" and mine["data"] == "noise"
+    assert mine["metrics_from"] == "metrics.json"
+    assert (mine["timed_on"], mine["evaluated_on"]) == ("noise", "coco_2017_val")
     assert len(mine["milliseconds"]["all"]) == 4
     assert (random["name"], random["metrics"]) == ("config", None)
     with pytest.raises(UserError, match=r"already holds speed_accuracy.png"):
