@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
 
 from .plan import Run
 from .results import Result, last_step
@@ -46,14 +45,9 @@ class Terminal:
         after_each: called when a run has ended.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        jobs: int,
-        after_each: Callable[[Run], None],
-        stream: TextIO = sys.stderr,
-    ) -> None:
-        self.runs, self.jobs, self.after_each, self.stream = list(runs), jobs, after_each, stream
+    def __init__(self, runs: Sequence[Run], jobs: int, after_each: Callable[[Run], None]) -> None:
+        self.runs, self.jobs, self.after_each = list(runs), jobs, after_each
+        self.stream = sys.stderr
         self._numbers = {str(run.folder): i for i, run in enumerate(self.runs, start=1)}
         self._start = self._looked_at = self._said_at = time.monotonic()
         self._paces: dict[str, _Pace] = {}  # by folder
