@@ -43,11 +43,12 @@ from ..analysis.speed_accuracy import (
 from ..analysis.speed_report import draw, markdown, report
 from ..data import check_datasets, register_own_datasets
 from ..engine import import_code
+from ..engine.imports import add_option
 from ..engine.memory import keep_freed_memory
 from ..engine.setup import check_names, choose_device
-from ..engine.stopping import EXIT_STATUS
 from ..errors import UserError, one_sentence
 from .benchmark.__main__ import describe_machine
+from .words import whole
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -60,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words.add_argument("words", nargs="+", metavar="MODEL", help="and then KEY VALUE of configs")
-    words.add_argument("--pictures", type=_whole, default=10, help="of the data set; default: 10")
-    words.add_argument("--rounds", type=_whole, default=3, help="runs of each; default: 3")
+    words.add_argument("--pictures", type=whole(1), default=10, help="of the data set; default: 10")
+    words.add_argument("--rounds", type=whole(1), default=3, help="runs of each; default: 3")
     words.add_argument(
         "--size",
         type=parse_size,
@@ -71,24 +72,11 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--evaluate", action="store_true", help="evaluate what has weights, on DATASETS.TEST"
     )
-    words.add_argument("--threads", type=_whole, help="of the CPU; default: torch's choice")
+    words.add_argument("--threads", type=whole(1), help="of the CPU; default: torch's choice")
     words.add_argument("--out", type=Path, default=Path("output/speed_accuracy"), metavar="FOLDER")
     words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    words.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code of your own to import first, as in train_net.py",
-    )
+    add_option(words)
     return words
-
-
-def _whole(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from 1 up")
-    return int(word)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -118,28 +106,40 @@ def prepare(args: argparse.Namespace) -> list[Subject]:
             raise UserError(
                 f"--evaluate: {subject.name} has no weights; give CONFIG=WEIGHTS or a run's folder."
             )
-    return with_unique_names(subjects)
+    subjects = with_unique_names(subjects)
+    for subject in subjects:  # now, and not after minutes of building and evaluating others
+        register_data(subject, args)
+    return subjects
 
 
-def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
-    """The model's own pictures, where the data set is at hand; else noise."""
+def register_data(subject: Subject, args: argparse.Namespace) -> None:
+    """Makes the model's data set known, where it is needed; sets of one's own share their names.
+
+    Raises:
+        UserError: where it is not at hand.
+    """
     cfg = subject.cfg
     if not args.size or args.evaluate:
         try:
             register_own_datasets(cfg, training=False)
             check_datasets(cfg, training=False)
         except UserError as error:
-            hint = "" if args.evaluate else " Or give --size 480x640 to time it on noise."
-            raise UserError(f"{subject.name}: {error}{hint}") from None
+            hint = "" if args.size else "; or give --size 480x640 to time it on noise"
+            raise UserError(f"{subject.name}: {str(error).rstrip('.')}{hint}.") from None
     elif cfg.MODEL.RETINANET.NUM_CLASSES < 1:
         raise UserError(
             f"{subject.name}: its number of classes is that of its data set, which --size leaves "
             "alone; give MODEL.RETINANET.NUM_CLASSES at the end of the command."
         )
+
+
+def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
+    """The model's own pictures, or noise."""
+    register_data(subject, args)
     if not args.size:
-        return load_pictures(cfg, subject.dataset, args.pictures)
+        return load_pictures(subject.cfg, subject.dataset, args.pictures)
     height, width = args.size
-    return noise_pictures(cfg, height, width, args.pictures)
+    return noise_pictures(subject.cfg, height, width, args.pictures)
 
 
 def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[Measured]:
@@ -189,11 +189,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
+    with one_sentence("neither table nor figure was written"):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # the time left
-        try:
-            main()
-        except KeyboardInterrupt:
-            print("stopped: neither table nor figure was written.", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+        main()

@@ -304,7 +304,11 @@ def test_a_suggestion_covers_more(side: float, ratio: float) -> None:
     iou = pairwise_iou(Boxes(torch.from_numpy(data.boxes).float()), Boxes.cat(anchors)).amax(1)
     assert np.array_equal(other.coverage.iou, iou)
     assert (iou >= 0.5).double().mean() > found.share(0.5) + 0.1
-    assert score(other.coverage, other.keys.a_place) > score(found, keys.a_place)
+    tried = [AnchorKeys(s, p, keys.ratios) for s in (1.0, 2.0, 4.0) for p in (1, 2, 3, 4)]
+    scores = [
+        score(measure(data, Anchors.of(cfg).with_keys(k), found.scales), k.a_place) for k in tried
+    ]
+    assert score(other.coverage, other.keys.a_place) > max(scores) - 0.02
     if ratio == 4:
         assert max(other.keys.ratios) > 2
     else:
@@ -317,12 +321,28 @@ def test_nothing_is_suggested_without_need_or_gain(monkeypatch: pytest.MonkeyPat
     good = measure(small_boxes(50.0), Anchors.of(cfg), [PictureScale(256, 256)])
     keys = AnchorKeys.of(cfg)
     assert keys is not None
-    assert suggest(good, Anchors.of(cfg), keys) is None
+    assert suggest(good, Anchors.of(cfg), keys, lambda share: pytest.fail("searched")) is None
     monkeypatch.setattr(anchor_search, "_GOOD_COVERAGE", 2.0)  # searched for all the same
     assert suggest(good, Anchors.of(cfg), keys) is None
     tiny = measure(small_boxes(2.0), Anchors.of(cfg), [PictureScale(256, 256)])
     monkeypatch.setattr(anchor_search, "_SCALES", (8, 16))
     assert suggest(tiny, Anchors.of(cfg), keys) is None
+
+
+@pytest.mark.parametrize(
+    "shares, value, better",
+    [
+        ([0.8, 0.6], 1.1, True),
+        ([0.8, 0.6], 1.0, False),  # no higher score
+        ([0.8, 0.4], 1.1, False),  # covers less at one threshold
+        ([0.701, 0.501], 1.1, False),  # not worth the change
+    ],
+)
+def test_better_anchors_cover_no_less_anywhere(
+    shares: list[float], value: float, better: bool
+) -> None:
+    present = np.array([0.7, 0.5]), 1.0
+    assert anchor_search._is_better((np.array(shares), value), present) is better
 
 
 def test_what_a_suggestion_loses_is_said() -> None:

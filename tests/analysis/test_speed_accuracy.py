@@ -298,7 +298,7 @@ def test_the_command_evaluates_as_train_net(
         (["quickstart.yaml", "--evaluate"], "--evaluate: quickstart has no weights"),
         (["quickstart.yaml", "--size", "60"], '--size: "60" given; give height x width'),
         (["quickstart.yaml", "MODEL.DEVICE", "cpuu"], 'MODEL.DEVICE: "cpuu" is no device'),
-        (["bccd_R18_FPN.yaml"], r"Or give --size 480x640"),
+        (["bccd_R18_FPN.yaml"], r"or give --size 480x640"),
         (["bccd_R18_FPN.yaml", "--size", "64x64"], "give MODEL.RETINANET.NUM_CLASSES"),
     ],
 )
