@@ -2,7 +2,8 @@
 
 Code that finds a mistake in a config, a data set, a checkpoint or a command line raises
 :class:`UserError` with one sentence: where, what was found, what is allowed, what to do.
-Commands run inside :func:`one_sentence`, which prints that sentence instead of a traceback.
+Commands run inside :func:`one_sentence`, which prints that sentence instead of a traceback, and one
+for Ctrl-C.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
+STOPPED = 130  # a shell's, for a command that Ctrl-C ended
 
 
 class UserError(Exception):
@@ -38,10 +40,17 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turns a :class:`UserError` into ``error: sentence`` on stderr and exit status 2."""
+def one_sentence(stopped: str = "nothing was written") -> Iterator[None]:
+    """Turns a :class:`UserError` into ``error: sentence`` on stderr and exit status 2.
+
+    Args:
+        stopped: what Ctrl-C leaves behind, said with exit status 130.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}.", file=sys.stderr, flush=True)
+        raise SystemExit(STOPPED) from None
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:

@@ -3,6 +3,7 @@
 Never by a key of YAML: reading a configuration from elsewhere must not run code.
 """
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -21,6 +22,19 @@ _LIBRARIES = (
     str(Path(__file__).resolve().parents[1]),  # this package
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
 )
+
+
+def add_option(words: argparse.ArgumentParser) -> None:
+    """Adds ``--import`` to a command line, whose value :func:`import_code` takes: ``imports``."""
+    words.add_argument(
+        OPTION,
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python code of your own to import first, such as my_loss.py, which registers a loss, "
+        "a head or a data set; may be given several times",
+    )
 
 
 def import_code(names: Iterable[str]) -> list[ModuleType]:

@@ -16,10 +16,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..errors import one_sentence
-from .imports import OPTION, import_code
+from ..errors import STOPPED, one_sentence
+from .imports import add_option, import_code
 from .setup import choose_workers, prepare
-from .stopping import EXIT_STATUS, stop_by_signal
+from .stopping import stop_by_signal
 from .trainer import Trainer
 
 _PATIENCE = 15.0  # seconds
@@ -28,15 +28,7 @@ _PATIENCE = 15.0  # seconds
 def parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """detectron2's options, and ours."""
     words: argparse.ArgumentParser = default_argument_parser(epilog)
-    words.add_argument(
-        OPTION,
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code of your own to import first, such as my_loss.py, which registers a loss, "
-        "a head or a data set; may be given several times",
-    )
+    add_option(words)
     return words
 
 
@@ -95,10 +87,10 @@ def _stoppable(num_workers: int) -> Iterator[None]:
             time.sleep(0.1)
         for worker in workers:
             worker.terminate()
-        raise SystemExit(EXIT_STATUS) from None
+        raise SystemExit(STOPPED) from None
     except ProcessExitedException as error:
-        if error.exit_code != EXIT_STATUS:
+        if error.exit_code != STOPPED:
             raise
-        raise SystemExit(EXIT_STATUS) from None
+        raise SystemExit(STOPPED) from None
     finally:
         signal.signal(signal.SIGTERM, before)

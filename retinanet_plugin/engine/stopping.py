@@ -12,12 +12,12 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
-EXIT_STATUS = 130  # a shell's, for a command that Ctrl-C ended
+from ..errors import STOPPED
 
 
 @contextmanager
 def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
-    """Where Ctrl-C and SIGTERM end the block by a sentence and :data:`EXIT_STATUS`.
+    """Where Ctrl-C and SIGTERM end the block by a sentence and status :data:`STOPPED`.
 
     Within a step they wait for its end, and a checkpoint is written, from which ``--resume`` goes
     on; elsewhere, as in an evaluation, or at the second signal, they end it at once. Of several
@@ -41,7 +41,7 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(f"stopped: {_what_is_kept(trainer)}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_STATUS) from None
+        raise SystemExit(STOPPED) from None
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -17,8 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..analysis.ablation import STOPPED, Options, ablate, default_output, list_tables
+from ..analysis.ablation import Options, ablate, default_output, list_tables
+from ..engine.imports import add_option
 from ..errors import one_sentence
+from .words import whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,17 +49,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE.yaml",
         help="a row of your own, named as its file; may be given several times",
     )
+    add_option(words)
+    words.add_argument("--seeds", nargs="+", type=whole(0), default=[], metavar="N")
     words.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="code of your own that every row imports; may be given several times",
-    )
-    words.add_argument("--seeds", nargs="+", type=_whole(0), default=[], metavar="N")
-    words.add_argument(
-        "--steps", type=_whole(1), help="of training; what else counts steps follows in proportion"
+        "--steps", type=whole(1), help="of training; what else counts steps follows in proportion"
     )
     words.add_argument(
         "--scale",
@@ -73,21 +68,12 @@ def parser() -> argparse.ArgumentParser:
         help="of ResNets where the rows differ in it, such as 50=18 101=34; default: the least "
         "becomes the data's, unless it starts from trained weights",
     )
-    words.add_argument("--jobs", type=_whole(1), default=1, help="rows at once; default: 1")
-    words.add_argument("--num-gpus", type=_whole(1), default=1, help="of each row; default: 1")
+    words.add_argument("--jobs", type=whole(1), default=1, help="rows at once; default: 1")
+    words.add_argument("--num-gpus", type=whole(1), default=1, help="of each row; default: 1")
     words.add_argument(
         "--again", action="store_true", help="run anew what was run with other settings"
     )
     return words
-
-
-def _whole(least: int) -> "type[int]":
-    def read(word: str) -> int:
-        if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from {least} up")
-        return int(word)
-
-    return read  # type: ignore[return-value]
 
 
 def _depth(word: str) -> tuple[int, int]:
@@ -121,9 +107,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            print("stopped before any row was run.", file=sys.stderr)
-            sys.exit(STOPPED)
+    with one_sentence("before any row was run"):
+        sys.exit(main())

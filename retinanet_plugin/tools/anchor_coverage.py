@@ -11,7 +11,6 @@ the end override keys of the config.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from ..config import get_config
 from ..data import check_datasets, register_own_datasets
 from ..data.own import FROM_DATA
 from ..engine import import_code
+from ..engine.imports import add_option
 from ..engine.setup import check_names
-from ..engine.stopping import EXIT_STATUS
 from ..errors import UserError, did_you_mean, one_sentence
 from ..modeling import AnchorAssigner
 
@@ -53,14 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/anchor_coverage"
     )
     words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    words.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code of your own to import first, as in train_net.py",
-    )
+    add_option(words)
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     return words
 
@@ -136,8 +128,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     with one_sentence():
-        try:
-            main()
-        except KeyboardInterrupt:
-            print("stopped: nothing was written.", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+        main()

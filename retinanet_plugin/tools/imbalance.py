@@ -8,13 +8,11 @@ imbalance.png and imbalance.csv into the folder.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..analysis.imbalance import draw, read_runs, rows, table
 from ..analysis.outputs import output_files, write_csv, write_figure
-from ..engine.stopping import EXIT_STATUS
 from ..errors import one_sentence
 
 
@@ -55,9 +53,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        try:
-            main()
-        except KeyboardInterrupt:
-            print("stopped: what was written so far is whole.", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+    with one_sentence("what was written so far is whole"):
+        main()

@@ -9,7 +9,6 @@ focal_loss_star.png, .csv and _derivatives.csv (FL and FL* over the logit). Alph
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from ..analysis.loss_curves import (
     over_probability,
 )
 from ..analysis.outputs import output_files, write_csv, write_figure
-from ..engine.stopping import EXIT_STATUS
 from ..errors import UserError, one_sentence
 
 
@@ -92,9 +90,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        try:
-            main()
-        except KeyboardInterrupt:
-            print("stopped: what was written so far is whole.", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+    with one_sentence("what was written so far is whole"):
+        main()

@@ -27,10 +27,11 @@ from ..analysis.outputs import output_files, write_csv, write_figure, write_json
 from ..config import get_config
 from ..data import ReadableDatasetMapper, check_datasets, register_own_datasets
 from ..engine import SafeCheckpointer, Trainer, import_code
+from ..engine.imports import add_option
 from ..engine.setup import check_names, check_weights, choose_device
-from ..engine.stopping import EXIT_STATUS
 from ..errors import UserError, did_you_mean, one_sentence
 from ..modeling import FocalRetinaNet
+from .words import whole
 
 _SPLITS = ("test", "train")
 _AGREE = 1e-4  # relative
@@ -50,29 +51,16 @@ def parser() -> argparse.ArgumentParser:
         default="test",
         help="test or train, the config's, or the name of a registered one; default: test",
     )
-    words.add_argument("--pictures", type=_whole, help="so many, evenly spread; default: all")
-    words.add_argument("--batch-size", type=_whole, default=1, help="pictures at a time")
+    words.add_argument("--pictures", type=whole(1), help="so many, evenly spread; default: all")
+    words.add_argument("--batch-size", type=whole(1), default=1, help="pictures at a time")
     words.add_argument("--gammas", nargs="+", default=[f"{g:g}" for g in PAPER_GAMMAS])
     words.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/loss_distribution"
     )
     words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    words.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="Python code of your own to import first, as in train_net.py",
-    )
+    add_option(words)
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     return words
-
-
-def _whole(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from 1 up")
-    return int(word)
 
 
 def take_gammas(args: argparse.Namespace) -> list[float]:
@@ -210,8 +198,4 @@ def say_agreement(found: LossDistribution) -> bool:
 
 if __name__ == "__main__":
     with one_sentence():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            print("stopped: nothing was written.", file=sys.stderr)
-            sys.exit(EXIT_STATUS)
+        sys.exit(main())

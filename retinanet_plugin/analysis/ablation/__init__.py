@@ -4,7 +4,7 @@
 :mod:`.report` and :mod:`.plot` show it.
 """
 
-from .command import STOPPED, ablate, default_output, list_tables
+from .command import ablate, default_output, list_tables
 from .plan import Options, make_plans
 
-__all__ = ["STOPPED", "Options", "ablate", "default_output", "list_tables", "make_plans"]
+__all__ = ["Options", "ablate", "default_output", "list_tables", "make_plans"]

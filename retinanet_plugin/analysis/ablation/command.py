@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data import check_datasets, register_own_datasets
 from ...engine.setup import check_names, check_weights, choose_device, choose_workers
-from ...errors import UserError
+from ...errors import STOPPED, UserError
 from ...modeling.cls_losses import build_cls_loss
 from ..tables import TABLES
 from .plan import PAPER, Options, Run, data_config, make_plans
@@ -18,7 +18,6 @@ from .report import markdown, write_report
 from .results import has_checkpoint, last_step, read_result
 from .runs import Runner, alone_in, check_unchanged, share_out, train_command
 
-STOPPED = 130  # exit status, a shell's for a command that Ctrl-C ended
 # A step of the quick start of 1,400 steps, in seconds on the two cores of docs/checks.md; the rest
 # of a row: imports and evaluation.
 _QUICKSTART_STEP, _AROUND = 0.125, 20.0

@@ -29,6 +29,7 @@ import torch
 import torchvision
 
 from ...errors import UserError, one_sentence
+from ..words import whole
 from .compare import SWEEPS, Comparison, Options, add_floor, probe
 from .measure import better, measure_rates, release
 from .models import Setting
@@ -55,17 +56,17 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--config", default="retinanet_R50_FPN_1x.yaml", help="file or shipped name")
     words.add_argument("--size", default="800x1216", help="height x width of the pictures")
-    words.add_argument("--batch", type=_whole(1), default=1, help="pictures")
-    words.add_argument("--classes", type=_whole(1), help="default: the config's")
+    words.add_argument("--batch", type=whole(1), default=1, help="pictures")
+    words.add_argument("--classes", type=whole(1), help="default: the config's")
     words.add_argument(
         "--boxes",
-        type=_whole(0),
+        type=whole(0),
         help=f"a picture; default {_BOXES}, and {' and '.join(map(str, _LABEL_BOXES))} for labels",
     )
     words.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
-    words.add_argument("--threads", type=_whole(1), help="of the CPU; default: torch's choice")
+    words.add_argument("--threads", type=whole(1), help="of the CPU; default: torch's choice")
     words.add_argument(
-        "--rounds", type=_whole(1), help="runs of each side; default: 3 to 15 within 12 seconds"
+        "--rounds", type=whole(1), help="runs of each side; default: 3 to 15 within 12 seconds"
     )
     words.add_argument(
         "--no-memory", action="store_true", help="leave out the processes for memory"
@@ -76,15 +77,6 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config, after --")
     return words
-
-
-def _whole(least: int) -> Any:
-    def read(word: str) -> int:
-        if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from {least} up")
-        return int(word)
-
-    return read
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
@@ -224,8 +216,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     with one_sentence():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            print("stopped: nothing was written", file=sys.stderr)
-            sys.exit(130)
+        sys.exit(main())
