@@ -5,8 +5,10 @@ import logging
 import pickle
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -18,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 import train_net
 from retinanet_plugin.data import synthetic
+from retinanet_plugin.engine import Trainer
 
 SMALL = [
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"),
@@ -229,6 +232,178 @@ def test_no_config(run: Run, capsys) -> None:
 def test_built_in_set_that_is_not_there(run: Run, capsys) -> None:
     said = mistake(run, capsys, *SMALL)
     assert "coco_2017_train" in said and "DETECTRON2_DATASETS" in said
+
+
+LOSS = """
+from helper_of_my_loss import SCALE  # a file beside it
+from retinanet_plugin import CLS_LOSS_REGISTRY
+from retinanet_plugin.losses import BinaryLoss, FocalLoss
+
+class Large(BinaryLoss):
+    def value(self, logits, positive):
+        return SCALE * FocalLoss().value(logits, positive)
+
+@CLS_LOSS_REGISTRY.register()
+def large(cfg):
+    return Large()
+"""
+
+
+def test_code_of_ones_own(run: Run) -> None:
+    """A loss in a file outside the package, named in YAML; imported twice, it registers once."""
+    Path("code").mkdir()
+    Path("code/my_large_loss.py").write_text(LOSS)
+    Path("code/helper_of_my_loss.py").write_text("SCALE = 100")
+    Path("mine.yaml").write_text(
+        '_BASE_: "Base-Scratch-R18.yaml"\nMODEL: {RETINANET: {CLS_LOSS: "large"}}\n'
+    )
+    step = (*SMALL, *OWN, "SOLVER.MAX_ITER", 1, "TEST.DRAW_PICTURES", 0)
+    own = ("--import", "code/my_large_loss.py", "--import", "code/my_large_loss.py")
+    run(*own, *step, "OUTPUT_DIR", "mine", config="mine.yaml")
+    run(*step, "OUTPUT_DIR", "ours")
+    lines = (
+        Path(folder, "metrics.json").read_text().splitlines()[0] for folder in ("mine", "ours")
+    )
+    mine, ours = (json.loads(line)["loss_cls"] for line in lines)
+    assert mine == pytest.approx(100 * ours, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, code, sentence",
+    [
+        ("absent", None, "--import: no file .*absent.py"),
+        ("a_syntax", "x = (\n", "a_syntax.py, line 1: SyntaxError: '.' was never closed"),
+        ("a_value", "\n\nint('x')\n", "a_value.py, line 3: ValueError: invalid literal"),
+        (
+            "a_module",
+            "import no_such.thing\n",
+            "a_module.py, line 1: ModuleNotFoundError: .*no_suc",
+        ),
+        ("an_exit", "import sys\nsys.exit(3)\n", "an_exit.py, line 2: SystemExit: 3"),
+        ("in_a_library", "import json\njson.loads('{')\n", "in_a_library.py, line 2: JSONDecode"),
+        (
+            "a_name",
+            "import retinanet_plugin as r\n@r.CLS_LOSS_REGISTRY.register()\ndef focal(): ...\n",
+            "a_name.py, line 2: .*'focal' was already registered",
+        ),
+        ("json", "", "has the name of another module, json .*rename"),
+        ("my-loss", "", "letters, digits and underscores"),
+    ],
+)
+def test_mistakes_in_code_of_ones_own(
+    run: Run, capsys, name: str, code: str | None, sentence: str
+) -> None:
+    if code is not None:
+        Path(f"{name}.py").write_text(code)
+    said = mistake(run, capsys, "--import", f"{name}.py", *SMALL, *OWN)
+    assert re.search(sentence, said)
+    assert not Path("output").exists()
+
+
+def test_a_module_that_is_not_there(run: Run, capsys) -> None:
+    said = mistake(run, capsys, "--import", "no_such.module", *SMALL, *OWN)
+    assert "--import: no module no_such" in said
+
+
+def test_no_code_from_yaml(run: Run, capsys) -> None:
+    """A configuration from elsewhere cannot name a file to run."""
+    Path("evil.py").write_text("open('pwned', 'w')")
+    Path("evil.yaml").write_text('_BASE_: "Base-Scratch-R18.yaml"\nIMPORT: "evil.py"\n')
+    assert "unknown key IMPORT" in mistake(run, capsys, *SMALL, *OWN, config="evil.yaml")
+    assert not Path("pwned").exists()
+
+
+class _Signals(logging.Filter):
+    """Sends this process a signal when the log has a certain message."""
+
+    def __init__(self, number: signal.Signals, message: str) -> None:
+        super().__init__()
+        self.number, self.message = number, message
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.message in record.getMessage():
+            signal.raise_signal(self.number)
+        return True
+
+
+@contextmanager
+def signal_at(number: signal.Signals, logger: str, message: str) -> Iterator[None]:
+    sender = _Signals(number, message)
+    logging.getLogger(logger).addFilter(sender)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(sender)
+
+
+def stopped(run: Run, capsys, *words: object) -> str:
+    handlers = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 130
+    assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    (said,) = (x for x in err.splitlines() if x.startswith("stopped: "))
+    return said
+
+
+def steps_of_schedule(checkpoint: str) -> int:
+    hooks = torch.load(checkpoint, weights_only=True)["trainer"]["hooks"]
+    return hooks["LRScheduler"]["last_epoch"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_step_keeps_that_step(
+    run: Run, capsys, monkeypatch, number: signal.Signals
+) -> None:
+    """The run that was stopped and the one that was not end with the same schedule."""
+    step = Trainer.run_step
+
+    def run_step(self: Trainer) -> None:
+        step(self)
+        if self.iter == 2 and self.start_iter == 0:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    words = (*SMALL, *OWN, "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 100)
+    said = stopped(run, capsys, *words, "OUTPUT_DIR", "out")
+    assert said == (
+        "stopped: 3 of 5 steps were done; go on from model_0000002.pth in out by the same command "
+        "with --resume."
+    )
+    assert steps_of_schedule("out/model_0000002.pth") == 3
+    assert not Path("out/inference").exists()
+    run("--resume", *words, "OUTPUT_DIR", "out")
+    assert steps_of_schedule("out/model_final.pth") == 5
+    assert "bbox/AP" in last_metrics("out")
+
+
+def test_a_signal_within_the_last_step_skips_the_evaluation(run: Run, capsys, monkeypatch) -> None:
+    step = Trainer.run_step
+
+    def run_step(self: Trainer) -> None:
+        step(self)
+        if self.iter == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "run_step", run_step)
+    said = stopped(run, capsys, *SMALL, *OWN, "OUTPUT_DIR", "out")
+    assert "3 of 3 steps were done; go on from model_final.pth" in said
+    assert not Path("out/inference").exists()
+    run("--resume", *SMALL, *OWN, "OUTPUT_DIR", "out")
+    assert "bbox/AP" in last_metrics("out")
+
+
+def test_a_signal_between_steps_stops_at_once(run: Run, capsys) -> None:
+    evaluates, name = "Start inference", "detectron2.evaluation.evaluator"
+    with signal_at(signal.SIGTERM, name, evaluates):
+        said = stopped(run, capsys, *SMALL, *OWN, "OUTPUT_DIR", "out")
+    assert "3 of 3 steps were done; go on from model_final.pth in out" in said
+    with signal_at(signal.SIGTERM, name, evaluates):
+        weights = ("MODEL.WEIGHTS", "out/model_final.pth")
+        said = stopped(run, capsys, "--eval-only", *SMALL, *OWN, *weights, "OUTPUT_DIR", "eval")
+    assert said == "stopped: checkpoints are as they were."
 
 
 def test_picture_damaged_behind_its_header(run: Run, capsys, drawn: Path, tmp_path: Path) -> None:
