@@ -14,12 +14,13 @@ import resource, torch
 from conftest import small_config
 from retinanet_plugin.engine.memory import keep_freed_memory
 print(keep_freed_memory(small_config("MODEL.KEEP_FREED_MEMORY", {keep})))
-for _ in range(2):
+faults = []
+for _ in range(10):  # the first need new pages, and some more until all blocks have found a place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
         torch.ones(16_000_000)  # 64 MB: more than the C library would keep by itself
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
