@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def result_of(
         if found is None:
             return None
         return Result(None, None, None, {}, int(found[1]), **common)
-    metrics = _last_metrics(run.folder)
+    datasets = run.cfg.DATASETS
+    evaluated = ["own_test"] if datasets.OWN.TEST_JSON else datasets.TEST
+    metrics = _last_metrics(run.folder / "metrics.json", evaluated)
     if metrics is None:
         return None
     ap, ap50, ap75 = (metrics[key] for key in METRICS)
@@ -110,15 +112,16 @@ def result_of(
     return Result(ap, ap50, ap75, metrics, None, milliseconds=milliseconds, **common)
 
 
-def _last_metrics(folder: Path) -> dict[str, float] | None:
+def _last_metrics(path: Path, datasets: Sequence[str]) -> dict[str, float] | None:
     """Of the last evaluation, on the first test set; nan, where nothing was detected, is 0."""
-    for line in reversed(read_lines(folder / "metrics.json")):
+    # detectron2 names the set where there are several, and sorts the keys.
+    prefix = f"{datasets[0]}/bbox/" if len(datasets) > 1 else "bbox/"
+    for line in reversed(read_lines(path)):
         scalars = _parsed(line)
-        found = re.search(r'"((?:[^"]*/)?bbox/)AP"', line)
-        if found and scalars:
-            metrics = {k.removeprefix(found[1]): v for k, v in scalars.items() if found[1] in k}
-            metrics |= {k: 0.0 for k in METRICS if math.isnan(metrics[k])}
-            return {k: v for k, v in metrics.items() if not math.isnan(v)}
+        if f"{prefix}AP" in scalars:
+            own = {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
+            own |= {k: 0.0 for k in METRICS if math.isnan(own[k])}
+            return {k: v for k, v in own.items() if not math.isnan(v)}
     return None
 
 
