@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from detectron2.solver import build_lr_scheduler
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.analysis.ablation import Options, make_plans
@@ -121,6 +123,13 @@ def test_what_counts_steps_follows_them() -> None:
     assert solver.CHECKPOINT_PERIOD == 100
 
 
+@pytest.mark.parametrize("steps, milestones", [(1, ()), (2, (1,)), (5, (4,)), (20, (14, 18))])
+def test_few_steps_have_a_schedule(steps: int, milestones: tuple[int, ...]) -> None:
+    cfg = run_of(only("a_alpha", data=DATA[1], steps=steps), "alpha_0.50").cfg
+    assert cfg.SOLVER.STEPS == milestones
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
+
+
 def test_rows_of_ones_own(tmp_path: Path) -> None:
     base = 'MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n_BASE_: "quickstart.yaml"\n'
     (tmp_path / "base.yaml").write_text(base)
@@ -217,17 +226,20 @@ def test_the_last_evaluation_counts_and_nothing_found_is_zero(tmp_path: Path) ->
     assert found is not None and (found.ap, found.ap50, found.ap75) == (0.0, 0.0, 0.0)
 
 
-def test_of_several_test_sets_the_first_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first, others", [("mine", "a_foreign"), ("a", "aa")])
+def test_of_several_test_sets_the_first_counts(first: str, others: str, tmp_path: Path) -> None:
+    """In whatever order: metrics.json has it sorted by name."""
     run = run_of(only("a_alpha", data="quickstart", output=tmp_path), "alpha_0.50")
+    run.cfg.DATASETS.TEST = (first, others)
     prepare_folder(run)
     scores = {
         f"{name}/bbox/{metric}": value
-        for name, value in (("mine", 10.0), ("theirs", 20.0))
+        for name, value in ((first, 10.0), (others, 20.0))
         for metric in ("AP", "AP50", "AP75")
     }
-    (run.folder / "metrics.json").write_text(json.dumps(scores))
+    (run.folder / "metrics.json").write_text(json.dumps(scores, sort_keys=True))
     found = result_of(run, 0, 0, seconds=7, attempts=1, device="cpu")
-    assert found is not None and found.ap == 10.0 and "AP" in found.metrics
+    assert found is not None and found.metrics == {"AP": 10.0, "AP50": 10.0, "AP75": 10.0}
 
 
 def test_what_an_earlier_attempt_said_is_not_this_ones(tmp_path: Path) -> None:

@@ -387,9 +387,11 @@ def _schedule(cfg: CfgNode, steps: int | None) -> dict[str, Any]:
     def scaled(count: int) -> int:
         return max(round(count * ratio), 1) if count else 0
 
+    # Of few steps, milestones may fall together or on the end, which no schedule allows.
+    milestones = sorted({scaled(x) for x in cfg.SOLVER.STEPS if x < cfg.SOLVER.MAX_ITER})
     schedule = {
         "SOLVER.MAX_ITER": steps,
-        "SOLVER.STEPS": tuple(scaled(x) for x in cfg.SOLVER.STEPS if x < cfg.SOLVER.MAX_ITER),
+        "SOLVER.STEPS": tuple(x for x in milestones if x < steps),
         "SOLVER.WARMUP_ITERS": scaled(cfg.SOLVER.WARMUP_ITERS),
         "SOLVER.CHECKPOINT_PERIOD": scaled(cfg.SOLVER.CHECKPOINT_PERIOD),
         "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD),
