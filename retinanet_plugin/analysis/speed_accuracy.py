@@ -120,10 +120,17 @@ def _read_run(folder: Path, overrides: Sequence[str]) -> Subject:
             f"{folder}: has no {weights.name}; wait for the run's first checkpoint, or give "
             f"{config} to time it with random weights."
         )
+    if "MODEL.WEIGHTS" in overrides:
+        raise UserError(
+            f"MODEL.WEIGHTS: given beside {folder}, whose own weights are timed; give "
+            f"{config}=WEIGHTS for others."
+        )
     cfg.MODEL.WEIGHTS = str(weights)
     metrics = None
     if _what_is_evaluated(cfg) == _what_is_evaluated(get_config(config)):
-        metrics = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST)
+        number = weights.stem.removeprefix("model_")
+        steps = int(number) + 1 if number.isdecimal() else cfg.SOLVER.MAX_ITER
+        metrics = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, steps)
     return Subject(str(folder), folder.resolve().name, cfg, metrics)
 
 
@@ -131,13 +138,15 @@ def _what_is_evaluated(cfg: CfgNode) -> tuple[Any, ...]:
     return cfg.INPUT, cfg.TEST, cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR, cfg.DATASETS.TEST
 
 
-def last_metrics(path: Path, datasets: Sequence[str]) -> dict[str, float] | None:
-    """AP, AP50 and AP75 of the last evaluation that a ``metrics.json`` tells of, in percent.
+def last_metrics(path: Path, datasets: Sequence[str], steps: int) -> dict[str, float] | None:
+    """AP, AP50 and AP75 of a checkpoint's last evaluation in a ``metrics.json``, in percent.
 
     Where nothing was detected, AP is not a number there, and 0 here.
 
     Args:
         datasets: that were evaluated on; of several, the first counts.
+        steps: that the checkpoint was trained. Lines of its evaluation bear this number, or
+            that of its last step, which is one less.
     """
     if not path.is_file():
         return None
@@ -147,7 +156,7 @@ def last_metrics(path: Path, datasets: Sequence[str]) -> dict[str, float] | None
             scalars = json.loads(line)
         except ValueError:  # cut short
             continue
-        if f"{prefix}/AP" in scalars:
+        if f"{prefix}/AP" in scalars and scalars.get("iteration") in (steps, steps - 1):
             return _in_percent({key: scalars.get(f"{prefix}/{key}") for key in METRICS})
     return None
 

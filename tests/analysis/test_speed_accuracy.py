@@ -46,7 +46,8 @@ def _catalogs() -> Iterator[None]:
 
 
 def tiny_config(*overrides: object) -> Any:
-    return small_config("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, *overrides)
+    sizes = ("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96)
+    return small_config(*sizes, "SOLVER.MAX_ITER", 10, *overrides)
 
 
 def write_run(folder: Path, cfg: Any, lines: list[object] | None = None) -> Path:
@@ -68,15 +69,19 @@ def evaluation(ap: float, prefix: str = "bbox") -> dict[str, float]:
 
 def test_the_last_evaluation_counts(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
-    assert last_metrics(file, ["a"]) is None
+    assert last_metrics(file, ["a"], 10) is None
     lines = [evaluation(10.0), evaluation(30.0), {"iteration": 10, "total_loss": 0.5}]
     file.write_text("\n".join(map(json.dumps, lines)) + '\n{"bbox/AP": 50.0, "bb')
-    assert last_metrics(file, ["a"]) == {"AP": 30.0, "AP50": 50.0, "AP75": 35.0}
+    assert last_metrics(file, ["a"], 10) == {"AP": 30.0, "AP50": 50.0, "AP75": 35.0}
+    # By --eval-only of the same weights, and of others.
+    lines += [evaluation(40.0) | {"iteration": 10}, evaluation(50.0) | {"iteration": 3}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert last_metrics(file, ["a"], 10)["AP"] == 40.0
     file.write_text(json.dumps(evaluation(1.0, "b/bbox") | evaluation(2.0, "a/bbox")))
-    assert last_metrics(file, ["a", "b"]) == {"AP": 2.0, "AP50": 22.0, "AP75": 7.0}
-    assert last_metrics(file, ["a"]) is None
+    assert last_metrics(file, ["a", "b"], 10) == {"AP": 2.0, "AP50": 22.0, "AP75": 7.0}
+    assert last_metrics(file, ["a"], 10) is None
     file.write_text(json.dumps(evaluation(float("nan"))))
-    assert last_metrics(file, ["a"]) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+    assert last_metrics(file, ["a"], 10) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
@@ -86,11 +91,15 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert found.cfg.MODEL.WEIGHTS == str(folder / "model_final.pth")
     assert found.backbone == "ResNet-18" and found.row is None
     assert read_subject(str(folder), ["INPUT.MIN_SIZE_TEST", "80"]).metrics is None
-    (folder / "model_final.pth").rename(folder / "model_0000009.pth")
+    with pytest.raises(UserError, match=r"MODEL.WEIGHTS: given beside .*mine"):
+        read_subject(str(folder), ["MODEL.WEIGHTS", "other.pth"])
+    (folder / "model_final.pth").rename(folder / "model_0000004.pth")
     with pytest.raises(UserError, match=r"has no model_final.pth"):
         read_subject(str(folder))
-    (folder / "last_checkpoint").write_text("model_0000009.pth")
-    assert read_subject(str(folder)).cfg.MODEL.WEIGHTS.endswith("model_0000009.pth")
+    (folder / "last_checkpoint").write_text("model_0000004.pth")
+    found = read_subject(str(folder))
+    assert found.cfg.MODEL.WEIGHTS.endswith("model_0000004.pth")
+    assert found.metrics is None  # those of the last step
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"mine: has no config.yaml"):
         read_subject(str(folder))
