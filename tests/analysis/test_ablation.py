@@ -87,6 +87,22 @@ def test_sizes_and_depths_of_table_e(data: str, largest: int, depths: tuple[int,
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.RESNETS.DEPTH) == (350, 34)
 
 
+def test_a_given_depth_and_scale_are_those_of_all_tables(tmp_path: Path) -> None:
+    """Of the data's own depth and sizes, where the rows do not differ in them."""
+    (tmp_path / "mine.yaml").write_text("MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n")
+    options = {"data": DATA[1], "scale": 0.5, "depths": {18: 34, 101: 50}}
+    given = Options(own_rows=[tmp_path / "mine.yaml"], **options)
+    base = get_config(DATA[1])
+    assert (base.MODEL.RESNETS.DEPTH, base.INPUT.MIN_SIZE_TEST) == (18, 240)
+    b_gamma, e_speed = make_plans(["b_gamma", "e_speed"], given)
+    for row in ("gamma_2.0", "mine"):
+        cfg = run_of(b_gamma, row).cfg
+        assert (cfg.MODEL.RESNETS.DEPTH, cfg.INPUT.MIN_SIZE_TEST) == (34, 120)
+        assert cfg.INPUT.MIN_SIZE_TRAIN == tuple(x // 2 for x in base.INPUT.MIN_SIZE_TRAIN)
+    cfg = run_of(e_speed, "R101_700").cfg
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.INPUT.MIN_SIZE_TEST) == (50, 350)
+
+
 def test_rows_on_the_papers_data_are_their_own_configurations() -> None:
     for name in TABLES:
         for planned in only(name).rows:
@@ -160,6 +176,7 @@ def test_rows_of_ones_own(tmp_path: Path) -> None:
         (["e_speed"], {"scale": 0.0}, "--scale: 0.0"),
         (["e_speed"], {"depths": {50: 18}}, "--depth: .*give --data"),
         (["e_speed"], {"data": "quickstart", "depths": {34: 18}}, "none of 34"),
+        (["b_gamma"], {"data": "quickstart", "depths": {101: 34}}, "b_gamma have .*none of 101"),
     ],
 )
 def test_mistakes(names: list[str], options: dict[str, Any], sentence: str) -> None:

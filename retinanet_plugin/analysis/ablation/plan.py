@@ -50,8 +50,10 @@ class Options:
         data: a configuration's file or shipped name; :data:`PAPER` leaves the rows as they are.
         output: folder of all results.
         steps: of training, in place of the data's; what else counts steps follows in proportion.
-        scale: of the rows' picture sizes; default: 800 becomes the data's size in test.
-        depths: of ResNets, from a row's to the one to use.
+        scale: of the rows' picture sizes, or of the data's where the rows do not differ in size;
+            default: where they do, 800 becomes the data's size in test.
+        depths: of ResNets, from a row's to the one to use; a row's is the data's where the rows of
+            its table do not differ in it.
         seeds: default: the data's own, or 1.
         rows: names of those to run; empty: all.
         own_rows: files of more rows.
@@ -174,7 +176,9 @@ def make_plans(names: Sequence[str], options: Options) -> list[Plan]:
                 f'--rows: unknown name "{name}"{did_you_mean(name, known)}; known: '
                 f"{', '.join(known)}."
             )
-    plans = [_plan(table, options) for table in tables]
+    makers = [_Maker(table, options) for table in tables]
+    _check_depths(makers, options.depths or {})
+    plans = [_plan(maker) for maker in makers]
     return [plan for plan in plans if plan.runs]
 
 
@@ -215,8 +219,18 @@ def _with_own_rows(table: Table, files: Iterable[Path]) -> Table:
     return replace(table, rows=tuple(rows.values()))
 
 
-def _plan(table: Table, options: Options) -> Plan:
-    make = _Maker(table, options)
+def _check_depths(makers: Sequence["_Maker"], given: Iterable[int]) -> None:
+    known = sorted({depth for make in makers for depth in make.row_depths})
+    for depth in given:
+        if depth not in known:
+            raise UserError(
+                f"--depth: the rows of {', '.join(make.table.name for make in makers)} have "
+                f"ResNets of depth {' and '.join(map(str, known))}, none of {depth}; give those."
+            )
+
+
+def _plan(make: "_Maker") -> Plan:
+    table, options = make.table, make.options
     planned = [
         PlannedRow(
             row,
@@ -243,6 +257,8 @@ class _Maker:
         self.seeds = list(dict.fromkeys(options.seeds)) or [
             self.data.SEED if self.data.SEED >= 0 else 1
         ]
+        depths = {cfg.MODEL.RESNETS.DEPTH for cfg in self.resolved.values()}
+        self.row_depths = sorted(depths) if len(depths) > 1 else [self.data.MODEL.RESNETS.DEPTH]
         self.depths = self._depths()
 
     def __call__(self, row: Row) -> tuple[Run, ...]:
@@ -281,7 +297,8 @@ class _Maker:
         """The keys that are the row's own, with their values."""
         own = dict(_leaves(_OwnLines.load_yaml_with_base(str(path))))
         if row.name not in self.of_table:
-            return {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
+            own = {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
+            return self._lines_of_options() | own
         own = {k: v for k, v in own.items() if not k.startswith(_OF_DATA)}
         if _ANCHOR_SIZES in own:  # in pixels: as large beside the data's anchors as the paper's
             ratio = self.data.MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE / _SMALLEST_ANCHOR
@@ -293,7 +310,17 @@ class _Maker:
                 own[_WEIGHTS] = cfg.MODEL.WEIGHTS
         if self._varies("INPUT.MIN_SIZE_TEST"):
             own |= self._scaled_sizes(cfg)
-        return own
+        return own | self._lines_of_options()
+
+    def _lines_of_options(self) -> dict[str, Any]:
+        """A given depth and scale, of the data's own, where the table's rows do not differ."""
+        lines: dict[str, Any] = {}
+        depth, given = self.data.MODEL.RESNETS.DEPTH, self.options.depths or {}
+        if depth in given and not self._varies(_DEPTH):
+            lines[_DEPTH] = given[depth]
+        if self.options.scale is not None and not self._varies("INPUT.MIN_SIZE_TEST"):
+            lines |= self._scaled_sizes(self.data)
+        return lines
 
     def _varies(self, key: str) -> bool:
         """Whether the rows of the paper's table differ in it."""
@@ -315,20 +342,12 @@ class _Maker:
 
     def _depths(self) -> dict[int, int]:
         """From the rows' depths to those used: the least becomes the data's own, and so on up."""
-        given = self.options.depths
-        depths = sorted({cfg.MODEL.RESNETS.DEPTH for cfg in self.resolved.values()})
-        start = self.data.MODEL.RESNETS.DEPTH
+        depths, start = self.row_depths, self.data.MODEL.RESNETS.DEPTH
         mapped = dict(zip(depths, depths, strict=True))
         if not self.data.MODEL.WEIGHTS and start in _DEPTHS:
             larger = _DEPTHS[_DEPTHS.index(start) :]
             mapped.update(zip(depths, larger, strict=False))
-        for depth in given or {}:
-            if depth not in mapped:
-                raise UserError(
-                    f"--depth: the rows of {self.table.name} have ResNets of depth "
-                    f"{' and '.join(map(str, depths))}, none of {depth}; give those."
-                )
-        return {**mapped, **(given or {})}
+        return {**mapped, **(self.options.depths or {})}
 
 
 def _row(table: Table, name: str) -> Row:
