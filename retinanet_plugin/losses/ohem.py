@@ -64,42 +64,99 @@ class OhemLoss(SelectingLoss):
         """As the base; greedy NMS by falling loss, of equal losses the lowest number first.
 
         It ends where the batch is full. Those suppressed are found from the kept ones by geometry:
-        no list of kept boxes is compared with the others.
+        no list of kept boxes is compared with the others. Positives easier than the negatives of
+        the batch are settled one by one, so that NMS need not come down to them.
         """
         # IoUs are float32: so is what they are compared with, or one that equals it may pass.
         threshold = torch.tensor(self.nms_thresh, dtype=torch.float32).item()
-        waiting = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        waiting = losses > -torch.inf
+        order = losses.sort(descending=True, stable=True).indices[: int(waiting.sum())]
         kept = torch.empty(0, dtype=torch.int64)
-        while True:
-            batch = self._batch(kept, positive, waiting)
-            if batch is not None:
-                return batch
-            # topk alone would choose among equals as it likes.
-            least = waiting.topk(min(_CANDIDATES, len(waiting))).values[-1]
-            (found,) = torch.where((waiting >= least) & (waiting > -torch.inf))
-            order = waiting[found].sort(descending=True, stable=True).indices[:_CANDIDATES]
-            candidates = found[order]
+        for candidates in order.split(_CANDIDATES):
+            if self._has_enough(kept, positive, waiting):
+                break
+            candidates = candidates[waiting[candidates]]
             boxes = anchors.boxes_of(candidates)
             # Ranks are scores without equals.
             rank = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
             keep = nms(boxes, rank, threshold)
             kept = torch.cat([kept, candidates[keep]])
-            waiting[candidates] = -torch.inf
+            waiting[candidates] = False
             for _, near, iou in anchors.pairs(boxes[keep], threshold, False):
-                waiting[near[iou > threshold]] = -torch.inf
-
-    def _batch(self, kept: Tensor, positive: Tensor, waiting: Tensor) -> Tensor | None:
-        """The batch out of ``kept``, hardest first; None if those ``waiting`` may change it."""
-        is_last = not (waiting > -torch.inf).any()
+                waiting[near[iou > threshold]] = False
         if self.positive_fraction == 0:
-            return kept[: self.batch_size] if is_last or len(kept) >= self.batch_size else None
-        most = max(1, round(self.positive_fraction * self.batch_size))
-        positives = kept[positive[kept]][:most]
-        if len(positives) < most and (waiting[positive] > -torch.inf).any():
-            return None
-        share = (1 - self.positive_fraction) / self.positive_fraction
-        wanted = min(round(max(1, len(positives)) * share), self.batch_size - len(positives))
+            return kept[: self.batch_size]
+        positives = kept[positive[kept]]
+        if len(positives) < self._most_positives:
+            easy = order[(positive & waiting)[order]]
+            easy = easy[_survives(easy, order, waiting, anchors, threshold)]
+            positives = torch.cat([positives, easy])
+        positives = positives[: self._most_positives]
         negatives = kept[~positive[kept]]
-        if len(negatives) < wanted and not is_last:
-            return None
+        wanted = min(self._negatives_for(len(positives)), self.batch_size - len(positives))
         return torch.cat([positives, negatives[:wanted]])
+
+    @property
+    def _most_positives(self) -> int:
+        return max(1, round(self.positive_fraction * self.batch_size))
+
+    def _negatives_for(self, positives: int) -> int:
+        share = (1 - self.positive_fraction) / self.positive_fraction
+        return round(max(1, positives) * share)
+
+    def _has_enough(self, kept: Tensor, positive: Tensor, waiting: Tensor) -> bool:
+        """Whether ``kept`` has all of the batch but positives among those ``waiting``, (R,) bool."""
+        if self.positive_fraction == 0:
+            return len(kept) >= self.batch_size
+        positives = int(positive[kept].sum())
+        possible = min(positives + int((positive & waiting).sum()), self._most_positives)
+        return len(kept) - positives >= min(self._negatives_for(possible), self.batch_size)
+
+
+def _survives(
+    asked: Tensor, order: Tensor, waiting: Tensor, anchors: AnchorBoxes, threshold: float
+) -> Tensor:
+    """Which of some anchors greedy NMS keeps, without an NMS of all.
+
+    An anchor is kept if no harder one that overlaps it is. So each waits for the hardest that
+    overlaps it, that one for the hardest that overlaps it, and so on up to one without a harder:
+    it is kept, and those that it overlaps are not. Few of all anchors are on such ways.
+
+    Args:
+        asked: (P,), int64, anchor numbers.
+        order: those that are not ignored, by falling hardness.
+        waiting: (R,), bool: those that neither are kept nor overlap a kept one; changed here.
+        anchors: their boxes.
+        threshold: of the IoU, exactly a float32.
+
+    Returns:
+        (P,), bool.
+    """
+    rank = torch.full_like(waiting, len(order), dtype=torch.int64)
+    rank[order] = torch.arange(len(order))
+    hardest = rank.clone()  # of each on the way, the lowest rank that still overlaps it
+    kept = torch.zeros_like(waiting)
+    seen = torch.zeros_like(waiting)
+    on_way, new = asked[:0], asked
+    of, near = asked[:0], asked[:0]  # the pairs that overlap
+    while waiting[asked].any():
+        seen[new] = True
+        pairs = anchors.pairs(anchors.boxes_of(new), threshold, False)
+        found = [(new[i[iou > threshold]], j[iou > threshold]) for i, j, iou in pairs]
+        of = torch.cat([of, *(i for i, _ in found)])
+        near = torch.cat([near, *(j for _, j in found)])
+        here = waiting[of] & waiting[near]
+        of, near = of[here], near[here]
+        on_way = torch.cat([on_way, new])
+        on_way = on_way[waiting[on_way]]
+        hardest[on_way] = rank[on_way]
+        hardest.scatter_reduce_(0, of, rank[near], "amin")
+        is_top = hardest[on_way] == rank[on_way]
+        top = on_way[is_top]
+        kept[top] = True
+        waiting[top] = False
+        waiting[near[hardest[of] == rank[of]]] = False
+        new = order[hardest[on_way[~is_top]]].unique()
+        new = new[waiting[new] & ~seen[new]]
+    return kept[asked]

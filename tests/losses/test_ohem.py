@@ -175,6 +175,26 @@ def test_the_size_of_a_chunk_changes_nothing(candidates, fraction, monkeypatch) 
     check(logits, random_labels(), 20, 0.5, fraction)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("levels", [3, 1000, 10**6], ids=["many ties", "ties", "few ties"])
+@pytest.mark.parametrize("positives", [3, 60])
+def test_easy_positives(positives: int, levels: int, threshold: float, monkeypatch) -> None:
+    """Easier than most negatives, as late in a training: NMS does not come down to them."""
+    monkeypatch.setattr("retinanet_plugin.losses.ohem._CANDIDATES", 16)
+    grid = make_grid([(10, 9), (5, 5)], scales=2)
+    count = grid.num_anchors
+    for easier in (0, levels // 2, levels):
+        labels = torch.where(torch.rand(count) < 0.1, -2, -1)
+        # Some stand together, as around an object: a third of the picture has them all.
+        labels[torch.randperm(count // 3)[:positives]] = 1
+        losses = torch.randint(levels, (count,)).float()
+        losses[labels >= 0] -= easier
+        losses[labels == -2] = -torch.inf
+        expected = brute_force(losses, labels, 64, threshold, 0.25, grid)
+        chosen = OhemLoss(64, threshold, 0.25).choose(losses, labels >= 0, grid)
+        assert chosen.tolist() == expected
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_equals_torchvisions_nms_on_many_anchors(threshold: float) -> None:
     """Two scales an octave: the IoU of nested anchors is 0.5 but for the last bit."""
