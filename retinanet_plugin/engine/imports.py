@@ -23,6 +23,9 @@ _LIBRARIES = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
 )
 
+# By the name of each module that was imported, as only the first time tells.
+_came_with: dict[str, dict[str, ModuleType]] = {}
+
 
 def add_option(words: argparse.ArgumentParser) -> None:
     """Adds ``--import`` to a command line, whose value :func:`import_code` takes: ``imports``."""
@@ -46,11 +49,27 @@ def import_code(names: Iterable[str]) -> list[ModuleType]:
     Args:
         names: ``folder/my_loss.py``, or a module's name such as ``my_package.losses``.
 
+    Returns:
+        The modules, and those that came with them, but for libraries.
+
     Raises:
         UserError: for what is not there, bears the name of another module, or fails when imported;
             then with the line of the person's code that failed.
     """
-    return [_import(name) for name in names]
+    found: dict[str, ModuleType] = {}
+    for name in names:
+        before = set(sys.modules)
+        module = _import(name)
+        came = {key: sys.modules[key] for key in set(sys.modules) - before}
+        with_it = _came_with.setdefault(module.__name__, {})
+        with_it |= {key: other for key, other in came.items() if not _is_library(other)}
+        found |= {module.__name__: module, **with_it}
+    return list(found.values())
+
+
+def _is_library(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is None or any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
 
 
 def _import(name: str) -> ModuleType:

@@ -214,6 +214,36 @@ def test_ones_own_code_is_a_setting_where_it_is_used(tmp_path: Path) -> None:
     assert f"--import {file.name}" in run_of(plan, "gamma_2.0").settings
 
 
+def test_all_of_ones_own_code_is_a_setting(tmp_path: Path) -> None:
+    """A package's other files, and what lies beside it."""
+    package = tmp_path / "package_of_this_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import losses\n")
+    (package / "losses.py").write_text(
+        "import helper_of_this_test\n"
+        "from retinanet_plugin import CLS_LOSS_REGISTRY\n"
+        "@CLS_LOSS_REGISTRY.register()\n"
+        "def loss_in_a_package(cfg):\n    pass\n"
+    )
+    (tmp_path / "helper_of_this_test.py").write_text("import json, sys\n")
+    (tmp_path / "outer_of_this_test.py").write_text("import package_of_this_test\n")
+
+    def settings() -> Mapping[str, Any]:
+        overrides = ("MODEL.RETINANET.CLS_LOSS", "loss_in_a_package")
+        imports = [str(tmp_path / "outer_of_this_test.py")]
+        options = {"data": "quickstart", "rows": ["alpha_0.50"], "imports": imports}
+        return run_of(only("a_alpha", overrides=overrides, **options), "alpha_0.50").settings
+
+    before = settings()
+    files = list(tmp_path.glob("**/*.py"))
+    names = {f"--import {path.relative_to(tmp_path).as_posix()}" for path in files}
+    assert {key for key in before if key.startswith("--")} == names
+    for path in files:
+        path.write_text(f"{path.read_text()}# changed\n")
+    after = settings()
+    assert {key for key in before if before[key] != after[key]} == names
+
+
 # ---------------------------------------------------------------- what a run left
 
 

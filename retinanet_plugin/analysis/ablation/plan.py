@@ -424,7 +424,9 @@ def _settings(cfg: CfgNode, code: Sequence[ModuleType]) -> dict[str, Any]:
     for module in code:
         file = Path(module.__file__ or "")
         if file.is_file():
-            settings[f"--import {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            packages = module.__name__.split(".")[: None if hasattr(module, "__path__") else -1]
+            name = "/".join([*packages, file.name])
+            settings[f"--import {name}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return dict(json.loads(json.dumps(settings)))
 
 
@@ -437,7 +439,8 @@ def _of_code(cfg: CfgNode, code: Sequence[ModuleType]) -> bool:
         (DENSE_HEAD_REGISTRY, cfg.MODEL.RETINANET.HEAD_NAME),
         (CLS_LOSS_REGISTRY, cfg.MODEL.RETINANET.CLS_LOSS),
     )
-    modules = {module.__name__ for module in code}
+    packages = tuple(f"{module.__name__}." for module in code)
     return any(
-        name in registry and registry.get(name).__module__ in modules for registry, name in named
+        name in registry and f"{registry.get(name).__module__}.".startswith(packages)
+        for registry, name in named
     )
