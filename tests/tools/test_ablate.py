@@ -48,6 +48,10 @@ what = (here / name).read_text() if (here / name).exists() else ""
 with open(here / "ran", "a") as file:
     line = f"{name} {content['SEED']} {' '.join(sys.argv[2:])}"
     file.write(f"{line} {os.environ.get('OMP_NUM_THREADS')}\\n")
+if what == "lock":
+    fds = pathlib.Path("/proc/self/fd").iterdir()
+    held = [x for x in fds if x.exists() and x.resolve().name == ".lock"]
+    (here / "held").write_text(str(len(held)))
 if what == "diverge":
     print("error: training stopped at step 12: the loss is not finite; lower SOLVER.BASE_LR.")
     sys.exit(2)
@@ -61,7 +65,7 @@ if what == "wait" and "--resume" not in sys.argv:
         (folder / "last_checkpoint").write_text("model_0000006.pth")
         sys.exit(130)
     signal.signal(signal.SIGINT, stop)
-    (folder / "metrics.json").write_text('{"iteration": 6}\\n')
+    (folder / "metrics.json").write_text('{"iteration": 19}\\n')
     time.sleep(60)
 scores = {"bbox/AP": 100 * alpha, "bbox/AP50": 100 * alpha, "bbox/AP75": 0, "iteration": 29}
 with open(folder / "metrics.json", "a") as file:
@@ -244,6 +248,7 @@ def test_stopped_and_continued(ablate: Ablate, capsys, monkeypatch) -> None:
     assert "the same command goes on" in said
     assert len(ablate.ran) == 2
     assert ablate(*ROWS) == 0
+    assert "(alpha 0.25): 30 steps, goes on at step 7;" in capsys.readouterr().err
     assert [" --resume " in x for x in ablate.ran] == [True, True, False]
     assert saved("alpha_0.25")["attempts"] == 2 and saved("alpha_0.75")["attempts"] == 1
 
@@ -255,9 +260,17 @@ def test_one_command_at_a_time(ablate: Ablate) -> None:
         module.alone_in(ablate.folder),
     ):
         pass
-    # A row that a killed command left running has the lock still.
-    script = "import time; time.sleep(60)"
+    with module.alone_in(ablate.folder):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux shows what a process holds")
+def test_a_row_that_a_killed_command_left_running_holds_the_lock(ablate: Ablate) -> None:
+    ablate.does("alpha_0.25", "lock")
+    assert ablate(*ROWS) == 0
+    assert (ablate.folder / "held").read_text() == "1"
     with module.alone_in(ablate.folder) as lock:
+        script = "import time; time.sleep(60)"
         row = subprocess.Popen([sys.executable, "-c", script], pass_fds=(lock,))
     with pytest.raises(UserError, match="left by one"), module.alone_in(ablate.folder):
         pass

@@ -15,7 +15,7 @@ from ..tables import TABLES
 from .plan import PAPER, Options, Run, data_config, make_plans
 from .progress import Terminal, minutes
 from .report import markdown, write_report
-from .results import has_checkpoint, last_step, read_result
+from .results import checkpoint_step, has_checkpoint, read_result
 from .runs import Runner, alone_in, check_unchanged, share_out, train_command
 
 # A step of the quick start of 1,400 steps, in seconds on the two cores of docs/checks.md; the rest
@@ -129,7 +129,7 @@ def _what_is_done(
 def _what_is_left(runs: Sequence[Run]) -> str:
     ended = sum(read_result(run.folder) is not None for run in runs)
     kept = [
-        f"{run.name} at step {last_step(run.folder):,}"
+        f"{run.name} at step {checkpoint_step(run):,}"
         for run in runs
         if read_result(run.folder) is None and has_checkpoint(run)
     ]

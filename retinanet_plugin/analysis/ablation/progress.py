@@ -76,7 +76,10 @@ class Terminal:
         if now - self._looked_at < _LOOK or (not live and now - self._said_at < _SAY):
             return
         self._looked_at = self._said_at = now
-        steps = {id(r): min(last_step(r.run.folder), r.run.max_iter) for r in running}
+        steps = {
+            id(r): min(max(last_step(r.run.folder, r.metrics_start), r.first_step), r.run.max_iter)
+            for r in running
+        }
         for r in running:
             self._paces[str(r.run.folder)].look(steps[id(r)], r.first_step, now)
         parts = [f"{self._name(r.run)} {steps[id(r)]:,}/{r.run.max_iter:,}" for r in running]

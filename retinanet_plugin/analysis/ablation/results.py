@@ -125,9 +125,9 @@ def _last_metrics(path: Path, datasets: Sequence[str]) -> dict[str, float] | Non
     return None
 
 
-def last_step(folder: Path) -> int:
-    """How many steps ``metrics.json`` tells of."""
-    for line in reversed(read_lines(folder / "metrics.json", last=100_000)):
+def last_step(folder: Path, since: int = 0) -> int:
+    """How many steps ``metrics.json`` tells of, from byte ``since`` on."""
+    for line in reversed(read_lines(folder / "metrics.json", last=100_000, since=since)):
         if "iteration" in (scalars := _parsed(line)):
             return int(scalars["iteration"]) + 1
     return 0
@@ -201,6 +201,16 @@ def write_state(run: Run, state: State) -> None:
 def has_checkpoint(run: Run) -> bool:
     """Whether ``--resume`` would go on with it."""
     return (run.folder / "last_checkpoint").is_file()
+
+
+def checkpoint_step(run: Run) -> int:
+    """How many steps its newest checkpoint has done; metrics.json tells of later ones too."""
+    lines = read_lines(run.folder / "last_checkpoint")
+    name = lines[0].strip() if lines else ""
+    if name == "model_final.pth":
+        return run.max_iter
+    found = re.fullmatch(r"model_(\d+)\.pth", name)
+    return int(found[1]) + 1 if found else 0
 
 
 def result_for(run: Run) -> Result | None:

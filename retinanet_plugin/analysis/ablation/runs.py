@@ -21,9 +21,9 @@ from .results import (
     Result,
     State,
     changes,
+    checkpoint_step,
     has_checkpoint,
     last_sentence,
-    last_step,
     prepare_folder,
     read_result,
     result_of,
@@ -120,13 +120,19 @@ def check_unchanged(runs: Sequence[Run], *, again: bool) -> None:
 
 @dataclass
 class Running:
-    """A row's process."""
+    """A row's process.
+
+    Args:
+        log_start, metrics_start: bytes that earlier attempts left.
+        first_step: that it goes on at.
+    """
 
     run: Run
     process: "subprocess.Popen[bytes]"
     slot: int
     state: State
     log_start: int
+    metrics_start: int
     first_step: int
     began: float
 
@@ -214,7 +220,9 @@ class Runner:
         state = prepare_folder(run)
         state.attempts += 1
         write_state(run, state)
-        first = last_step(run.folder) if resume else 0
+        first = checkpoint_step(run)
+        metrics = run.folder / "metrics.json"
+        metrics_start = metrics.stat().st_size if metrics.exists() else 0
         environment = {**os.environ, **self.environments[slot], "PYTHONUNBUFFERED": "1"}
         environment["PYTHONPATH"] = _with_this_package(environment.get("PYTHONPATH"))
         with open(run.log, "ab") as log:
@@ -228,7 +236,10 @@ class Runner:
                 pass_fds=() if self.lock is None else (self.lock,),
                 start_new_session=True,  # a terminal's Ctrl-C is passed on by us
             )
-        self._running.append(Running(run, process, slot, state, log_start, first, time.monotonic()))
+        now = time.monotonic()
+        self._running.append(
+            Running(run, process, slot, state, log_start, metrics_start, first, now)
+        )
         self.watcher.started(run, first)
 
     def _end(self, ended: Running) -> None:
