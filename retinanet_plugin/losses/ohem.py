@@ -11,6 +11,9 @@ from .targets import AnchorBoxes
 
 # Anchors that NMS looks at together: about as many as a batch needs.
 _CANDIDATES = 1024
+# When to give up settling anchors one by one: anchors looked at, and what a step costs, in these.
+_MOST_LOOKED_AT = 16 * 1024
+_STEP = 32
 
 
 class OhemLoss(SelectingLoss):
@@ -76,15 +79,7 @@ class OhemLoss(SelectingLoss):
         for candidates in order.split(_CANDIDATES):
             if self._has_enough(kept, positive, waiting):
                 break
-            candidates = candidates[waiting[candidates]]
-            boxes = anchors.boxes_of(candidates)
-            # Ranks are scores without equals.
-            rank = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
-            keep = nms(boxes, rank, threshold)
-            kept = torch.cat([kept, candidates[keep]])
-            waiting[candidates] = False
-            for _, near, iou in anchors.pairs(boxes[keep], threshold, False):
-                waiting[near[iou > threshold]] = False
+            kept = torch.cat([kept, _keep(candidates, waiting, anchors, threshold)])
         if self.positive_fraction == 0:
             return kept[: self.batch_size]
         positives = kept[positive[kept]]
@@ -106,12 +101,25 @@ class OhemLoss(SelectingLoss):
         return round(max(1, positives) * share)
 
     def _has_enough(self, kept: Tensor, positive: Tensor, waiting: Tensor) -> bool:
-        """Whether ``kept`` has all of the batch but positives among those ``waiting``, (R,) bool."""
+        """Whether ``kept`` has all of the batch but positives that are ``waiting``."""
         if self.positive_fraction == 0:
             return len(kept) >= self.batch_size
         positives = int(positive[kept].sum())
         possible = min(positives + int((positive & waiting).sum()), self._most_positives)
         return len(kept) - positives >= min(self._negatives_for(possible), self.batch_size)
+
+
+def _keep(candidates: Tensor, waiting: Tensor, anchors: AnchorBoxes, threshold: float) -> Tensor:
+    """NMS of those still waiting among the hardest; they and all they suppress wait no longer."""
+    candidates = candidates[waiting[candidates]]
+    boxes = anchors.boxes_of(candidates)
+    # Ranks are scores without equals.
+    rank = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
+    keep = nms(boxes, rank, threshold)
+    waiting[candidates] = False
+    for _, near, iou in anchors.pairs(boxes[keep], threshold, False):
+        waiting[near[iou > threshold]] = False
+    return candidates[keep]
 
 
 def _survives(
@@ -121,7 +129,8 @@ def _survives(
 
     An anchor is kept if no harder one that overlaps it is. So each waits for the hardest that
     overlaps it, that one for the hardest that overlaps it, and so on up to one without a harder:
-    it is kept, and those that it overlaps are not. Few of all anchors are on such ways.
+    it is kept, and those that it overlaps are not. Few of all anchors are on such ways; where many
+    are, as among equal losses, NMS of those that still wait takes over.
 
     Args:
         asked: (P,), int64, anchor numbers.
@@ -140,7 +149,9 @@ def _survives(
     seen = torch.zeros_like(waiting)
     on_way, new = asked[:0], asked
     of, near = asked[:0], asked[:0]  # the pairs that overlap
-    while waiting[asked].any():
+    looked_at = 0
+    while waiting[asked].any() and looked_at < _MOST_LOOKED_AT:
+        looked_at += len(new) + _STEP
         seen[new] = True
         pairs = anchors.pairs(anchors.boxes_of(new), threshold, False)
         found = [(new[i[iou > threshold]], j[iou > threshold]) for i, j, iou in pairs]
@@ -159,4 +170,8 @@ def _survives(
         waiting[near[hardest[of] == rank[of]]] = False
         new = order[hardest[on_way[~is_top]]].unique()
         new = new[waiting[new] & ~seen[new]]
+    for candidates in order.split(_CANDIDATES):
+        if not waiting[asked].any():
+            break
+        kept[_keep(candidates, waiting, anchors, threshold)] = True
     return kept[asked]
