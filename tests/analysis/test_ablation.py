@@ -370,6 +370,12 @@ def test_a_report(told: Plan) -> None:
     assert "- alpha 0.999: 1 of its runs have not ended." in text
 
 
+def test_a_report_of_rows_with_other_steps(tmp_path: Path) -> None:
+    (tmp_path / "longer.yaml").write_text("SOLVER: {MAX_ITER: 2000, IMS_PER_BATCH: 2}\n")
+    plan = only("b_gamma", data="quickstart", own_rows=[tmp_path / "longer.yaml"])
+    assert "1,400 or 2,000 steps of 2 or 8 pictures" in markdown(plan, {})
+
+
 def test_a_swap_within_the_spread_is_said_to_be_one(tmp_path: Path) -> None:
     plan = only(
         "a_alpha",

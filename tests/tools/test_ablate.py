@@ -295,6 +295,17 @@ def test_mistakes_before_any_row_runs(ablate: Ablate, words: list[str], sentence
     assert ablate.ran == []
 
 
+def test_weights_and_batches_of_all_rows_are_looked_at_first(ablate: Ablate, monkeypatch) -> None:
+    (ablate.folder / "mine.yaml").write_text("MODEL: {WEIGHTS: absent.pth}\n")
+    with pytest.raises(UserError, match="absent.pth"):
+        ablate("b_gamma", "--row", "mine.yaml")
+    (ablate.folder / "mine.yaml").write_text("SOLVER: {IMS_PER_BATCH: 3}\n")
+    monkeypatch.setattr(module, "share_out", lambda *_, **__: [{}])
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH: 3 given for --num-gpus 2 \(row mine\)"):
+        ablate("b_gamma", "--row", "mine.yaml", "--num-gpus", "2")
+    assert ablate.ran == []
+
+
 @pytest.mark.parametrize("words", [["--jobs", "0"], ["--depth", "50"], ["--steps", "many"]])
 def test_words_that_are_no_numbers(ablate: Ablate, words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:

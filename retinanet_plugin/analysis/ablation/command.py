@@ -56,6 +56,11 @@ def ablate(names: Sequence[str], options: Options, *, jobs: int, num_gpus: int, 
     environments = share_out(jobs, num_gpus, on_cpu=on_cpu)
     for run in runs:
         check_names(run.cfg)
+        if run.cfg.SOLVER.IMS_PER_BATCH % num_gpus:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH: {run.cfg.SOLVER.IMS_PER_BATCH} given for --num-gpus "
+                f"{num_gpus} (row {run.name}); give a multiple of their number."
+            )
         build_cls_loss(run.cfg)
     options.output.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
@@ -69,6 +74,8 @@ def ablate(names: Sequence[str], options: Options, *, jobs: int, num_gpus: int, 
         check_unchanged(runs, again=again)
         todo = [run for run in runs if read_result(run.folder) is None]
         if todo:
+            for run in {run.cfg.MODEL.WEIGHTS: run for run in todo}.values():
+                check_weights(run.cfg, training=True, resume=False)
             _look_at_data(todo[0])
         _say(_what_is_done(runs, todo, options.data, environments))
         terminal = Terminal(runs, jobs, report)
@@ -94,7 +101,6 @@ def _look_at_data(run: Run) -> None:
     """Once for all rows: mistakes are named, what is made or fetched on demand is."""
     cfg = run.cfg.clone()
     cfg.OUTPUT_DIR = str(run.folder)
-    check_weights(cfg, training=True, resume=False)
     register_own_datasets(cfg)
     check_datasets(cfg)
     if not cfg.DATASETS.TEST:

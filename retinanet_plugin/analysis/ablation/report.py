@@ -60,11 +60,14 @@ def _cell(m: Measured, metric: str) -> str:
 
 def _how(plan: Plan, rows: Sequence[Measured]) -> str:
     cfg = plan.runs[0].cfg
+    steps = sorted({run.max_iter for run in plan.runs})
+    batches = sorted({run.cfg.SOLVER.IMS_PER_BATCH for run in plan.runs})
     results = [result for m in rows for result in m.results]
     data = "the rows' own configurations" if plan.options.data == PAPER else plan.options.data
     evaluated = cfg.DATASETS.OWN.TEST_JSON or ", ".join(cfg.DATASETS.TEST)
     text = (
-        f"Measured: {data}, {cfg.SOLVER.MAX_ITER:,} steps of {cfg.SOLVER.IMS_PER_BATCH} pictures, "
+        f"Measured: {data}, {' or '.join(f'{x:,}' for x in steps)} steps of "
+        f"{' or '.join(map(str, batches))} pictures, "
         f"evaluated on {evaluated}"
     )
     if plan.options.overrides:
