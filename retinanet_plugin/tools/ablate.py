@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--scale",
         type=float,
-        help="of the picture sizes of table e_speed; default: 800 becomes the data's size",
+        help="of the picture sizes; default: in table e_speed 800 becomes the data's size, else 1",
     )
     words.add_argument(
         "--depth",
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         type=_depth,
         default=[],
         metavar="OF_ROW=USED",
-        help="of ResNets where the rows differ in it, such as 50=18 101=34; default: the least "
+        help="of ResNets, such as 50=18 101=34; default: where rows differ in it, the least "
         "becomes the data's, unless it starts from trained weights",
     )
     words.add_argument("--jobs", type=whole(1), default=1, help="rows at once; default: 1")

@@ -66,7 +66,7 @@ if what == "wait" and "--resume" not in sys.argv:
         sys.exit(130)
     signal.signal(signal.SIGINT, stop)
     (folder / "metrics.json").write_text('{"iteration": 19}\\n')
-    time.sleep(60)
+    time.sleep(600)
 scores = {"bbox/AP": 100 * alpha, "bbox/AP50": 100 * alpha, "bbox/AP75": 0, "iteration": 29}
 with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps(scores) + "\\n")
@@ -237,9 +237,7 @@ def test_stopped_and_continued(ablate: Ablate, capsys, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Terminal, "looked", looked)
-        began = time.monotonic()
         assert ablate(*ROWS, "--jobs", "2") == 130
-        assert time.monotonic() - began < 60  # the rows, which wait so long, did not end alone
     said = capsys.readouterr().err
     assert (
         "stopped: 0 of 3 rows have their result; checkpoints are kept of alpha 0.25 at step 7"
@@ -255,7 +253,7 @@ def test_stopped_and_continued(ablate: Ablate, capsys, monkeypatch) -> None:
 
 def test_one_command_at_a_time(ablate: Ablate) -> None:
     with (
-        module.alone_in(ablate.folder) as lock,
+        module.alone_in(ablate.folder),
         pytest.raises(UserError, match="by another command"),
         module.alone_in(ablate.folder),
     ):
@@ -270,12 +268,14 @@ def test_a_row_that_a_killed_command_left_running_holds_the_lock(ablate: Ablate)
     assert ablate(*ROWS) == 0
     assert (ablate.folder / "held").read_text() == "1"
     with module.alone_in(ablate.folder) as lock:
-        script = "import time; time.sleep(60)"
+        script = "import time; time.sleep(600)"
         row = subprocess.Popen([sys.executable, "-c", script], pass_fds=(lock,))
-    with pytest.raises(UserError, match="left by one"), module.alone_in(ablate.folder):
-        pass
-    row.kill()
-    row.wait()
+    try:
+        with pytest.raises(UserError, match="left by one"), module.alone_in(ablate.folder):
+            pass
+    finally:
+        row.kill()
+        row.wait()
     with module.alone_in(ablate.folder):
         pass
 
@@ -297,7 +297,7 @@ def test_mistakes_before_any_row_runs(ablate: Ablate, words: list[str], sentence
 
 def test_weights_and_batches_of_all_rows_are_looked_at_first(ablate: Ablate, monkeypatch) -> None:
     (ablate.folder / "mine.yaml").write_text("MODEL: {WEIGHTS: absent.pth}\n")
-    with pytest.raises(UserError, match="absent.pth"):
+    with pytest.raises(UserError, match=r"absent\.pth"):
         ablate("b_gamma", "--row", "mine.yaml")
     (ablate.folder / "mine.yaml").write_text("SOLVER: {IMS_PER_BATCH: 3}\n")
     monkeypatch.setattr(module, "share_out", lambda *_, **__: [{}])
