@@ -88,9 +88,14 @@ def _row(result: Measured) -> list[str]:
         result.subject.name,
         result.subject.backbone,
         f"{height} x {width}, {dtype}",
-        f"{middle:.3g} ({low:.3g} to {high:.3g})",
+        f"{_three(middle)} ({_three(low)} to {_three(high)})",
         *(f"{metrics[key]:.1f}" if key in metrics else "" for key in METRICS),
     ]
+
+
+def _three(number: float) -> str:
+    """At least three digits."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 # ---------------------------------------------------------------- figure
@@ -211,7 +216,7 @@ def _draw_bars(axes: Axes, results: Sequence[Measured], colours: Mapping[str, st
     )
     for i, result in enumerate(results):
         place = result.quantile(0.75) + 0.015 * max(medians)
-        axes.text(place, i, f"{medians[i]:.3g}", va="center", size=9)
+        axes.text(place, i, _three(medians[i]), va="center", size=9)
     axes.set_yticks(range(len(results)), [result.subject.name for result in results])
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -227,6 +227,7 @@ def test_numbers_are_those_that_were_planted() -> None:
     text = markdown(results, MACHINE)
     assert "| a | ResNet-18 | 64 x 80, float32 | 30 (20 to 40) | 12.3 | 32.3 | 17.3 |" in text
     assert "as trained ones: b; no AP" in text
+    assert "| 12,346 (12,346 to 12,346) |" in markdown([measured("c", [12.3456], 1.0)], MACHINE)
 
 
 @pytest.mark.parametrize("aps", [(None, None), (12.0, None), (12.0, 15.0)])
