@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .anchor_coverage import AnchorKeys, Anchors, Coverage, best_in, measure, resized_boxes
 
-_GOOD_COVERAGE = 0.99
+_GOOD_COVERAGE = 0.99  # from which on nothing is searched
 _PRICE = 0.005  # of an anchor at each place, in the score
 _SCALES = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # strides
 _PER_OCTAVE = (1, 2, 3, 4)
 _MOST_RATIOS = 5
 _SAMPLE = 4000  # boxes
-_NOTABLE = 0.01
+_NOTABLE = 0.01  # of the boxes of a size, ratio or class
 _FINALISTS = 5
 _NUM_CLUSTERS, _STARTS = 6, 5
 
