@@ -166,9 +166,14 @@ def _sum(
     return total
 
 
+def piece_of(x: Tensor) -> int:
+    """How many logits to work on at a time, on the device of ``x``."""
+    return _PIECE_PER_CORE * min(torch.get_num_threads(), 8) if x.is_cpu else _PIECE
+
+
 def _piece(loss: BinaryLoss, flat: Tensor) -> int:
-    """How many of the logits of a level to work on at a time."""
-    if not flat.is_cpu:
-        return max(1, len(flat)) if loss.compiled else _PIECE
+    """As :func:`piece_of`, for the logits of a level and a loss that may be compiled."""
+    if loss.compiled and not flat.is_cpu:
+        return max(1, len(flat))
     # Compiled, one buffer is left of the work.
-    return _PIECE_PER_CORE * min(torch.get_num_threads(), 8) * (4 if loss.compiled else 1)
+    return piece_of(flat) * (4 if loss.compiled else 1)

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from .binary import BinaryLoss
-from .dense import in_memory_order
+from .dense import in_memory_order, piece_of
 from .targets import ClassTargets
-
-# Logits whose losses are computed at a time, see dense.py.
-_PIECE_PER_CORE = 64 * 1024
-_PIECE = 8 * 1024 * 1024
 
 
 @torch.no_grad()
@@ -45,7 +41,7 @@ def _anchor_losses_of_level(
     spacing = x.stride(1)
     groups = flat.view(-1, num_classes, spacing)
     losses = torch.empty((len(groups), spacing), dtype=dtype, device=x.device)
-    piece = _PIECE_PER_CORE * min(torch.get_num_threads(), 8) if x.is_cpu else _PIECE
+    piece = piece_of(x)
     width = max(1, min(spacing, piece // num_classes))
     count = max(1, piece // (num_classes * width))
     for i in range(0, len(groups), count):

@@ -221,7 +221,7 @@ def test_nan_is_chosen_first() -> None:
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("piece", [1, 10, 50, 10**6])
 def test_losses_of_anchors(piece: int, memory_format, monkeypatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.losses.per_anchor._PIECE_PER_CORE", piece)
+    monkeypatch.setattr("retinanet_plugin.losses.dense._PIECE_PER_CORE", piece)
     logits = random_logits(False, torch.float32, memory_format)
     labels = random_labels(ignored=0.0)
     targets = targets_of(logits, labels)
