@@ -93,7 +93,7 @@ def table(
     Args:
         numeric: which columns hold numbers, to be set flush right.
     """
-    kinds = {column: ' class="number"' for column in numeric}
+    kinds = dict.fromkeys(numeric, ' class="number"')
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "".join(
