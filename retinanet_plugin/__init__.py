@@ -4,9 +4,11 @@ Importing registers the meta-architecture, head, anchor generator and losses in 
 and the quick start's data set by name; it does nothing else.
 """
 
+from .errors import UserError  # first, for Ctrl-C during the others
+
+# isort: split
 from .config import add_retinanet_config, get_config
 from .data import synthetic as _synthetic
-from .errors import UserError
 from .modeling import (
     CLS_LOSS_REGISTRY,
     DENSE_HEAD_REGISTRY,

@@ -3,14 +3,17 @@
 Code that finds a mistake in a config, a data set, a checkpoint or a command line raises
 :class:`UserError` with one sentence: where, what was found, what is allowed, what to do.
 Commands run inside :func:`one_sentence`, which prints that sentence instead of a traceback, and one
-for Ctrl-C.
+for Ctrl-C. Importing PyTorch takes seconds before that, so Ctrl-C is looked after from here on.
 """
 
 import difflib
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
 STOPPED = 130  # a shell's, for a command that Ctrl-C ended
@@ -46,6 +49,8 @@ def one_sentence(stopped: str = "nothing was written") -> Iterator[None]:
     Args:
         stopped: what Ctrl-C leaves behind, said with exit status 130.
     """
+    if signal.getsignal(signal.SIGINT) is _stop_import:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
@@ -57,3 +62,18 @@ def one_sentence(stopped: str = "nothing was written") -> Iterator[None]:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(EXIT_STATUS) from None
+
+
+def _stop_import(number: int, frame: FrameType | None) -> None:
+    """Ends the process: an exception might be caught by whatever is being imported."""
+    os.write(2, b"stopped: nothing was begun.\n")
+    os._exit(STOPPED)
+
+
+def _is_starting_a_command() -> bool:
+    """Whether this import is the first of ``python -m retinanet_plugin.tools.NAME``."""
+    return sys.argv[:1] == ["-m"] and any(f"{__package__}.tools." in x for x in sys.orig_argv)
+
+
+if _is_starting_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop_import)
