@@ -1,0 +1,73 @@
+"""Checkpoint files that are whole or absent, whenever the process or the machine dies."""
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_NUMBERED = re.compile(r"model_\d{7,}\.pth")
+_RESUMED_FROM = re.compile(r"model_(\d{7,}|final)\.pth")  # not the best one, which may be old
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which gets its name, and the place of what bore it, once on the disk.
+
+    Raises:
+        OSError: of writing; what was there before is left as it was.
+    """
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Makes a new name in a folder outlast a loss of power; some file systems need no such call."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    except OSError:
+        pass
+    finally:
+        os.close(number)
+
+
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a file of ``torch.save``, by its checksums; None if nothing is.
+
+    PyTorch's format is a zip archive that holds a CRC-32 of each tensor.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return f"the checksum of {damaged} is wrong" if damaged else None
+
+
+def resumable(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    found = [p for p in folder.glob("model_*.pth") if _RESUMED_FROM.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes torn leftovers, and numbered checkpoints but for the ``keep`` last steps; 0: none."""
+    numbered = [p for p in folder.glob("model_*.pth") if _NUMBERED.fullmatch(p.name)]
+    numbered.sort(key=lambda p: int(p.stem.removeprefix("model_")))
+    for path in [*numbered[:-keep], *folder.glob(f".model_*{_PARTIAL}")]:
+        path.unlink(missing_ok=True)
