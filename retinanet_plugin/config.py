@@ -96,11 +96,26 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.SOLVER.AMP = CfgNode()
     # What SOLVER.AMP.ENABLED trains in, on any device: bfloat16, or float16 with a loss scaler.
     new.SOLVER.AMP.DTYPE = "bfloat16"
+    # Whether rate and steps follow the batch: BASE_LR, BASE_LR_END, MAX_ITER, STEPS, WARMUP_ITERS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are meant for the SOLVER.IMS_PER_BATCH that holds where
+    # they are set (a _BASE_, the file on it, the command line), and are scaled for another.
+    new.SOLVER.SCALE_TO_BATCH = True
+    # Training ends after as many evaluations without a better TEST.BEST_METRIC; 0: it does not.
+    # Needs TEST.EVAL_PERIOD.
+    new.SOLVER.EARLY_STOPPING = CfgNode()
+    new.SOLVER.EARLY_STOPPING.PATIENCE = 0
     new.TEST = CfgNode()
     # What train_net.py evaluates in: float32, bfloat16 or float16.
     new.TEST.DTYPE = "float32"
     # Test pictures drawn after an evaluation, predictions beside ground truth; 0: none.
     new.TEST.DRAW_PICTURES = 8
+    # Whether an evaluation also gives the losses on the test pictures, as validation/total_loss, ...
+    new.TEST.LOSS = True
+    # Of the evaluations every TEST.EVAL_PERIOD steps, the one in which this is best is kept as
+    # model_best.pth; a name in metrics.json, of which a loss is best when least.
+    new.TEST.BEST_METRIC = "bbox/AP"
+    # Whether training ends by writing OUTPUT_DIR/report.html.
+    new.TEST.REPORT = True
     _add_missing(new, cfg)
 
 
