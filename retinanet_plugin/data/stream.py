@@ -34,7 +34,7 @@ class Draw(NamedTuple):
     """A picture's turn."""
 
     position: int  # in the stream, from 0
-    index: int  # of the picture, in the data set
+    picture: int  # its number in the data set
 
 
 class PictureStream(Sampler[Draw]):
@@ -115,8 +115,8 @@ class SeededPictures(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         with random_numbers_of(_mixed(self._seed, _PICTURE, draw.position)):
             if not self._replace_unreadable:
-                return self._load(draw.index)
-            return self._load_any(draw.index)
+                return self._load(draw.picture)
+            return self._load_any(draw.picture)
 
     def _load(self, index: int) -> dict[str, Any]:
         loaded: dict[str, Any] = self._mapper(self._entries[index])

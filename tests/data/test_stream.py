@@ -29,7 +29,7 @@ def test_each_pass_draws_every_picture_once_in_another_order():
     stream = PictureStream(torch.zeros(11, dtype=torch.int64), 1, seed=3)
     draws = list(islice(iter(stream), 33))
     assert [d.position for d in draws] == list(range(33))
-    passes = [[d.index for d in draws[i : i + 11]] for i in (0, 11, 22)]
+    passes = [[d.picture for d in draws[i : i + 11]] for i in (0, 11, 22)]
     assert all(sorted(p) == list(range(11)) for p in passes)
     assert passes[0] != passes[1] != passes[2]
 
@@ -37,7 +37,7 @@ def test_each_pass_draws_every_picture_once_in_another_order():
 def test_pictures_are_grouped_as_detectron2_groups_them():
     one_by_one = PictureStream(torch.zeros(11, dtype=torch.int64), 1, seed=3)
     pictures = (
-        {"width": 1 + int(GROUPS[draw.index]), "height": 1, "draw": draw}
+        {"width": 1 + int(GROUPS[draw.picture]), "height": 1, "draw": draw}
         for draw in islice(iter(one_by_one), 200)
     )
     theirs = [[x["draw"] for x in b] for b in AspectRatioGroupedDataset(pictures, 4)]
@@ -67,7 +67,7 @@ def test_processes_share_each_batch_of_the_one_process(world_size):
 def test_repeats_are_kept_on_average():
     repeats = torch.tensor([1.0, 2.5, 1.0, 1.25])
     stream = PictureStream(torch.zeros(4, dtype=torch.int64), 1, seed=1, repeats=repeats)
-    drawn = np.bincount([d.index for d in islice(iter(stream), 20_000)], minlength=4)
+    drawn = np.bincount([d.picture for d in islice(iter(stream), 20_000)], minlength=4)
     np.testing.assert_allclose(drawn / drawn[0], repeats.numpy(), rtol=0.03)
 
 
