@@ -1,7 +1,8 @@
 """What the entries of a COCO detection JSON must be, and how a fault in one is told.
 
 Each check looks at all entries of a list and raises one sentence: the first entry at fault, what
-was found there, what is allowed, what to do, and how many more there are.
+was found there, what is allowed, what to do, and how many more there are. The rules themselves,
+each a :class:`Field` or :func:`box_faults`, serve :mod:`..analysis.dataset_check` too.
 """
 
 import json
@@ -41,15 +42,10 @@ class Entries:
         entry = f"{self.name}[{indices[0]}]{known_as}"
         raise UserError(f"{self.file}: {entry}: {fault(row)}{others}")
 
-    def require(self, key: str, allowed: Callable[[Any], bool], must: str) -> None:
-        """Raises UserError where a row's ``key`` is absent or not ``allowed``."""
-
-        def fault(row: Row) -> str:
-            found = f"{key} is {show(row[key])}" if key in row else f"{key} is missing"
-            return f"{found}; it must be {must}"
-
-        bad = (i for i, row in enumerate(self.rows) if not allowed(row.get(key)))
-        self.refuse(bad, fault)
+    def require(self, fields: "Iterable[Field]") -> None:
+        """Raises UserError for the first of ``fields`` that a row lacks or has otherwise."""
+        for field in fields:
+            self.refuse((i for i, row in enumerate(self.rows) if not field.fits(row)), field.fault)
 
     def require_unique(self, key: str) -> None:
         """Raises UserError where two rows have the same ``key``, which must be hashable."""
@@ -66,6 +62,22 @@ class Entries:
         )
 
 
+@dataclass(frozen=True)
+class Field:
+    """What an entry must hold under ``key``, tested and in words."""
+
+    key: str
+    allowed: Callable[[Any], bool]
+    must: str
+
+    def fits(self, row: Row) -> bool:
+        return self.allowed(row.get(self.key))
+
+    def fault(self, row: Row) -> str:
+        found = f"is {show(row[self.key])}" if self.key in row else "is missing"
+        return f"{self.key} {found}; it must be {self.must}"
+
+
 def show(value: object) -> str:
     """``value`` as the JSON has it, on one line, printable and short."""
     text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
@@ -80,37 +92,21 @@ def shortened(words: Iterable[object], most: int = 10) -> str:
 
 
 def check_categories(categories: Entries) -> None:
-    categories.require("id", _is_id, "a whole number")
-    categories.require("name", _is_text, "a text that is not empty")
+    categories.require(CATEGORY_FIELDS)
     categories.require_unique("id")
     categories.require_unique("name")
 
 
 def check_images(images: Entries) -> None:
-    images.require("id", _is_id, "a whole number")
-    images.require("file_name", _is_text, "a text that is not empty")
-    images.require(
-        "file_name", _stays_inside, 'relative to the image folder, without drive or ".."'
-    )
-    for side in ("width", "height"):
-        images.require(side, _is_side, "a whole number of pixels above 0")
+    images.require(IMAGE_FIELDS)
     images.require_unique("id")
 
 
 def check_annotations(annotations: Entries, images: Entries, categories: Entries) -> None:
-    annotations.require("image_id", _is_id, "the id of an entry in images, a whole number")
-    annotations.require("category_id", _is_id, "the id of an entry in categories, a whole number")
-    annotations.require(
-        "bbox", _is_box, f"four finite numbers [x, y, width, height] below {MAX_COORDINATE:.0e}"
-    )
-    annotations.require("area", _is_area, "a number of square pixels, or left out")
-    annotations.require("iscrowd", _is_flag, "0 or 1, or left out")
+    annotations.require(ANNOTATION_FIELDS)
     annotations.refuse(
         (i for i, row in enumerate(annotations.rows) if row.get("ignore", 0) != 0),
-        lambda row: (
-            f"ignore is {show(row['ignore'])}, which detectron2 does not know; remove the "
-            f'annotation or write "iscrowd": 1 instead'
-        ),
+        fault_of_ignore,
     )
     pictures = {row["id"] for row in images.rows}
     annotations.refuse(
@@ -140,37 +136,62 @@ def check_boxes(annotations: Entries, images: Entries, bad_boxes: str) -> list[s
         (picture[row["image_id"]]["width"], picture[row["image_id"]]["height"]) for row in rows
     ]
     limit = np.array(sizes, dtype=np.float64).reshape(-1, 2)
-    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    inner_start, inner_end = np.clip(start, 0, limit), np.clip(end, 0, limit)
-    empty = (end <= start).any(axis=1)
-    gone = (inner_end <= inner_start).any(axis=1)  # empty, or nothing of it lies in the picture
-    reaching = (start < -OUTSIDE_TOLERANCE) | (end > limit + OUTSIDE_TOLERANCE)
-    outside = (reaching.any(axis=1) | gone) & ~empty
+    empty, outside, gone, inner = box_faults(boxes, limit)
     if bad_boxes == "fix":
         clipped = np.flatnonzero(outside & ~gone)
         for i in clipped:
-            box = np.concatenate([inner_start[i], inner_end[i] - inner_start[i]])
-            rows[i].update(bbox=box.tolist(), area=None)  # the area is filled in later
+            rows[i].update(bbox=inner[i].tolist(), area=None)  # the area is filled in later
         rows[:] = [rows[i] for i in np.flatnonzero(~gone)]
         return _counted(("boxes clipped", len(clipped)), ("boxes dropped", int(gone.sum())))
     remedy = 'or set DATASETS.OWN.BAD_BOXES to "fix"'
     annotations.refuse(
         np.flatnonzero(empty),
-        lambda row: (
-            f"bbox {show(row['bbox'])} has no width or no height above 0; "
-            f"mend it, remove the annotation, {remedy}"
-        ),
+        lambda row: f"{fault_of_empty(row)}; mend it, remove the annotation, {remedy}",
+    )
+    annotations.refuse(
+        np.flatnonzero(outside),
+        lambda row: f"{fault_of_outside(row, picture[row['image_id']])}; mend it, {remedy}",
+    )
+    return []
+
+
+def box_faults(
+    boxes: np.ndarray, limit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which boxes are empty, and which reach further outside their picture than rounding does.
+
+    Args:
+        boxes: (M, 4) float64, XYWH in pixels; limit: (M, 2), width and height of their pictures.
+
+    Returns:
+        empty, outside, gone: (M,) bool; outside are not empty, gone are empty or have nothing in
+        the picture; and the boxes clipped to it, (M, 4), XYWH.
+    """
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    inner_start, inner_end = np.clip(start, 0, limit), np.clip(end, 0, limit)
+    empty = (end <= start).any(axis=1)
+    gone = (inner_end <= inner_start).any(axis=1)
+    reaching = (start < -OUTSIDE_TOLERANCE) | (end > limit + OUTSIDE_TOLERANCE)
+    outside = (reaching.any(axis=1) | gone) & ~empty
+    return empty, outside, gone, np.concatenate([inner_start, inner_end - inner_start], axis=1)
+
+
+def fault_of_empty(row: Row) -> str:
+    return f"bbox {show(row['bbox'])} has no width or no height above 0"
+
+
+def fault_of_outside(row: Row, image: Row) -> str:
+    return (
+        f"bbox {show(row['bbox'])} reaches outside its picture {show(image['file_name'])}, which "
+        f"the JSON says is {image['width']} x {image['height']}"
     )
 
-    def reaches_outside(row: Row) -> str:
-        image = picture[row["image_id"]]
-        return (
-            f"bbox {show(row['bbox'])} reaches outside its picture {show(image['file_name'])}, "
-            f"which the JSON says is {image['width']} x {image['height']}; mend it, {remedy}"
-        )
 
-    annotations.refuse(np.flatnonzero(outside), reaches_outside)
-    return []
+def fault_of_ignore(row: Row) -> str:
+    return (
+        f"ignore is {show(row['ignore'])}, which detectron2 does not know; remove the annotation "
+        f'or write "iscrowd": 1 instead'
+    )
 
 
 def fill_in(annotations: Entries) -> list[str]:
@@ -190,7 +211,7 @@ def fill_in(annotations: Entries) -> list[str]:
     for row in keypoints:
         del row["keypoints"]
     # Evaluation takes a match with id 0 for none, and detectron2 refuses ids that come twice
-    ids = {row.get("id") for row in rows if _is_id(row.get("id")) and row["id"] > 0}
+    ids = {row.get("id") for row in rows if is_id(row.get("id")) and row["id"] > 0}
     renumbered = len(rows) if len(ids) < len(rows) else 0
     if renumbered:
         for i, row in enumerate(rows, start=1):
@@ -208,7 +229,7 @@ def _counted(*notes: tuple[str, int]) -> list[str]:
     return [f"{what}: {count}" for what, count in notes if count]
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**63
 
 
@@ -225,12 +246,12 @@ def _stays_inside(name: str) -> bool:
     return parts[0] != "" and ".." not in parts and not re.match(r"[A-Za-z]:", name)
 
 
-def _is_numbers(value: Any) -> bool:
+def is_numbers(value: Any) -> bool:
     return type(value) is list and set(map(type, value)) <= _NUMBERS
 
 
 def _is_coordinates(value: Any) -> bool:
-    return _is_numbers(value) and all(-MAX_COORDINATE < number < MAX_COORDINATE for number in value)
+    return is_numbers(value) and all(-MAX_COORDINATE < number < MAX_COORDINATE for number in value)
 
 
 def _is_box(value: Any) -> bool:
@@ -256,6 +277,31 @@ def _is_outline(value: Any) -> bool:
         return type(counts) is str or (
             type(counts) is list and all(count == 0 or _is_side(count) for count in counts)
         )
-    if type(value) is not list or not all(map(_is_numbers, value)):
+    if type(value) is not list or not all(map(is_numbers, value)):
         return False
     return any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in value)
+
+
+CATEGORY_FIELDS = (
+    Field("id", is_id, "a whole number"),
+    Field("name", _is_text, "a text that is not empty"),
+)
+PICTURE_FIELDS = (  # which picture an entry of images is of
+    Field("id", is_id, "a whole number"),
+    Field("file_name", _is_text, "a text that is not empty"),
+    Field("file_name", _stays_inside, 'relative to the image folder, without drive or ".."'),
+)
+SIZE_FIELDS = tuple(
+    Field(side, _is_side, "a whole number of pixels above 0") for side in ("width", "height")
+)
+IMAGE_FIELDS = (*PICTURE_FIELDS, *SIZE_FIELDS)
+BOX_FIELDS = (  # what is where
+    Field("image_id", is_id, "the id of an entry in images, a whole number"),
+    Field("category_id", is_id, "the id of an entry in categories, a whole number"),
+    Field("bbox", _is_box, f"four finite numbers [x, y, width, height] below {MAX_COORDINATE:.0e}"),
+)
+EXTRA_FIELDS = (
+    Field("area", _is_area, "a number of square pixels, or left out"),
+    Field("iscrowd", _is_flag, "0 or 1, or left out"),
+)
+ANNOTATION_FIELDS = (*BOX_FIELDS, *EXTRA_FIELDS)

@@ -87,7 +87,7 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
     Raises:
         UserError: for each fault, with the file and the first entry that has it.
     """
-    content, mended = _parse(path)
+    content, mended = parse(path)
     if not isinstance(content.get("info"), dict):  # older pycocotools fail without
         content["info"] = {}
         mended.append('"info" filled in')
@@ -105,7 +105,7 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
     return CocoJson(path, content, tuple(mended))
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], list[str]]:
+def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The file's top-level object, and what had to be mended to read it."""
     try:
         if not path.is_file():

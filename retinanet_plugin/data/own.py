@@ -45,7 +45,7 @@ def register_own_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     """
     own = cfg.DATASETS.OWN
     if own.TRAIN_JSON or own.TEST_JSON or own.TRAIN_IMAGES or own.TEST_IMAGES:
-        _register(cfg, list(_own_sets(cfg, training)), training)
+        _register(cfg, list(find_own_sets(cfg, training)), training)
     if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
         _resolve_num_classes(cfg, *_num_classes_of_first(cfg, training))
 
@@ -69,7 +69,7 @@ def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
             "DATASETS.TEST names no data set to evaluate on; name a registered one, or a COCO JSON "
             "of your own in DATASETS.OWN.TEST_JSON and its pictures in DATASETS.OWN.TEST_IMAGES"
         )
-    for key, name in _named_sets(cfg, training):
+    for key, name in named_sets(cfg, training):
         classes = _classes_of(key, name)
         if classes is not None:
             _compare_num_classes(cfg, f'{key}: "{name}"', classes)
@@ -79,7 +79,7 @@ def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 
 
 @dataclass(frozen=True)
-class _OwnSet:
+class OwnSet:
     """Where one own data set is, and the keys that said so."""
 
     name: str
@@ -89,7 +89,8 @@ class _OwnSet:
     copy: Path  # what is mended goes here
 
 
-def _own_sets(cfg: CfgNode, training: bool) -> Iterator[_OwnSet]:
+def find_own_sets(cfg: CfgNode, training: bool = True) -> Iterator[OwnSet]:
+    """The training and the test set that DATASETS.OWN names; UserError where a key is wrong."""
     own = cfg.DATASETS.OWN
     if own.BAD_BOXES not in BAD_BOXES:
         raise UserError(
@@ -111,7 +112,7 @@ def _own_sets(cfg: CfgNode, training: bool) -> Iterator[_OwnSet]:
                 f'folder of the pictures, "." for DATASETS.OWN.ROOT itself'
             )
         images_key = images_key if own[images_key] else "TRAIN_IMAGES"
-        yield _OwnSet(
+        yield OwnSet(
             name,
             f"DATASETS.OWN.{json_key}",
             _existing(own, json_key, folder=False),
@@ -133,27 +134,29 @@ def _existing(own: CfgNode, key: str, *, folder: bool) -> Path:
     )
 
 
-def _register(cfg: CfgNode, own_sets: list[_OwnSet], training: bool) -> None:
+def _register(cfg: CfgNode, own_sets: list[OwnSet], training: bool) -> None:
     names = {own.name for own in own_sets}
     if OWN_TEST not in names and not training:
         raise UserError(
             "DATASETS.OWN.TEST_JSON is not set, so there is nothing to evaluate on; set it to a "
             "COCO JSON"
         )
-    read = [
-        read_coco(
-            own.json_file,
-            for_training=own.name == OWN_TRAIN,
-            bad_boxes=cfg.DATASETS.OWN.BAD_BOXES,
-        )
-        for own in own_sets
-    ]
-    _require_same_classes(read)
+    with _hint_at_check_dataset():
+        read = [
+            read_coco(
+                own.json_file,
+                for_training=own.name == OWN_TRAIN,
+                bad_boxes=cfg.DATASETS.OWN.BAD_BOXES,
+            )
+            for own in own_sets
+        ]
+        _require_same_classes(read)
     if read:
         source = f"{own_sets[0].json_key} {own_sets[0].json_file}"
         _compare_num_classes(cfg, source, list(read[0].classes.values()))
-    for own, coco in zip(own_sets, read, strict=True):
-        check_pictures(coco.images, own.images)
+    with _hint_at_check_dataset():
+        for own, coco in zip(own_sets, read, strict=True):
+            check_pictures(coco.images, own.images)
     used = [_file_to_use(own, coco, own_sets) for own, coco in zip(own_sets, read, strict=True)]
     for own, coco, json_file in zip(own_sets, read, used, strict=True):
         _enter_in_catalogs(own, coco, json_file)
@@ -165,6 +168,18 @@ def _register(cfg: CfgNode, own_sets: list[_OwnSet], training: bool) -> None:
         _resolve_num_classes(cfg, own_sets[0].name, len(read[0].classes))
     if OWN_TEST not in names:
         logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
+
+
+@contextmanager
+def _hint_at_check_dataset() -> Iterator[None]:
+    """Adds to the one fault that stops a run how all of them are found."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}; python -m retinanet_plugin.tools.check_dataset lists all faults, and --fix "
+            "mends a copy"
+        ) from None
 
 
 def _require_same_classes(read: list[CocoJson]) -> None:
@@ -182,7 +197,7 @@ def _named(categories: set[tuple[int, str]]) -> str:
     return shortened(f"{number} {show(name)}" for number, name in sorted(categories)) or "none"
 
 
-def _file_to_use(own: _OwnSet, coco: CocoJson, own_sets: list[_OwnSet]) -> Path:
+def _file_to_use(own: OwnSet, coco: CocoJson, own_sets: list[OwnSet]) -> Path:
     """The JSON itself if nothing in it was mended, else the copy, which is written now."""
     if not coco.mended:
         return own.json_file
@@ -196,7 +211,7 @@ def _file_to_use(own: _OwnSet, coco: CocoJson, own_sets: list[_OwnSet]) -> Path:
     return own.copy
 
 
-def _enter_in_catalogs(own: _OwnSet, coco: CocoJson, json_file: Path) -> None:
+def _enter_in_catalogs(own: OwnSet, coco: CocoJson, json_file: Path) -> None:
     classes = list(coco.classes.values())
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(own.name, None)  # metadata once set refuse another value
@@ -219,7 +234,7 @@ def _enter_in_catalogs(own: _OwnSet, coco: CocoJson, json_file: Path) -> None:
 # ---------------------------------------------------------------- any data sets
 
 
-def _named_sets(cfg: CfgNode, training: bool) -> Iterator[tuple[str, str]]:
+def named_sets(cfg: CfgNode, training: bool = True) -> Iterator[tuple[str, str]]:
     """The key and name of each data set that ``cfg`` names."""
     splits = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN} if training else {}
     for key, names in {**splits, "DATASETS.TEST": cfg.DATASETS.TEST}.items():
@@ -264,7 +279,7 @@ def _where_from(path: str) -> str:
 
 def _num_classes_of_first(cfg: CfgNode, training: bool) -> tuple[str, int]:
     """The first named data set that declares classes, and how many they are."""
-    for key, name in _named_sets(cfg, training):
+    for key, name in named_sets(cfg, training):
         classes = _classes_of(key, name)
         if classes:
             return name, len(classes)

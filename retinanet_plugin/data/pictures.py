@@ -5,6 +5,7 @@ damaged shows only when it is decoded: :class:`ReadableDatasetMapper` then names
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .coco_entries import Entries, Row, show
 
 MAX_HEADERS = 5000  # pictures whose header is opened; of more, as many are taken evenly
 MAX_HINT_FOLDERS = 50
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ReadableDatasetMapper(DatasetMapper):
@@ -50,7 +51,7 @@ def _fault_when_decoded(dataset_dict: dict[str, Any], image_format: str) -> str 
             f"{dataset_dict['width']} x {dataset_dict['height']}; correct width and height there"
         )
     except Exception as error:  # PIL's decoders raise nearly everything on damaged files
-        return f"the picture cannot be read ({_reason(error)}); replace the file or its entry"
+        return f"the picture cannot be read ({reason_of(error)}); replace the file or its entry"
     return None
 
 
@@ -64,20 +65,10 @@ def check_pictures(images: Entries, folder: Path) -> None:
     Raises:
         UserError: for a picture that is absent, is no picture or has another size.
     """
-    listings: dict[str, set[str]] = {}
-
-    def is_absent(row: Row) -> bool:
-        parent, name = os.path.split(os.path.normpath(row["file_name"]))
-        if parent not in listings:
-            listings[parent] = set(names_in(folder / parent))
-        return name not in listings[parent]
-
+    is_absent = absent_from(folder)
     images.refuse(
-        (i for i, row in enumerate(images.rows) if is_absent(row)),
-        lambda row: (
-            f"no picture {show(row['file_name'])} in {folder}{_where_instead(folder, row)}; "
-            f"add it, correct the folder or remove the entry"
-        ),
+        (i for i, row in enumerate(images.rows) if is_absent(row["file_name"])),
+        lambda row: fault_of_absent(folder, row),
     )
 
     def fault_of(row: Row) -> str:
@@ -88,11 +79,31 @@ def check_pictures(images: Entries, folder: Path) -> None:
     images.refuse((i for i in sample if fault_of(images.rows[i])), fault_of)
 
 
+def absent_from(folder: Path) -> Callable[[str], bool]:
+    """Tells of a picture's name whether ``folder`` lacks it; each folder below is listed once."""
+    listings: dict[str, set[str]] = {}
+
+    def is_absent(file_name: str) -> bool:
+        parent, name = os.path.split(os.path.normpath(file_name))
+        if parent not in listings:
+            listings[parent] = set(names_in(folder / parent))
+        return name not in listings[parent]
+
+    return is_absent
+
+
+def fault_of_absent(folder: Path, row: Row) -> str:
+    return (
+        f"no picture {show(row['file_name'])} in {folder}{_where_instead(folder, row)}; "
+        f"add it, correct the folder or remove the entry"
+    )
+
+
 def names_in(folder: Path) -> list[str]:
     """Names of the files in ``folder``, sorted; none where it cannot be looked into."""
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return []
 
 
@@ -116,9 +127,9 @@ def _fault_of_header(file: Path, expected: tuple[int, int]) -> str:
     """What is wrong with a picture as far as its header tells, or nothing; no pixel is decoded."""
     try:
         with Image.open(file) as image:
-            size, turned = image.size, _is_sideways(image)
+            size, turned = image.size, orientation_of(image) in SIDEWAYS
     except Exception as error:
-        return f"{file} cannot be read as a picture ({_reason(error)}); replace it or its entry"
+        return f"{file} cannot be read as a picture ({reason_of(error)}); replace it or its entry"
     if turned:
         size = size[::-1]
     if size == expected:
@@ -129,15 +140,16 @@ def _fault_of_header(file: Path, expected: tuple[int, int]) -> str:
     )
 
 
-def _is_sideways(image: Image.Image) -> bool:
-    """Whether detectron2's ``read_image`` will swap width and height, as EXIF asks."""
+def orientation_of(image: Image.Image) -> int:
+    """By which of EXIF's orientations, 1 to 8, detectron2's ``read_image`` turns; 1: not at all."""
     try:
         # PngImageFile's own getexif would decode the whole picture
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:
-        return False  # as detectron2 does: broken EXIF counts as none
+        return 1  # as detectron2 does: broken EXIF counts as none
+    return int(orientation) if orientation in range(2, 9) else 1
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     text = " ".join(str(error).split()) if not isinstance(error, OSError) else error.strerror
     return text or " ".join(str(error).split()) or type(error).__name__
