@@ -7,12 +7,14 @@ for Ctrl-C. Importing PyTorch takes seconds before that, so Ctrl-C is looked aft
 """
 
 import difflib
+import multiprocessing
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
@@ -71,8 +73,13 @@ def _stop_import(number: int, frame: FrameType | None) -> None:
 
 
 def _is_starting_a_command() -> bool:
-    """Whether this import is the first of ``python -m retinanet_plugin.tools.NAME``."""
-    return sys.argv[:1] == ["-m"] and any(f"{__package__}.tools." in x for x in sys.orig_argv)
+    """Whether this import is the first of train_net.py or of ``-m retinanet_plugin.tools.NAME``."""
+    if multiprocessing.parent_process() is not None:
+        return False  # a worker, ended by whoever started it
+    package = Path(__file__).resolve().parent
+    if sys.argv[:1] == ["-m"]:
+        return any(f"{package.name}.tools." in word for word in sys.orig_argv)
+    return [Path(word).resolve() for word in sys.argv[:1]] == [package.parent / "train_net.py"]
 
 
 if _is_starting_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
