@@ -8,13 +8,7 @@
 Words at the end override keys of the config. Without a GPU it runs on the CPU.
 """
 
-import sys
-
-try:
-    from retinanet_plugin.engine import invoke
-except KeyboardInterrupt:  # PyTorch takes seconds to import
-    print("stopped: nothing was begun.", file=sys.stderr)
-    sys.exit(130)
+from retinanet_plugin.engine import invoke
 
 if __name__ == "__main__":
     invoke(epilog=__doc__)
