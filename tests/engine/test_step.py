@@ -1,0 +1,159 @@
+"""Training steps: precisions against float32, and gradients that are not finite."""
+
+import json
+
+import pytest
+import torch
+from conftest import random_picture, small_config
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from retinanet_plugin.engine.amp import DTYPES, HALF_DTYPES
+from retinanet_plugin.engine.step import TrainingStep, gradient_norms, part_of
+
+
+def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:
+    torch.manual_seed(0)
+    model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
+    batches = batches or [[random_picture(128, 192, 3)], [random_picture(128, 160, 0)]] * 5
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    step = TrainingStep(model, batches, optimizer, "cpu", dtype, **options)
+    step.iter = 0
+    return step
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES.values(), ids=str)
+def test_steps_follow_float32(dtype: torch.dtype) -> None:
+    losses = {}
+    for precision in (torch.float32, dtype):
+        step = step_of(precision)
+        seen = []
+        convolved = []
+        step.model.head.cls_score.register_forward_hook(
+            lambda *args, log=convolved: log.append(args[-1].dtype)
+        )
+        with EventStorage() as storage:
+            for _ in range(4):
+                step.run_step()
+                seen.append(storage.latest()["total_loss"][0])
+        losses[precision] = torch.tensor(seen)
+        assert set(convolved) == {precision}
+        assert all(p.dtype is torch.float32 for p in step.model.parameters())
+    assert not torch.equal(losses[torch.float32], losses[dtype])
+    torch.testing.assert_close(losses[torch.float32], losses[dtype], rtol=0.05, atol=0)
+    assert losses[dtype][0] != losses[dtype][2]  # the same kind of picture after two updates
+
+
+def test_float16_scales_its_losses_and_keeps_the_scale() -> None:
+    step = step_of(torch.float16)
+    with EventStorage():
+        step.grad_scaler.scale(torch.zeros(1))  # makes the scale
+        step.grad_scaler.update(128.0)
+        step.run_step()
+    other = step_of(torch.float16)
+    other.load_state_dict(step.state_dict())
+    assert other.grad_scaler.get_scale() == step.grad_scaler.get_scale() == 128.0
+
+
+def test_float16_skips_a_step_that_overflows() -> None:
+    step = step_of(torch.float16)
+    before = [p.clone() for p in step.model.parameters()]
+    with EventStorage():
+        step.grad_scaler.scale(torch.zeros(1))
+        step.grad_scaler.update(2.0**100)
+        step.run_step()
+    assert all(map(torch.equal, before, step.model.parameters()))
+    assert step.grad_scaler.get_scale() < 2.0**100
+
+
+@pytest.mark.parametrize("before", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("after", DTYPES.values(), ids=str)
+def test_a_run_goes_on_in_another_precision(before: torch.dtype, after: torch.dtype) -> None:
+    step = step_of(after)
+    state = step_of(before).state_dict()
+    step.load_state_dict(state)
+    # What detectron2's own trainer keeps.
+    step.load_state_dict({k: v for k, v in state.items() if k not in ("grad_scaler", "skipped")})
+    with EventStorage():
+        step.run_step()
+
+
+def batches_with_a_bad_one(bad: int, count: int) -> list[list[dict[str, object]]]:
+    found = []
+    for number in range(count):
+        picture = {**random_picture(128, 160, 2), "image_id": number, "file_name": f"{number}.jpg"}
+        if number == bad:
+            picture["image"] = picture["image"].clone()
+            picture["image"][0, 5, 7] = float("nan")
+        found.append([picture])
+    return found
+
+
+def test_a_step_that_is_not_finite_ends_training_and_is_reported(tmp_path) -> None:
+    step = step_of(torch.float32, batches_with_a_bad_one(1, 2), output=tmp_path)
+    with EventStorage():
+        step.run_step()
+        step.iter = 1
+        before = [p.clone() for p in step.model.parameters()]
+        with pytest.raises(FloatingPointError, match=r"step_0000001\.json"):
+            step.run_step()
+    assert all(map(torch.equal, before, step.model.parameters()))
+    report = json.loads((tmp_path / "not_finite" / "step_0000001.json").read_text())
+    assert report["step"] == 1
+    assert report["learning_rate"] == 0.01
+    assert report["losses"]["loss_cls"] == "nan"
+    assert {"head.cls_score", "backbone.bottom_up.res2"} <= set(report["gradient_norms"])
+    (picture,) = report["pictures"]
+    assert (picture["image_id"], picture["file_name"]) == (1, "1.jpg")
+    assert len(picture["boxes"]) == len(picture["classes"]) == 2
+
+
+def test_left_out_steps_are_as_if_they_had_not_been(tmp_path) -> None:
+    """Weights, momenta and the statistics of norms equal those of a run without the bad batch."""
+    batches = batches_with_a_bad_one(1, 3)
+    step = step_of(torch.float32, batches, output=tmp_path, most_skipped=1)
+    without = step_of(torch.float32, [batches[0], batches[2]])
+    with EventStorage():
+        for step.iter in range(3):
+            step.run_step()
+        for _ in range(2):
+            without.run_step()
+    ours, theirs = step.model.state_dict(), without.model.state_dict()
+    counts = [name for name in ours if name.endswith("num_batches_tracked")]
+    for name in ours.keys() - counts:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert step.state_dict()["skipped"] == 1
+
+
+def test_the_number_of_steps_left_out_is_bounded_also_over_a_resumption(tmp_path) -> None:
+    bad = batches_with_a_bad_one(0, 1) * 3
+    step = step_of(torch.float32, bad, output=tmp_path, most_skipped=2)
+    with EventStorage():
+        step.run_step()
+        again = step_of(torch.float32, bad, output=tmp_path, most_skipped=2)
+        again.load_state_dict(step.state_dict())
+        again.run_step()
+        with pytest.raises(FloatingPointError):
+            again.run_step()
+
+
+def test_norms_are_those_of_the_gradients() -> None:
+    model = torch.nn.Linear(3, 2)
+    model(torch.ones(1, 3)).square().sum().backward()
+    for name, norm in gradient_norms(model).items():
+        expected = model.get_parameter(name).grad.double().square().sum().sqrt()
+        torch.testing.assert_close(norm.double(), expected)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "part"),
+    [
+        ("module.backbone.bottom_up.res4.0.conv1.weight", "backbone.bottom_up.res4"),
+        ("backbone.fpn_lateral3.weight", "backbone.fpn_lateral3"),
+        ("head.cls_subnet.2.weight", "head.cls_subnet"),
+        ("head.cls_score.bias", "head.cls_score"),
+        ("weight", "weight"),
+    ],
+)
+def test_parts_of_the_detector(parameter: str, part: str) -> None:
+    assert part_of(parameter) == part
