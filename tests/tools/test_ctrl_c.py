@@ -1,0 +1,39 @@
+"""Ctrl-C while a command imports PyTorch, which takes seconds, ends it by a sentence."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retinanet_plugin.errors import STOPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "retinanet_plugin.tools.loss_curves"], ["train_net.py"]]
+)
+def test_ctrl_c_during_imports_ends_by_a_sentence(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # one ignored is inherited
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *command, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    signal.signal(signal.SIGINT, before)
+    assert process.stderr is not None
+    for line in process.stderr:  # a line a module, as soon as it is imported
+        if line.split()[-1] == "retinanet_plugin.errors":
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate()
+    assert process.returncode == STOPPED
+    assert out == ""
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert said == ["stopped: nothing was begun."]
