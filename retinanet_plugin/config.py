@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from .errors import UserError, did_you_mean
+from .config_file import load_yaml, shipped_configs, shipped_names
+from .errors import UserError, did_you_mean, printable
 
 _ABSENT = object()  # some of detectron2's keys are None
 
@@ -143,7 +143,7 @@ def get_config(name: str | Path = "Base-RetinaNet.yaml", overrides: Sequence[str
     path = find_config(name)
     cfg = get_cfg()
     add_retinanet_config(cfg)
-    given = _load_yaml(path)
+    given = load_yaml(path)
     _merge(cfg, list(_leaves(given, cfg)), str(path))
     if len(overrides) % 2:
         raise UserError(
@@ -168,59 +168,12 @@ def find_config(name: str | Path) -> Path:
     shipped = folder / name
     if shipped.is_file() and shipped.resolve().is_relative_to(folder.resolve()):
         return shipped
-    known = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml"))
+    known = shipped_names()
     models = [x for x in known if "/" not in x]
     raise UserError(
         f"config file: no file {name}{did_you_mean(str(name), known)}; shipped with the plugin: "
         f"{', '.join(models)}, and the rows of the paper's tables in ablations/."
     )
-
-
-def shipped_configs() -> Path:
-    """The folder of the shipped configurations: within the installed package, or beside it."""
-    package = Path(__file__).resolve().parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-class ConfigFile(CfgNode):
-    """Reads YAML; a ``_BASE_`` that is not beside its file is looked for among the shipped ones."""
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> IO[str]:
-        path = Path(filename)
-        if not path.exists():
-            # A shipped one may be named with its folder: "ablations/Base-R50-600.yaml".
-            for name in (Path(*path.parts[-2:]), path.name):
-                if (shipped_configs() / name).is_file():
-                    return open(shipped_configs() / name)
-        return open(path)
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    """The content of a file and its ``_BASE_`` files, as detectron2 merges them."""
-    try:
-        content = ConfigFile.load_yaml_with_base(str(path), allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(
-            f"{path}: {error.problem}{_where(error)}; only plain YAML is read, as a config that "
-            "makes Python objects could run any code: write the value itself."
-        ) from None
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{path}: not valid YAML: {problem}{_where(error)}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read, or its _BASE_ cannot: {error}.") from None
-    except (AssertionError, AttributeError, TypeError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a mapping of keys to values, or its _BASE_ is not.")
-    return content
-
-
-def _where(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
 def _leaves(
@@ -254,12 +207,16 @@ def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
             )
         try:
             cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError, KeyError, TypeError, SyntaxError) as error:
-            found = re.search(r"\(<class '(.*?)'> vs. <class '(.*?)'>\)", str(error))
+        except (
+            *(ValueError, AssertionError, KeyError, TypeError, SyntaxError),
+            *(MemoryError, RecursionError),  # Python's parser, of texts such as "-------...1"
+        ) as error:
+            said, given = printable(str(error), 300), printable(repr(value), 80)
+            found = re.search(r"\(<class '(.*?)'> vs. <class '(.*?)'>\)", said)
             if not found:
-                raise UserError(f"{source}: {key}: {error}.") from None
+                raise UserError(f"{source}: {key} is {given}: {said or 'too complex'}.") from None
             raise UserError(
-                f"{source}: {key} is {value!r}, {_a(found[2])}, but needs {_a(found[1])} "
+                f"{source}: {key} is {given}, {_a(found[2])}, but needs {_a(found[1])} "
                 f"such as its default, {node!r}."
             ) from None
 

@@ -5,19 +5,19 @@ its anchors, and so on. Everything else, the schedule included, is the data's co
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from ...config import ConfigFile, find_config, get_config, shipped_configs
+from ...config import find_config, get_config
+from ...config_file import load_yaml, shipped_configs
 from ...engine import import_code
 from ...errors import UserError, did_you_mean
 from ...modeling import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY
@@ -295,7 +295,7 @@ class _Maker:
 
     def _lines(self, row: Row, path: Path) -> dict[str, Any]:
         """The keys that are the row's own, with their values."""
-        own = dict(_leaves(_OwnLines.load_yaml_with_base(str(path))))
+        own = dict(_leaves(_own_lines(path)))
         if row.name not in self.of_table:
             own = {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
             return self._lines_of_options() | own
@@ -359,16 +359,10 @@ def _base_of(path: Path) -> Path:
     return (path.parent / yaml.safe_load(path.read_text())["_BASE_"]).resolve()
 
 
-class _OwnLines(ConfigFile):
-    """Reads a file and its bases, leaving out the shipped ones at the top of ``configs/``."""
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> IO[str]:
-        file = super()._open_cfg(filename)
-        if Path(file.name).resolve().parent != shipped_configs().resolve():
-            return file
-        file.close()
-        return io.StringIO("{}")
+def _own_lines(path: Path) -> dict[str, Any]:
+    """A file and its bases, leaving out the shipped ones at the top of ``configs/``."""
+    top = shipped_configs().resolve()
+    return load_yaml(path, leave_out=lambda file: file.resolve().parent == top)
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
