@@ -12,8 +12,13 @@ from matplotlib.figure import Figure
 from ..errors import UserError
 
 
-def output_files(folder: Path, names: Iterable[str], *, overwrite: bool) -> list[Path]:
+def output_files(
+    folder: Path, names: Iterable[str], *, overwrite: bool, option: str = "--out"
+) -> list[Path]:
     """The paths of ``names`` in ``folder``, which is made.
+
+    Args:
+        option: of the command line, which named the folder.
 
     Raises:
         UserError: where one is there already and is not to be replaced, or the folder cannot be
@@ -23,15 +28,15 @@ def output_files(folder: Path, names: Iterable[str], *, overwrite: bool) -> list
     there = [path.name for path in paths if path.exists()]
     if there and not overwrite:
         raise UserError(
-            f"--out: {folder} already holds {', '.join(there)}; give another folder, or "
+            f"{option}: {folder} already holds {', '.join(there)}; give another folder, or "
             "--overwrite to replace them."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: {folder} cannot be made ({error.strerror}).") from None
+        raise UserError(f"{option}: {folder} cannot be made ({error.strerror}).") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--out: {folder} cannot be written; give another folder.")
+        raise UserError(f"{option}: {folder} cannot be written; give another folder.")
     return paths
 
 

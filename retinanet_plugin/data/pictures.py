@@ -4,21 +4,29 @@
 damaged shows only when it is decoded: :class:`ReadableDatasetMapper` then names it.
 """
 
+import errno
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
-from PIL import ExifTags, Image
+from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
 from .coco_entries import Entries, Row, show
 
 MAX_HEADERS = 5000  # pictures whose header is opened; of more, as many are taken evenly
 MAX_HINT_FOLDERS = 50
+# Those that Pillow decodes in this process: for EPS it would start Ghostscript, a language's
+# interpreter. Phones' MPO counts as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -26,12 +34,15 @@ class ReadableDatasetMapper(DatasetMapper):
     """detectron2's mapper, for training and for testing, that names a picture it cannot read.
 
     Raises:
-        UserError: when called on a picture that is absent, damaged, larger than PIL's guard
-            against decompression bombs allows, or not of the size that the annotations say.
+        UserError: when called on a picture that is absent, damaged, of none of ``FORMATS``, larger
+            than PIL's guard against decompression bombs allows, or not of the size that the
+            annotations say.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         try:
+            with open_picture(dataset_dict["file_name"]):
+                pass  # the header is in order
             return super().__call__(dataset_dict)
         except Exception:
             # Only if the picture fails on its own too is the file at fault, not an augmentation
@@ -41,9 +52,46 @@ class ReadableDatasetMapper(DatasetMapper):
             raise UserError(f"{dataset_dict['file_name']}: {fault}") from None
 
 
+def read_picture(file: str, image_format: str) -> np.ndarray:
+    """(H, W, C) uint8: detectron2's ``read_image`` of what :func:`open_picture` opens."""
+    with open_picture(file):
+        pass
+    image: np.ndarray = utils.read_image(file, format=image_format)
+    return image
+
+
+@contextmanager
+def open_picture(file: str | Path) -> Iterator[Image.Image]:
+    """A picture, of which only the header has been read.
+
+    Raises:
+        OSError: for what is no ordinary file, or of none of ``FORMATS``; and what PIL's readers
+            raise, among it its guard against decompression bombs.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):
+        # Reading a pipe or device could last for ever
+        is_folder = stat.S_ISDIR(os.stat(file).st_mode)
+        number = errno.EISDIR if is_folder else errno.EINVAL
+        raise OSError(number, os.strerror(number) if is_folder else "not an ordinary file")
+    with PathManager.open(str(file), "rb") as opened:
+        try:
+            image = Image.open(opened, formats=_formats())
+        except UnidentifiedImageError:
+            raise OSError(f"it is none of {', '.join(_formats())}") from None
+        with image:
+            yield image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _fault_when_decoded(dataset_dict: dict[str, Any], image_format: str) -> str | None:
     try:
-        image = utils.read_image(dataset_dict["file_name"], format=image_format)
+        image = read_picture(dataset_dict["file_name"], image_format)
         utils.check_image_size(dataset_dict, image)
     except utils.SizeMismatchError:
         return (
@@ -126,7 +174,7 @@ def _stem(name: str) -> str:
 def _fault_of_header(file: Path, expected: tuple[int, int]) -> str:
     """What is wrong with a picture as far as its header tells, or nothing; no pixel is decoded."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             size, turned = image.size, orientation_of(image) in SIDEWAYS
     except Exception as error:
         return f"{file} cannot be read as a picture ({reason_of(error)}); replace it or its entry"
@@ -144,7 +192,7 @@ def orientation_of(image: Image.Image) -> int:
     """By which of EXIF's orientations, 1 to 8, detectron2's ``read_image`` turns; 1: not at all."""
     try:
         # PngImageFile's own getexif would decode the whole picture
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        orientation: Any = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:
         return 1  # as detectron2 does: broken EXIF counts as none
     return int(orientation) if orientation in range(2, 9) else 1
