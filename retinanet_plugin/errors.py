@@ -20,6 +20,7 @@ from types import FrameType
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
 STOPPED = 130  # a shell's, for a command that Ctrl-C ended
+TO_BE_RESUMED = 75  # EX_TEMPFAIL of sysexits.h: SIGTERM or SIGUSR1 ended training, --resume goes on
 
 _SMALLER = (
     "lower SOLVER.IMS_PER_BATCH or the size of the pictures (INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN; "

@@ -336,11 +336,11 @@ def signal_at(number: signal.Signals, logger: str, message: str) -> Iterator[Non
         logging.getLogger(logger).removeFilter(sender)
 
 
-def stopped(run: Run, capsys, *words: object) -> str:
+def stopped(run: Run, capsys, number: signal.Signals, *words: object) -> str:
     handlers = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as stop:
         run(*words)
-    assert stop.value.code == 130
+    assert stop.value.code == (130 if number == signal.SIGINT else 75)
     assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
@@ -353,7 +353,7 @@ def steps_of_schedule(checkpoint: str) -> int:
     return hooks["LRScheduler"]["last_epoch"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_within_a_step_keeps_that_step(
     run: Run, capsys, monkeypatch, number: signal.Signals
 ) -> None:
@@ -367,7 +367,7 @@ def test_a_signal_within_a_step_keeps_that_step(
 
     monkeypatch.setattr(Trainer, "run_step", run_step)
     words = (*SMALL, *OWN, "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 100)
-    said = stopped(run, capsys, *words, "OUTPUT_DIR", "out")
+    said = stopped(run, capsys, number, *words, "OUTPUT_DIR", "out")
     assert said == (
         "stopped: 3 of 5 steps were done; go on from model_0000002.pth in out by the same command "
         "with --resume."
@@ -388,21 +388,29 @@ def test_a_signal_within_the_last_step_skips_the_evaluation(run: Run, capsys, mo
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "run_step", run_step)
-    said = stopped(run, capsys, *SMALL, *OWN, "OUTPUT_DIR", "out")
+    said = stopped(run, capsys, signal.SIGINT, *SMALL, *OWN, "OUTPUT_DIR", "out")
     assert "3 of 3 steps were done; go on from model_final.pth" in said
     assert not Path("out/inference").exists()
     run("--resume", *SMALL, *OWN, "OUTPUT_DIR", "out")
     assert "bbox/AP" in last_metrics("out")
 
 
-def test_a_signal_between_steps_stops_at_once(run: Run, capsys) -> None:
+def test_a_signal_within_an_evaluation_between_steps_keeps_the_step(run: Run, capsys) -> None:
+    words = (*SMALL, *OWN, "SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 2)
+    with signal_at(signal.SIGTERM, "detectron2.evaluation.evaluator", "Start inference"):
+        said = stopped(run, capsys, signal.SIGTERM, *words, "OUTPUT_DIR", "out")
+    assert "2 of 3 steps were done; go on from model_0000001.pth in out" in said
+    assert steps_of_schedule("out/model_0000001.pth") == 2
+
+
+def test_a_signal_after_the_last_step_stops_at_once(run: Run, capsys) -> None:
     evaluates, name = "Start inference", "detectron2.evaluation.evaluator"
     with signal_at(signal.SIGTERM, name, evaluates):
-        said = stopped(run, capsys, *SMALL, *OWN, "OUTPUT_DIR", "out")
+        said = stopped(run, capsys, signal.SIGTERM, *SMALL, *OWN, "OUTPUT_DIR", "out")
     assert "3 of 3 steps were done; go on from model_final.pth in out" in said
     with signal_at(signal.SIGTERM, name, evaluates):
         weights = ("MODEL.WEIGHTS", "out/model_final.pth")
-        said = stopped(run, capsys, "--eval-only", *SMALL, *OWN, *weights, "OUTPUT_DIR", "eval")
+        said = stopped(run, capsys, signal.SIGTERM, "--eval-only", *SMALL, *OWN, *weights, "OUTPUT_DIR", "eval")
     assert said == "stopped: checkpoints are as they were."
 
 

@@ -5,8 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -16,13 +15,12 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..errors import STOPPED, one_sentence
+from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, one_sentence
 from .imports import add_option, import_code
-from .setup import choose_workers, prepare
-from .stopping import stop_by_signal
+from .parallel import choose_workers, share_cores, started_by_torchrun, torchrun_group
+from .setup import prepare
+from .stopping import SIGNALS, status_of, stop_by_signal
 from .trainer import Trainer
-
-_PATIENCE = 15.0  # seconds
 
 
 def parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -34,6 +32,7 @@ def parser(epilog: str | None = None) -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Any:
     """Runs in each process: trains, or with ``--eval-only`` evaluates."""
+    share_cores()
     import_code(args.imports)
     cfg = prepare(args)
     if args.eval_only:
@@ -48,49 +47,72 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> None:
-    """Reads the command line and starts a process for each GPU."""
+    """Reads the command line and starts the processes, unless torchrun has."""
     args = parser(epilog).parse_args(words)
     with one_sentence():
+        if started_by_torchrun():
+            # After a failure it starts all processes anew, by the same command.
+            args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+            with torchrun_group(), _stoppable():
+                main(args)
+            return
         workers = choose_workers(args.num_gpus, args.num_machines)
-    with one_sentence(), _stoppable(workers * args.num_machines):
-        launch(
-            main,
-            workers,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with _stoppable() if workers * args.num_machines == 1 else _workers_stoppable():
+            launch(
+                main,
+                workers,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
 
 
 @contextmanager
-def _stoppable(num_workers: int) -> Iterator[None]:
-    """Where Ctrl-C and SIGTERM end the command by a sentence, and its worker processes with it."""
+def _stoppable() -> Iterator[None]:
+    """Where a signal ends the command by a sentence."""
+    received = signal.SIGINT
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for worker in processes():
-            os.kill(worker.pid, signal.SIGINT)  # what a terminal's Ctrl-C sends to all
+        nonlocal received
+        received = signal.Signals(number)
         raise KeyboardInterrupt
 
-    def processes() -> list[Any]:
-        return list(multiprocessing.active_children()) if num_workers > 1 else []
+    with _handled_by(stop):
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("stopped: checkpoints are as they were.", file=sys.stderr, flush=True)
+            raise SystemExit(status_of(received)) from None
 
-    before = signal.signal(signal.SIGTERM, stop)
+
+@contextmanager
+def _workers_stoppable() -> Iterator[None]:
+    """Where signals go to the worker processes, of which the first stops as it sees fit."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, number)
+
+    with _handled_by(pass_on):
+        try:
+            yield
+        except ProcessExitedException as error:
+            if error.exit_code in (STOPPED, TO_BE_RESUMED, EXIT_STATUS):
+                raise SystemExit(error.exit_code) from None  # it has said why
+            raise UserError(
+                f"worker process {error.error_index} ended by itself ({error}): if nothing else is "
+                "said above, the system has killed it, mostly for lack of memory; go on by the "
+                "same command with --resume"
+            ) from None
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = [signal.signal(number, handler) for number in SIGNALS]
     try:
         yield
-    except KeyboardInterrupt:
-        workers = processes()
-        if not workers:
-            print("stopped: checkpoints are as they were.", file=sys.stderr, flush=True)
-        patient_until = time.monotonic() + _PATIENCE  # for the one that writes a checkpoint
-        while workers and all(w.is_alive() for w in workers) and time.monotonic() < patient_until:
-            time.sleep(0.1)
-        for worker in workers:
-            worker.terminate()
-        raise SystemExit(STOPPED) from None
-    except ProcessExitedException as error:
-        if error.exit_code != STOPPED:
-            raise
-        raise SystemExit(STOPPED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in zip(SIGNALS, before, strict=True):
+            signal.signal(number, old)

@@ -1,9 +1,13 @@
-"""Ctrl-C and SIGTERM: training ends after its step and keeps a checkpoint of it."""
+"""Ctrl-C, SIGTERM and SIGUSR1: training ends after its step and keeps a checkpoint of it.
+
+The latter two are how schedulers such as Slurm take a machine back.
+"""
 
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,22 +16,33 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
-from ..errors import STOPPED
+from ..errors import STOPPED, TO_BE_RESUMED
+from .parallel import started_by_torchrun
+
+# Windows has no SIGUSR1.
+SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
+_SAME = 1.0  # seconds in which two signals are one: a terminal's, and its forwarding
+
+
+def status_of(number: int) -> int:
+    """The exit status of a command that a signal ended."""
+    return STOPPED if number == signal.SIGINT else TO_BE_RESUMED
 
 
 @contextmanager
 def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
-    """Where Ctrl-C and SIGTERM end the block by a sentence and status :data:`STOPPED`.
+    """Where :data:`SIGNALS` end the block by a sentence and the status of :func:`status_of`.
 
     Within a step they wait for its end, and a checkpoint is written, from which ``--resume`` goes
-    on; elsewhere, as in an evaluation, or at the second signal, they end it at once. Of several
-    workers the first does so, and whoever started them ends the others.
+    on; so it is for an evaluation between steps, which is broken off and done again then. A second
+    signal ends it at once. Of several workers the first does so, and whoever started them ends the
+    others.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are none of its business
         return
     if not comm.is_main_process():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _leave_to_the_first()
         yield
         return
     hook = _StopAfterStep()
@@ -35,43 +50,73 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
     hooks = trainer._hooks
     hooks.remove(hook)  # to where the schedule has counted the step, but no evaluation has begun
     hooks.insert([isinstance(x, PeriodicCheckpointer) for x in hooks].index(True), hook)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, hook.request) for number in numbers]
+    before = [signal.signal(number, hook.request) for number in SIGNALS]
     try:
         yield
     except KeyboardInterrupt:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        hook.keep()
         print(f"stopped: {_what_is_kept(trainer)}", file=sys.stderr, flush=True)
-        raise SystemExit(STOPPED) from None
+        raise SystemExit(status_of(hook.number)) from None
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+
+
+def _leave_to_the_first() -> None:
+    """torchrun tells all of its processes; each step needs them all to come to its end."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM or started_by_torchrun():
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _StopAfterStep(HookBase):
     """Ends training by ``KeyboardInterrupt``, which the training loop does not log."""
 
     def __init__(self) -> None:
-        self._in_step = self._requested = False
+        self.number = signal.SIGINT
+        self._requested_at: float | None = None
+        self._in_step = self._in_evaluation = False
 
     def request(self, number: int, frame: FrameType | None) -> None:
-        if self._requested or not (self._in_step and self.trainer.model.training):
+        now = time.monotonic()
+        if self._requested_at is not None:
+            if now - self._requested_at < _SAME:
+                return
+            self._in_evaluation = False
             raise KeyboardInterrupt
-        self._requested = True
+        self._requested_at = now
+        self.number = signal.Signals(number)
+        if not self._in_step:
+            raise KeyboardInterrupt
+        print(
+            "stopping: this step is finished and kept first; once more stops at once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def before_step(self) -> None:
-        self._in_step = True
+        self._in_step, self._in_evaluation = True, False
 
     def after_step(self) -> None:
-        if self._requested:
-            done = self.trainer.iter
-            name = "model_final" if self._was_last() else f"model_{done:07d}"
-            self.trainer.checkpointer.save(name, iteration=done)
+        self._in_step, self._in_evaluation = False, True
+        if self._requested_at is not None:
             raise KeyboardInterrupt
 
     def after_train(self) -> None:
         self._in_step = False
-        if self._requested and self._was_last():
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._in_evaluation = False  # it follows the last checkpoint
+        if self._requested_at is not None and self._was_last():
             raise KeyboardInterrupt  # before the evaluation that follows the last step
+
+    def keep(self) -> None:
+        """Writes the checkpoint of the step that is done."""
+        if self._in_evaluation:
+            self._in_evaluation = False
+            name = "model_final" if self._was_last() else f"model_{self.trainer.iter:07d}"
+            self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
 
     def _was_last(self) -> bool:
         return self.trainer.iter + 1 >= self.trainer.max_iter

@@ -1,0 +1,99 @@
+"""Several processes, on GPUs by NCCL or on CPUs by gloo: who starts them, and what they share.
+
+detectron2's ``launch`` starts those of ``--num-gpus`` and ``--num-machines``; torchrun its own, one
+command each, and says by environment variables which is which.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import UserError
+
+
+def choose_workers(num_gpus: int, num_machines: int) -> int:
+    """How many processes to start on this machine, given how many GPUs were asked for.
+
+    Without a GPU it is that number too, but for one CPU core each at least.
+
+    Raises:
+        UserError: if there are fewer GPUs.
+    """
+    if num_gpus < 1:
+        raise UserError(
+            f"--num-gpus: {num_gpus} given; give at least 1, or MODEL.DEVICE cpu at the end of the "
+            "command to leave the GPU alone."
+        )
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if present == 0:
+        workers = num_gpus if num_machines > 1 else min(num_gpus, _cores())
+        print(
+            f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in "
+            f"{'one process' if workers == 1 else f'{workers} processes'}.",
+            flush=True,
+        )
+        return workers
+    if num_gpus > present:
+        raise UserError(
+            f"--num-gpus: {num_gpus} asked for, but this machine has {present}; give at most that."
+        )
+    return num_gpus
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@contextmanager
+def torchrun_group() -> Iterator[None]:
+    """Where the processes that torchrun started form detectron2's groups."""
+    rank = int(os.environ["LOCAL_RANK"])
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        if rank >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun --nproc-per-node: more processes than the {torch.cuda.device_count()} "
+                "GPUs of this machine; give at most that."
+            )
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share_cores() -> None:
+    """On CPUs, gives each process of this machine its part of the cores.
+
+    All of them in each process would make every operation wait for threads without a core.
+    """
+    local = comm.get_local_size()
+    if local > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _cores() // local))
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as one of several that average their gradients; alone it stays as it is.
+
+    detectron2's ``create_ddp_model`` names a GPU, also where the model is on a CPU.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    devices = None if device.type == "cpu" else [comm.get_local_rank()]
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def _cores() -> int:
+    """Those that this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
