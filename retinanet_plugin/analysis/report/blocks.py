@@ -17,14 +17,13 @@ def note(sentence: str) -> str:
     return f'<p class="note">{text(sentence)}</p>' if sentence else ""
 
 
-def tiles(entries: Iterable[tuple[str, str]], *, main: int = 0) -> str:
-    """Numbers in boxes: (number, what it is); the first ``main`` stand out."""
+def tiles(entries: Iterable[tuple[str, str]], *, kind: str = "") -> str:
+    """Numbers in boxes: (number, what it is). Of the ``kind`` "result" the first stands out."""
     boxes = (
-        f'<div class="tile{" main" if i < main else ""}"><b>{text(number)}</b>'
-        f"<span>{text(label)}</span></div>"
-        for i, (number, label) in enumerate(entries)
+        f'<div class="tile"><b>{text(number)}</b><span>{text(label)}</span></div>'
+        for number, label in entries
     )
-    return f'<div class="tiles">{"".join(boxes)}</div>'
+    return f'<div class="tiles {kind}">{"".join(boxes)}</div>'
 
 
 def bars(entries: Iterable[tuple[str, float | None, str, str]], *, full: float) -> str:

@@ -74,7 +74,7 @@ def _result(test_set: TestSet, found: Numbers, several: bool) -> str:
     named = {**_METRICS, **_SIZES}
     entries = [(show(metrics[key]), named[key]) for key in named if key in metrics]
     return (
-        tiles(entries, main=1)
+        tiles(entries, kind="result")
         + "<p>AP tells how well the detections, ranked by score, find the boxes, from 0 to 100: "
         "the mean over the classes and over how closely a box must fit (IoU 0.50 to 0.95). "
         "AP50 asks for a loose fit, AP75 for a close one.</p>" + _at_best(test_set) + said
@@ -225,7 +225,9 @@ def _speed(found: Numbers) -> str:
     known = [(number, label) for number, label in entries if number != DASH]
     if not known:
         return note("The run's folder does not tell how long anything took.")
-    return (note(f"Measured on: {speed.device}.") if speed.device else "") + tiles(known)
+    return (note(f"Measured on: {speed.device}.") if speed.device else "") + tiles(
+        known, kind="times"
+    )
 
 
 def _milliseconds(seconds: float | None) -> str:

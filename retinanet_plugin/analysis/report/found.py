@@ -123,7 +123,8 @@ def _pictures(test_set: TestSet) -> str:
             f"Where it does worst and best of {examples.considered:,} test pictures, by F1 of "
             f"their boxes at the score {examples.threshold:.2f}. A tap makes a picture larger."
         )
-        + '<div data-controls="class score shown" class="sticky"></div><p data-tally></p>'
+        + '<div data-controls="class score" class="sticky"></div>'
+        + '<p data-tally></p><div data-controls="shown"></div>'
         + _shots("Worst", figures[:count])
         + _shots("Best", figures[count:])
     )

@@ -175,9 +175,7 @@
     for (const place of find("[data-controls]", room)) {
       const wanted = place.dataset.controls.split(" ");
       if (wanted.includes("class") && set.classes.length > 1) {
-        const line = element(place, "label");
-        element(line, "span", {}, "Class");
-        const choice = element(line, "select");
+        const choice = element(place, "select", { "aria-label": "class" });
         element(choice, "option", { value: "" }, "all classes");
         set.classes.forEach((name, i) => element(choice, "option", { value: i }, name));
         choice.addEventListener("change", () => { state.label = choice.value; changed(); });
@@ -190,7 +188,7 @@
         slider.addEventListener("input", () => { state.score = +slider.value; changed(); });
         watchers.push(() => {
           slider.value = state.score;
-          words.textContent = `Score at least ${state.score.toFixed(2)}`;
+          words.textContent = `score from ${state.score.toFixed(2)}`;
         });
       }
       if (wanted.includes("shown"))
@@ -336,7 +334,7 @@
   function confusion(matrix, set) {
     const place = matrix.closest("section").querySelector("[data-confusion]");
     const line = element(place, "label");
-    element(line, "span", {}, "Score at least");
+    element(line, "span", {}, "Score from");
     const choice = element(line, "select");
     set.confusions.forEach(({ threshold }, i) =>
       element(choice, "option", { value: i }, threshold.toFixed(2) + (i ? "" : " (best F1)")));
