@@ -5,8 +5,7 @@
 classes.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import UserError
+from .metrics import read_scalars
 
 LOG_KEY = "MODEL.RETINANET.LOG_LOSS_SHARES"
 COLUMNS = {
@@ -74,7 +74,7 @@ def read_run(folder: Path, name: str) -> Run:
     if not path.is_file():
         raise UserError(f"no file {path}; give the OUTPUT_DIR of a training run.")
     kept: list[dict[str, Any]] = []
-    for line in _lines(path):
+    for line in read_scalars(path):
         if {"iteration", *COLUMNS.values()} <= line.keys():
             while kept and kept[-1]["iteration"] >= line["iteration"]:
                 kept.pop()
@@ -89,20 +89,6 @@ def read_run(folder: Path, name: str) -> Run:
         np.array([line["iteration"] for line in kept]),
         {name: np.array([line[key] for line in kept], float) for name, key in COLUMNS.items()},
     )
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:  # of a run that was killed
-                    continue
-                if isinstance(line, dict):
-                    yield line
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def rows(runs: Sequence[Run]) -> dict[str, list[Any]]:

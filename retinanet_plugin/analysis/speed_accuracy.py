@@ -5,7 +5,6 @@ CPU's memory to its detections. Reading and resizing pictures is no part of it.
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +32,9 @@ from ..engine.fast import speed_up_inference
 from ..errors import UserError
 from ..tools.benchmark.measure import Run, seconds
 from ..tools.benchmark.models import imitate_training
+from .metrics import METRICS, last_metrics
 from .tables import TABLES, Row
 
-METRICS = ("AP", "AP50", "AP75")
 # Random weights are adapted to so many pictures, to the middle of so many pixels of each.
 _CALIBRATE, _CROP = 8, 320
 _PRETRAINED = "ImageNetPretrained"  # in the names of weights of a backbone alone
@@ -130,35 +129,13 @@ def _read_run(folder: Path, overrides: Sequence[str]) -> Subject:
     if _what_is_evaluated(cfg) == _what_is_evaluated(get_config(config)):
         number = weights.stem.removeprefix("model_")
         steps = int(number) + 1 if number.isdecimal() else cfg.SOLVER.MAX_ITER
-        metrics = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, steps)
+        known = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, steps)
+        metrics = {key: known[key] for key in METRICS if key in known} if known else None
     return Subject(str(folder), folder.resolve().name, cfg, metrics)
 
 
 def _what_is_evaluated(cfg: CfgNode) -> tuple[Any, ...]:
     return cfg.INPUT, cfg.TEST, cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR, cfg.DATASETS.TEST
-
-
-def last_metrics(path: Path, datasets: Sequence[str], steps: int) -> dict[str, float] | None:
-    """AP, AP50 and AP75 of a checkpoint's last evaluation in a ``metrics.json``, in percent.
-
-    Where nothing was detected, AP is not a number there, and 0 here.
-
-    Args:
-        datasets: that were evaluated on; of several, the first counts.
-        steps: that the checkpoint was trained. Lines of its evaluation bear this number, or
-            that of its last step, which is one less.
-    """
-    if not path.is_file():
-        return None
-    prefix = f"{datasets[0]}/bbox" if len(datasets) > 1 else "bbox"
-    for line in reversed(path.read_text().splitlines()):
-        try:
-            scalars = json.loads(line)
-        except ValueError:  # cut short
-            continue
-        if f"{prefix}/AP" in scalars and scalars.get("iteration") in (steps, steps - 1):
-            return _in_percent({key: scalars.get(f"{prefix}/{key}") for key in METRICS})
-    return None
 
 
 def _in_percent(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .speed_accuracy import METRICS, Measured
+from .metrics import METRICS
+from .speed_accuracy import Measured
 from .tables import TABLES
 
 # By backbone, the same in both charts; others follow in order.

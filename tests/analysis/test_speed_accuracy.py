@@ -19,7 +19,6 @@ from retinanet_plugin.analysis.speed_accuracy import (
     Subject,
     build_subject,
     inference,
-    last_metrics,
     noise_pictures,
     read_subject,
     time_in_turn,
@@ -65,23 +64,6 @@ def evaluation(ap: float, prefix: str = "bbox") -> dict[str, float]:
 
 
 # ---------------------------------------------------------------- which model
-
-
-def test_the_last_evaluation_counts(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    assert last_metrics(file, ["a"], 10) is None
-    lines = [evaluation(10.0), evaluation(30.0), {"iteration": 10, "total_loss": 0.5}]
-    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"bbox/AP": 50.0, "bb')
-    assert last_metrics(file, ["a"], 10) == {"AP": 30.0, "AP50": 50.0, "AP75": 35.0}
-    # By --eval-only of the same weights, and of others.
-    lines += [evaluation(40.0) | {"iteration": 10}, evaluation(50.0) | {"iteration": 3}]
-    file.write_text("\n".join(map(json.dumps, lines)))
-    assert last_metrics(file, ["a"], 10)["AP"] == 40.0
-    file.write_text(json.dumps(evaluation(1.0, "b/bbox") | evaluation(2.0, "a/bbox")))
-    assert last_metrics(file, ["a", "b"], 10) == {"AP": 2.0, "AP50": 22.0, "AP75": 7.0}
-    assert last_metrics(file, ["a"], 10) is None
-    file.write_text(json.dumps(evaluation(float("nan"))))
-    assert last_metrics(file, ["a"], 10) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 """What a run leaves on disk, and what that says: finished, diverged, to go on with, or changed."""
 
 import json
-import math
-import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ import yaml
 import retinanet_plugin
 
 from ...errors import UserError
+from ..metrics import METRICS, last_metrics, read_lines, read_scalars
 from ..outputs import write_json, write_text
 from .plan import Run
 
-METRICS = ("AP", "AP50", "AP75")
 # The trainer's sentence about a loss that is not finite, which is a result too.
 _DIVERGED = re.compile(r"training stopped at step (\d+): the loss is not finite")
 # detectron2's evaluator, about the network alone, at one picture a time.
@@ -103,7 +101,7 @@ def result_of(
         return Result(None, None, None, {}, int(found[1]), **common)
     datasets = run.cfg.DATASETS
     evaluated = ["own_test"] if datasets.OWN.TEST_JSON else datasets.TEST
-    metrics = _last_metrics(run.folder / "metrics.json", evaluated)
+    metrics = last_metrics(run.folder / "metrics.json", evaluated)
     if metrics is None:
         return None
     ap, ap50, ap75 = (metrics[key] for key in METRICS)
@@ -112,23 +110,10 @@ def result_of(
     return Result(ap, ap50, ap75, metrics, None, milliseconds=milliseconds, **common)
 
 
-def _last_metrics(path: Path, datasets: Sequence[str]) -> dict[str, float] | None:
-    """Of the last evaluation, on the first test set; nan, where nothing was detected, is 0."""
-    # detectron2 names the set where there are several, and sorts the keys.
-    prefix = f"{datasets[0]}/bbox/" if len(datasets) > 1 else "bbox/"
-    for line in reversed(read_lines(path)):
-        scalars = _parsed(line)
-        if f"{prefix}AP" in scalars:
-            own = {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
-            own |= {k: 0.0 for k in METRICS if math.isnan(own[k])}
-            return {k: v for k, v in own.items() if not math.isnan(v)}
-    return None
-
-
 def last_step(folder: Path, since: int = 0) -> int:
     """How many steps ``metrics.json`` tells of, from byte ``since`` on."""
-    for line in reversed(read_lines(folder / "metrics.json", last=100_000, since=since)):
-        if "iteration" in (scalars := _parsed(line)):
+    for scalars in reversed(read_scalars(folder / "metrics.json", last=100_000, since=since)):
+        if "iteration" in scalars:
             return int(scalars["iteration"]) + 1
     return 0
 
@@ -142,25 +127,6 @@ def last_sentence(log: Path, since: int = 0) -> str:
     lines = [line.strip() for line in read_lines(log, since=since) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1]
-
-
-def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[str]:
-    """The lines from byte ``since`` on, of the ``last`` bytes; none where there is no file."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(since, 0 if last is None else size - last))
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:  # cut short
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _read(path: Path, kind: type) -> Any:
