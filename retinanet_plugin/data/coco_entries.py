@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 Row = dict[str, Any]
 
 MAX_COORDINATE = 1e9  # far beyond any picture, far below where sums and areas overflow
 OUTSIDE_TOLERANCE = 1.0  # pixels: rounding and 1-based boxes; detectron2 clips this much away
+MAX_NAME = 250  # characters of a class's name
 _NUMBERS = {int, float}
+# C0 and C1, which terminals obey, Unicode's of line ends and writing direction, and surrogates
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,7 @@ class Field:
 
 def show(value: object) -> str:
     """``value`` as the JSON has it, on one line, printable and short."""
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-15:]}"
+    return printable(json.dumps(value, ensure_ascii=False), 80)
 
 
 def shortened(words: Iterable[object], most: int = 10) -> str:
@@ -238,7 +240,11 @@ def _is_side(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return type(value) is str and bool(value.strip())
+    return type(value) is str and bool(value.strip()) and not _CONTROL.search(value)
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and len(value) <= MAX_NAME
 
 
 def _stays_inside(name: str) -> bool:
@@ -282,13 +288,14 @@ def _is_outline(value: Any) -> bool:
     return any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in value)
 
 
+_TEXT = "a text that is not empty, without line breaks and other control characters"
 CATEGORY_FIELDS = (
     Field("id", is_id, "a whole number"),
-    Field("name", _is_text, "a text that is not empty"),
+    Field("name", _is_name, f"{_TEXT}, of at most {MAX_NAME} characters"),
 )
 PICTURE_FIELDS = (  # which picture an entry of images is of
     Field("id", is_id, "a whole number"),
-    Field("file_name", _is_text, "a text that is not empty"),
+    Field("file_name", _is_text, _TEXT),
     Field("file_name", _stays_inside, 'relative to the image folder, without drive or ".."'),
 )
 SIZE_FIELDS = tuple(

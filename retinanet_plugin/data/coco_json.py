@@ -8,11 +8,14 @@ merely left out, and can be known, is filled in.
 import codecs
 import json
 import os
+import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import UserError
 from .coco_entries import (
@@ -29,6 +32,8 @@ BAD_BOXES = ("error", "fix")
 MAX_BYTES = (
     2 * 1024**3
 )  # COCO's own largest file has 0.45 GB; reading one takes about 8 times its size
+MAX_DEPTH = 50  # lists and objects within each other; COCO's have 5
+_CHUNK = 2**24
 _LISTS = ("categories", "images", "annotations")
 _JSON_WORDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
@@ -133,6 +138,11 @@ def parse(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _decode(path: Path, raw: bytes) -> object:
+    if _depth(raw) > MAX_DEPTH:
+        raise UserError(
+            f"{path}: lists or objects are nested too deeply, more than {MAX_DEPTH} levels; a COCO "
+            "JSON needs 5"
+        )
     cut_short = f"{path}: the file ends in the middle, after {len(raw)} bytes; copy it again"
     try:
         return json.loads(raw.decode("utf-8"))
@@ -149,12 +159,29 @@ def _decode(path: Path, raw: bytes) -> object:
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             f"mend it there or export it again"
         ) from None
-    except RecursionError:
-        raise UserError(
-            f"{path}: lists or objects are nested too deeply to read; a COCO JSON needs 5 levels"
-        ) from None
     except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{path}: not usable as JSON ({error}); export it again") from None
+    except MemoryError:
+        raise UserError(
+            f"{path}: {len(raw)} bytes of JSON need more memory than this process may have, some 8 "
+            "times their number; leave out what boxes do not need (segmentation)"
+        ) from None
+
+
+def _depth(raw: bytes) -> int:
+    """How deeply the lists and objects of a JSON are nested, seen before anything is made of it."""
+    if b"\\" in raw:
+        raw = re.sub(rb"\\.", b"", raw, flags=re.DOTALL)  # what is escaped ends no text
+    marks = raw.translate(None, bytes(set(range(256)) - set(b'"[]{}')))
+    deepest = depth = 0
+    in_text = False
+    for start in range(0, len(marks), _CHUNK):
+        part = np.frombuffer(marks, np.uint8, min(_CHUNK, len(marks) - start), start)
+        text = np.logical_xor.accumulate(part == ord('"')) ^ in_text
+        steps = np.isin(part, list(b"[{")).astype(np.int8) - np.isin(part, list(b"]}"))
+        levels = depth + np.cumsum(np.where(text, 0, steps))
+        deepest, depth, in_text = max(deepest, levels.max()), levels[-1], text[-1]
+    return int(deepest)
 
 
 def _entries(path: Path, content: dict[str, Any], name: str) -> Entries:
