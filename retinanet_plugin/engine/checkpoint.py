@@ -1,9 +1,10 @@
 """Checkpoints read without running what they hold, and mistakes about them as sentences."""
 
+import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
@@ -53,15 +54,28 @@ class SafeCheckpointer(DetectionCheckpointer):
     admits numpy arrays and plain containers alone.
 
     Args:
-        complete: refuse weights that leave any parameter as it was, as evaluation must.
+        complete: refuse weights that leave any parameter as it was, or are of other ``classes``, as
+            evaluation must.
+        classes: names of the model's classes, saved beside it under "classes"; None: unknown.
 
     Raises:
         UserError: when loading a file that cannot be had, read, or fits nothing in the model.
     """
 
-    def __init__(self, *args: Any, complete: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        complete: bool = False,
+        classes: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._complete = complete
+        self._classes = classes and list(classes)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        known = {"classes": self._classes} if self._classes else {}
+        super().save(name, **known, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path:
@@ -118,22 +132,87 @@ class SafeCheckpointer(DetectionCheckpointer):
             ) from None
 
     def _load_model(self, checkpoint: Any) -> Any:
+        theirs = classes_in(checkpoint)
         incompatible = super()._load_model(checkpoint)
         parameters = [name for name, _ in self.model.named_parameters()]
-        left = set(incompatible.missing_keys) | {x[0] for x in incompatible.incorrect_shapes}
-        untouched = [name for name in parameters if name in left]
-        if untouched and (self._complete or len(untouched) == len(parameters)):
-            shapes = [
-                f"; {name} is {tuple(theirs)} there and {tuple(ours)} here"
-                for name, theirs, ours in incompatible.incorrect_shapes[:1]
-            ]
+        shapes = {name: others for name, *others in incompatible.incorrect_shapes}
+        absent = [x for x in parameters if x in set(incompatible.missing_keys) - shapes.keys()]
+        reshaped = [x for x in parameters if x in shapes]
+        used = len(parameters) - len(absent) - len(reshaped)
+        if used < len(parameters):
+            counts = _counted(len(parameters), absent, reshaped, shapes, incompatible)
+            if self._complete or not used:
+                raise UserError(
+                    f"MODEL.WEIGHTS: {counts}; {self._remedy(absent, reshaped, theirs)}."
+                )
+            logging.getLogger("retinanet_plugin").info(f"MODEL.WEIGHTS: {counts}.")
+        differing = _differing(theirs, self._classes)
+        if differing and self._complete:
             raise UserError(
-                f"MODEL.WEIGHTS: {len(untouched)} of the model's {len(parameters)} parameters are "
-                f"not in the checkpoint, or of another shape: {_shortened(untouched)}"
-                f"{''.join(shapes)}; give weights of this model, or the config that they were "
-                "trained with (number of classes, backbone)."
+                f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; name "
+                "the categories of the data set as there and in that order, or give weights that "
+                "were trained on these."
             )
         return incompatible
+
+    def _remedy(self, absent: list[str], reshaped: list[str], theirs: list[str] | None) -> str:
+        """What to do about weights that do not fit."""
+        if reshaped and not absent and all(x.startswith("head.") for x in reshaped):
+            known = f" (there: {len(theirs)}, {_shortened(theirs)})" if theirs else ""
+            return (
+                f"the backbone fits, but not the head: give the config that they were trained "
+                f"with, above all MODEL.RETINANET.NUM_CLASSES{known} and the anchors"
+            )
+        if any(x.startswith("backbone.") for x in (*absent, *reshaped)):
+            return (
+                "that is another backbone, or another kind of model: give the config that they "
+                "were trained with (MODEL.RESNETS.DEPTH and NORM, MODEL.FPN), or weights of this "
+                "model"
+            )
+        return "give weights of this model, or the config that they were trained with"
+
+
+def classes_in(checkpoint: dict[str, Any]) -> list[str] | None:
+    """The names of the classes that a checkpoint was trained on; None where it does not tell."""
+    classes = checkpoint.get("classes")
+    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return classes if is_list and classes else None
+
+
+def _counted(
+    num_parameters: int,
+    absent: list[str],
+    reshaped: list[str],
+    shapes: dict[str, Any],
+    incompatible: Any,
+) -> str:
+    """How many parameters of the model the checkpoint gives, with the first of those it lacks."""
+    parts = [
+        f"the checkpoint gives {num_parameters - len(absent) - len(reshaped)} of the model's "
+        f"{num_parameters} parameters"
+    ]
+    if reshaped:
+        there, here = shapes[reshaped[0]]
+        parts.append(
+            f"{len(reshaped)} are of another shape there ({reshaped[0]} is {tuple(there)} there "
+            f"and {tuple(here)} here)"
+        )
+    if absent:
+        parts.append(f"{len(absent)} are absent there ({_shortened(absent)})")
+    if unexpected := incompatible.unexpected_keys:
+        parts.append(f"{len(unexpected)} of its own are not used ({_shortened(unexpected)})")
+    return ", ".join(parts)
+
+
+def _differing(theirs: list[str] | None, ours: list[str] | None) -> str:
+    """In what two lists of classes differ, in words; nothing where they do not, or are unknown."""
+    if not theirs or not ours or theirs == ours:
+        return ""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} ({_shortened(theirs)}), here {len(ours)} ({_shortened(ours)})"
+    pairs = [(i, a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
+    number, there, here = pairs[0]
+    return f'{len(pairs)} of {len(ours)} differ, class {number} is "{there}" there, "{here}" here'
 
 
 def _of_zoo(data: dict[Any, Any], filename: str) -> dict[str, Any]:
