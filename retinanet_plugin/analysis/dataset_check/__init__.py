@@ -1,0 +1,1 @@
+"""All that is wrong with data sets, listed, shown and mended: ``tools.check_dataset``."""
