@@ -55,9 +55,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
-    # The next five make train_net.py faster; by all but the fourth sums come in another order, and
-    # so the last bits differ. Memory format of weights and features: True is what a CPU's
-    # convolutions, and a GPU's in half precision, work in.
+    # This and the next four make train_net.py faster; by all but KEEP_FREED_MEMORY sums come in
+    # another order, and so the last bits differ. Memory format of weights and features: True is
+    # what a CPU's convolutions, and a GPU's in half precision, work in.
     new.MODEL.CHANNELS_LAST = True
     # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
     # so are all batch norms of backbone and FPN.
@@ -100,9 +100,9 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are meant for the SOLVER.IMS_PER_BATCH that holds where
     # they are set (a _BASE_, the file on it, the command line), and are scaled for another.
     new.SOLVER.SCALE_TO_BATCH = True
+    new.SOLVER.EARLY_STOPPING = CfgNode()
     # Training ends after as many evaluations without a better TEST.BEST_METRIC; 0: it does not.
     # Needs TEST.EVAL_PERIOD.
-    new.SOLVER.EARLY_STOPPING = CfgNode()
     new.SOLVER.EARLY_STOPPING.PATIENCE = 0
     new.TEST = CfgNode()
     # What train_net.py evaluates in: float32, bfloat16 or float16.
