@@ -4,6 +4,8 @@ Importing registers the meta-architecture, head, anchor generator and losses in 
 and the quick start's data set by name; it does nothing else.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import UserError  # first, for Ctrl-C during the others
 
 # isort: split
@@ -17,6 +19,9 @@ from .modeling import (
     RetinaNetAnchorGenerator,
 )
 
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "DENSE_HEAD_REGISTRY",
     "FocalLossHead",
     "FocalRetinaNet",
+    "Predictor",
     "RetinaNetAnchorGenerator",
     "UserError",
     "add_retinanet_config",
@@ -31,3 +37,12 @@ __all__ = [
 ]
 
 _synthetic.register()
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor``, once it is asked for: training's engine comes with it."""
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

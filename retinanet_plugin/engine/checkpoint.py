@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from ..errors import UserError
 
@@ -71,7 +72,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._complete = complete
-        self._classes = classes and list(classes)
+        self._classes = list(classes) if classes else None
 
     def save(self, name: str, **kwargs: Any) -> None:
         known = {"classes": self._classes} if self._classes else {}
@@ -264,3 +265,12 @@ def local_file(path: str, source: str = "MODEL.WEIGHTS") -> str:
             "random weights."
         )
     return str(local)
+
+
+def read_classes(path: str) -> list[str] | None:
+    """The names of the classes that the checkpoint in a file was trained on, if it tells.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    return classes_in(SafeCheckpointer(nn.Module())._load_file(path))
