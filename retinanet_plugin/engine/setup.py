@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import os
 
 import torch
@@ -9,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import Registry
 
 from ..config import find_config, get_config
@@ -19,6 +19,8 @@ from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
 from .memory import keep_freed_memory
+from .progress import on_terminal, start_logs
+from .scaling import scale_schedule
 
 
 def choose_workers(num_gpus: int, num_machines: int) -> int:
@@ -70,10 +72,17 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     args.config_file = str(path)  # default_setup copies it into the log
     cfg = get_config(path, args.opts)
     training = not args.eval_only
+    scaled = scale_schedule(cfg, path, args.opts, comm.get_world_size())
     choose_device(cfg)
     check_names(cfg)
+    check_evaluation(cfg)
     check_output(cfg, training=training, resume=args.resume)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="retinanet_plugin")
+    start_logs(cfg.OUTPUT_DIR)
+    logger = logging.getLogger("retinanet_plugin")
+    if on_terminal():
+        logger.info(f"Everything is logged in {os.path.join(cfg.OUTPUT_DIR, 'log.txt')}")
+    for line in scaled if training else []:
+        logger.info(f"Schedule {line} (SOLVER.SCALE_TO_BATCH, SOLVER.REFERENCE_WORLD_SIZE)")
     check_weights(cfg, training=training, resume=args.resume)
     register_own_datasets(cfg, training=training)
     check_datasets(cfg, training=training)
@@ -114,6 +123,26 @@ def check_names(cfg: CfgNode) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} given for {workers} workers; give a "
             "multiple of their number."
+        )
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Looks at the keys of early stopping and of the best checkpoint, which need evaluations."""
+    patience, metric = cfg.SOLVER.EARLY_STOPPING.PATIENCE, cfg.TEST.BEST_METRIC
+    if patience < 0:
+        raise UserError(
+            f"SOLVER.EARLY_STOPPING.PATIENCE: {patience} given; give a number of evaluations, or 0 "
+            "to train to the end."
+        )
+    if patience and cfg.TEST.EVAL_PERIOD < 1:
+        raise UserError(
+            f"SOLVER.EARLY_STOPPING.PATIENCE: {patience} given, but TEST.EVAL_PERIOD is "
+            f"{cfg.TEST.EVAL_PERIOD}, so nothing is evaluated before the end; give the steps from "
+            "one evaluation to the next."
+        )
+    if metric.startswith("validation/") and not cfg.TEST.LOSS:
+        raise UserError(
+            f'TEST.BEST_METRIC: "{metric}" is not measured while TEST.LOSS is False; make it True.'
         )
 
 

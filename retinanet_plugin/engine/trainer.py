@@ -6,6 +6,7 @@ import os
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,32 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
+    inference_on_dataset,
+    print_csv_format,
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
 
 from ..data import ReadableDatasetMapper
 from ..errors import UserError, sentence_of
 from .amp import DTYPES, AutocastTrainer, autocast
 from .checkpoint import SafeCheckpointer
+from .evaluation import BestCheckpointer, Evaluation, StoppedEarly
 from .fast import speed_up, speed_up_inference
 from .pictures import draw_detections
+from .progress import ProgressLine, evaluation_progress, on_terminal
+from .validation import mapper_with_truth, validation_loss
+
+logger = logging.getLogger("retinanet_plugin")
 
 
 class Trainer(DefaultTrainer):
@@ -56,17 +67,35 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         # DefaultTrainer made detectron2's checkpointer just before; the hooks are to use ours.
+        model, folder, classes = self.model, self.cfg.OUTPUT_DIR, _classes(self.cfg.DATASETS.TRAIN)
         self.checkpointer = SafeCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            model, folder, classes=classes, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()
+        hooks = super().build_hooks()
+        writers = [w for h in hooks if isinstance(h, PeriodicWriter) for w in h._writers]
+        evaluation = Evaluation(
+            self.cfg,
+            self._evaluate_now,
+            [w for w in writers if not isinstance(w, CommonMetricPrinter)],
+            {name: _picture(self.cfg, name) for name in self.cfg.DATASETS.TEST},
+            BestCheckpointer(model, folder, classes=classes),
+        )
+        hooks = [evaluation if isinstance(h, EvalHook) else h for h in hooks]
+        return [ProgressLine(), *hooks] if on_terminal() else hooks
+
+    def _evaluate_now(self) -> OrderedDict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
     def train(self) -> Any:
         silence = _NoTracebackOfMistakes()
         log = logging.getLogger("detectron2.engine.train_loop")
         log.addFilter(silence)
+        results = None
         try:
-            return super().train()
+            results = super().train()
+        except StoppedEarly as reason:
+            logger.info(str(reason))
         except FloatingPointError as error:
             raise UserError(
                 f"training stopped at step {self.iter}: the loss is not finite; lower "
@@ -76,6 +105,9 @@ class Trainer(DefaultTrainer):
             ) from None
         finally:
             log.removeFilter(silence)
+        if self.cfg.TEST.REPORT and comm.is_main_process():
+            _report(Path(self.cfg.OUTPUT_DIR))
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -88,8 +120,9 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=ReadableDatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        mapper = ReadableDatasetMapper(cfg, is_train=False)
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, *, with_truth: bool = False) -> Any:
+        """With the ground truth if asked for, which a loss needs and a detector does not."""
+        mapper = mapper_with_truth(cfg) if with_truth else ReadableDatasetMapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -110,14 +143,25 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
-        for name in cfg.DATASETS.TEST:  # what an earlier evaluation left is not this one's
-            (inference_folder(cfg, name) / "coco_instances_results.json").unlink(missing_ok=True)
+        """As the base; a test set's losses are among its metrics if ``TEST.LOSS`` says so."""
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results: OrderedDict[str, Any] = OrderedDict()
         with autocast(torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]):
-            results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            for name in cfg.DATASETS.TEST:
-                _show(cfg, name)
-        return results
+            for i, name in enumerate(cfg.DATASETS.TEST):
+                for earlier in (_results(cfg, name), _picture(cfg, name)):
+                    earlier.unlink(missing_ok=True)
+                with validation_loss(cfg, model) as loss:
+                    evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
+                    loader = cls.build_test_loader(cfg, name, with_truth=loss is not None)
+                    both = DatasetEvaluators([evaluator, *([loss] if loss else [])])
+                    with evaluation_progress(loader, name) as pictures:
+                        results[name] = inference_on_dataset(model, pictures, both)
+                if comm.is_main_process():
+                    logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
+                    print_csv_format(results[name])
+                    _show(cfg, name)
+        return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, *, resume: bool) -> OrderedDict[str, Any]:
@@ -126,10 +170,11 @@ class Trainer(DefaultTrainer):
         The metrics are added to ``metrics.json`` as a line of their own.
         """
         model = cls.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR, complete=True)
+        classes = _classes(cfg.DATASETS.TEST)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True, classes=classes)
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         how = speed_up_inference(model, cfg)
-        logging.getLogger("retinanet_plugin").info(f"Evaluating in {how}")
+        logger.info(f"Evaluating in {how}")
         results = cls.test(cfg, model)
         if comm.is_main_process():
             scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}
@@ -144,7 +189,13 @@ class _NoTracebackOfMistakes(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         is_mistake = error is not None and sentence_of(error) is not None
-        return not (is_mistake or isinstance(error, FloatingPointError))
+        return not (is_mistake or isinstance(error, FloatingPointError | StoppedEarly))
+
+
+def _classes(datasets: Sequence[str]) -> list[str] | None:
+    """Their names, if the data set tells."""
+    names: list[str] | None = MetadataCatalog.get(datasets[0]).get("thing_classes")
+    return names
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
@@ -153,19 +204,36 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
     return folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
 
 
+def _results(cfg: CfgNode, dataset_name: str) -> Path:
+    return inference_folder(cfg, dataset_name) / "coco_instances_results.json"
+
+
+def _picture(cfg: CfgNode, dataset_name: str) -> Path:
+    return inference_folder(cfg, dataset_name) / "pictures.png"
+
+
 def _show(cfg: CfgNode, dataset_name: str) -> None:
     """Says if COCO's evaluation had nothing to judge, and draws what was found."""
-    folder = inference_folder(cfg, dataset_name)
-    found = folder / "coco_instances_results.json"
+    found = _results(cfg, dataset_name)
     if not found.is_file():  # another data set's metrics
         return
     if not json.loads(found.read_text()):
-        print(
+        logger.info(
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
-            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number.",
-            flush=True,
+            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number."
         )
     if cfg.TEST.DRAW_PICTURES > 0:
-        picture = folder / "pictures.png"
+        picture = _picture(cfg, dataset_name)
         draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
-        print(f"Predictions beside ground truth: {picture}", flush=True)
+        logger.info(f"Predictions beside ground truth: {picture}")
+
+
+def _report(folder: Path) -> None:
+    """A page about the run; what goes wrong with it is no fault of the run."""
+    try:
+        from ..analysis.report import write_report  # it needs what only pages need
+
+        logger.info(f"Report: {write_report(folder)}")
+    except Exception as error:
+        reason = sentence_of(error) or f"{type(error).__name__}: {error}"
+        logger.warning(f"no report was written ({reason})")

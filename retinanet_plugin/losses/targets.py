@@ -1,6 +1,7 @@
 """What goes between a dense head and its classification loss, whichever the loss is."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -94,6 +95,23 @@ def send(parts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
     return joined.to(device, non_blocking=pinned).split([len(x) for x in parts])
 
 
+_counted: list[int] | None = None
+
+
+@contextmanager
+def counted_alone() -> Iterator[list[int]]:
+    """Where :func:`mean_over_workers` takes this worker for the only one; gives what it counted.
+
+    For workers that do not keep step, as in an evaluation.
+    """
+    global _counted
+    _counted = []
+    try:
+        yield _counted
+    finally:
+        _counted = None
+
+
 def mean_over_workers(count: int, device: torch.device) -> Tensor:
     """What each worker divides a sum by, for a mean over what ``count`` counts in all of them.
 
@@ -103,6 +121,9 @@ def mean_over_workers(count: int, device: torch.device) -> Tensor:
     Returns:
         a scalar, float32.
     """
+    if _counted is not None:
+        _counted.append(count)
+        return torch.full((), max(float(count), 1.0), device=device)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     workers = torch.distributed.get_world_size() if distributed else 1
     # Filled, not copied there: a copy of a number on the CPU would be waited for.
