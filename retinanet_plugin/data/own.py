@@ -24,6 +24,10 @@ from .pictures import check_pictures, names_in
 OWN_TRAIN = "own_train"
 OWN_TEST = "own_test"
 FROM_DATA = -1  # MODEL.RETINANET.NUM_CLASSES: as many as the data set declares
+_OTHER_FORMATS = {".xml": "Pascal VOC", ".csv": "CSV"} | dict.fromkeys(
+    (".yaml", ".yml", ".txt"), "YOLO"
+)
+_CONVERT = "python -m retinanet_plugin.tools.convert_dataset"
 _PATHS = ("json_file", "image_root", "dirname", "image_dir")  # in metadata of detectron2's sets
 
 logger = logging.getLogger(__name__)
@@ -106,6 +110,12 @@ def find_own_sets(cfg: CfgNode, training: bool = True) -> Iterator[OwnSet]:
         json_key, images_key = f"{split}_JSON", f"{split}_IMAGES"
         if not own[json_key] or (split == "TRAIN" and not training):
             continue
+        other = _OTHER_FORMATS.get(os.path.splitext(own[json_key])[1].lower())
+        if other:
+            raise UserError(
+                f'DATASETS.OWN.{json_key} "{own[json_key]}": looks like {other}, but must be a '
+                f"COCO JSON; {_CONVERT} INPUT OUT makes it from that, and a config"
+            )
         if not own[images_key] and not own.TRAIN_IMAGES:
             raise UserError(
                 f"DATASETS.OWN.{json_key} is set but DATASETS.OWN.{images_key} is not; name the "
@@ -131,6 +141,7 @@ def _existing(own: CfgNode, key: str, *, folder: bool) -> Path:
         f'DATASETS.OWN.{key} "{given}": no {"folder" if folder else "file"} {path}'
         f"{did_you_mean(path.name, names_in(path.parent))}; correct it, or DATASETS.OWN.ROOT "
         f'("{own.ROOT}"), which it is relative to'
+        f"{'' if folder else f' (VOC, YOLO and CSV become a COCO JSON by {_CONVERT})'}"
     )
 
 

@@ -242,6 +242,15 @@ def test_train_and_test_must_declare_the_same(
         ),
         ({"TRAIN_IMAGES": ""}, "TRAIN_JSON is set but DATASETS.OWN.TRAIN_IMAGES is not; name the"),
         ({"BAD_BOXES": "fixx"}, 'BAD_BOXES: unknown value "fixx"; known: error, fix (did you mean'),
+        ({"TRAIN_JSON": "voc"}, "(VOC, YOLO and CSV become a COCO JSON by python -m retinanet_plu"),
+        (
+            {"TRAIN_JSON": "a/00001.XML"},
+            'TRAIN_JSON "a/00001.XML": looks like Pascal VOC, but must be a COCO JSON; '
+            "python -m retinanet_plugin.tools.convert_dataset INPUT OUT makes it from that, and",
+        ),
+        ({"TRAIN_JSON": "data.yaml", "TRAIN_IMAGES": ""}, '"data.yaml": looks like YOLO, but must'),
+        ({"TRAIN_JSON": "labels/1.txt"}, 'TRAIN_JSON "labels/1.txt": looks like YOLO, but must be'),
+        ({"TEST_JSON": "boxes.csv"}, 'OWN.TEST_JSON "boxes.csv": looks like CSV, but must be a C'),
         (
             {"TRAIN_JSON": "", "TEST_JSON": ""},
             "names an image folder but no JSON; set DATASETS.OWN",
