@@ -2,8 +2,6 @@
 
 import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,37 +13,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..errors import UserError
-
-# All that the pickles of detectron2's model zoo need: numpy arrays, in numpy 1's and 2's spelling.
-_HARMLESS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays and plain containers; anything else could run code when loaded."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _load_arrays(file: BinaryIO) -> Any:
-    return _ArrayUnpickler(file, encoding="latin1").load()
+from ..errors import UserError, printable
+from .unpickle import check_stored, load_arrays
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -90,7 +59,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Any:
         kind = Path(filename).suffix
         if kind == ".pkl":
-            checkpoint = _of_zoo(self._read(filename, _load_arrays), filename)
+            checkpoint = _of_zoo(self._read(filename, load_arrays), filename)
         elif kind == ".pyth":
             weights = self._read(filename, lambda _: self._torch_load(filename)).get("model_state")
             checkpoint = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
@@ -111,6 +80,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, filename: str) -> Any:
+        check_stored(filename)
         with PathManager.open(filename, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -121,11 +91,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             if not isinstance(content, dict):
                 raise TypeError(f"it holds a {type(content).__name__}")
             return content
-        except (
-            *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError),
-            *(AssertionError, AttributeError, IndexError, ImportError, OSError, zipfile.BadZipFile),
-        ) as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+        except Exception as error:  # what is damaged raises nearly anything
+            reason = printable(str(error).strip().split("\n")[0], 200) or type(error).__name__
             raise UserError(
                 f"MODEL.WEIGHTS: {filename} is no checkpoint that can be read safely ({reason}); "
                 "give a .pth of tensors or a .pkl of numpy arrays, or fetch the file anew if it is "

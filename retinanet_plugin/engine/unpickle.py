@@ -1,0 +1,201 @@
+"""Pickles of numpy arrays and plain containers, as detectron2's model zoo has them, and no others.
+
+A pickle is a program. The words of it that name a function or class get stand-ins from here, which
+check what they are given: numpy's own would let it make arrays of pointers, or of any size.
+"""
+
+import io
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from ..errors import printable
+
+_KEYS = (str, bytes, int, float, type(None))  # of dictionaries: hashing nested tuples may not end
+_NUMBERS_AND_TEXT = "biufcSU"  # kinds of dtype
+
+
+def load_arrays(file: BinaryIO) -> Any:
+    """What a pickle holds, by Python's own reader in Python, whose steps can be checked.
+
+    Time and memory are bounded by the size of the file.
+
+    Raises:
+        pickle.UnpicklingError: for what asks for anything else; and what the reader raises where a
+            file is damaged, which is nearly anything.
+    """
+    return _Unpickler(io.BytesIO(file.read()), encoding="latin1").load()
+
+
+def check_stored(path: str) -> None:
+    """Refuses a ``.pth`` that unpacks to more than it has on disk; PyTorch compresses none.
+
+    Raises:
+        pickle.UnpicklingError: for one that does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > os.path.getsize(path):
+            raise pickle.UnpicklingError(
+                f"it unpacks from {os.path.getsize(path)} to {unpacked} bytes, which no checkpoint "
+                "of PyTorch does"
+            )
+
+
+class _DType:
+    """A dtype of numbers or text, by name and byte order; all else that it may be is refused."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        self.plain = np.dtype(name if type(name) is str else "O")
+        if self.plain.kind not in _NUMBERS_AND_TEXT:
+            raise pickle.UnpicklingError(f"it asks for numpy.dtype {printable(repr(name), 80)}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *parts = state
+        if parts[:3] != [None, None, None]:
+            raise pickle.UnpicklingError("it asks for a numpy.dtype of several fields")
+        if order in ("<", ">"):
+            self.plain = self.plain.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """An array that is filled once, with as many bytes as its shape and dtype need."""
+
+    def __new__(cls, *_: Any) -> "_Array":
+        raise pickle.UnpicklingError("it asks for numpy.ndarray without its content")
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin1") if type(data) is str else data  # as Python 2 wrote it
+        fits = len(data) == math.prod(shape) * dtype.plain.itemsize and min(shape, default=0) >= 0
+        if type(data) is not bytes or not fits:
+            raise pickle.UnpicklingError("it asks for an array of more or less than it holds")
+        state = (1, shape, dtype.plain, bool(fortran), data)
+        super().__setstate__(state)
+
+
+def _reconstruct(kind: type, shape: tuple[int, ...], code: object) -> np.ndarray:
+    return np.ndarray.__new__(_Array, (0,), np.int8)
+
+
+def _from_buffer(data: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> np.ndarray:
+    array = np.frombuffer(data, dtype.plain)
+    return array.reshape(shape, order="F" if order == "F" else "C").copy()
+
+
+def _scalar(dtype: _DType, data: bytes | str) -> Any:
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, dtype.plain, 1)[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {printable(repr(encoding), 80)}")
+    return text.encode("latin1")
+
+
+def _empty() -> bytes:
+    return b""
+
+
+class _Dict(dict[Any, Any]):
+    """For ``OrderedDict``, without the attributes that PyTorch's state dictionaries have."""
+
+    def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()) -> None:
+        super().__init__()
+        for key, value in pairs:
+            self[_key(key)] = value
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _Array,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _empty,
+    ("collections", "OrderedDict"): _Dict,
+}
+for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and 2
+    _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
+    _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+def _key(key: Any) -> Any:
+    if not isinstance(key, _KEYS):
+        raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a dictionary's key")
+    return key
+
+
+class _Unpickler(pickle._Unpickler):
+    """With a check before each step that could change more than what it makes."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    metastack: list[list[Any]]
+    read: Callable[[int], bytes]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {printable(f'{module}.{name}', 80)}")
+        return _STAND_INS[module, name]
+
+    def check_pair(self) -> None:
+        target, key, _ = self.stack[-3:]
+        self._check_dictionary(target, [key])
+
+    def check_pairs(self) -> None:
+        self._check_dictionary(self.metastack[-1][-1], self.stack[::2])
+
+    def check_new_pairs(self) -> None:
+        self._check_dictionary({}, self.stack[::2])
+
+    def check_filled(self) -> None:
+        if type(self.stack[-2]) not in (_Array, _DType, _Dict):
+            raise pickle.UnpicklingError(f"it fills a {type(self.stack[-2]).__name__}")
+
+    def refuse_set(self) -> None:
+        raise pickle.UnpicklingError("it holds a set")
+
+    def load_bytearray8(self) -> None:
+        """As the base, which makes room for what the pickle claims before it has read it."""
+        length = int.from_bytes(self.read(8), "little")
+        data = self.read(length)
+        if len(data) < length:
+            raise pickle.UnpicklingError("pickle data was truncated")
+        self.stack.append(bytearray(data))
+
+    def _check_dictionary(self, target: object, keys: list[Any]) -> None:
+        if not isinstance(target, dict):
+            raise pickle.UnpicklingError(f"it puts keys into a {type(target).__name__}")
+        for key in keys:
+            _key(key)
+
+
+def _first(check: Callable[[Any], None], step: Callable[[Any], None]) -> Callable[[Any], None]:
+    def checked(unpickler: Any) -> None:
+        check(unpickler)
+        step(unpickler)
+
+    return checked
+
+
+for _code, _check in {
+    pickle.SETITEM: _Unpickler.check_pair,
+    pickle.SETITEMS: _Unpickler.check_pairs,
+    pickle.DICT: _Unpickler.check_new_pairs,
+    pickle.BUILD: _Unpickler.check_filled,
+    pickle.EMPTY_SET: _Unpickler.refuse_set,
+    pickle.FROZENSET: _Unpickler.refuse_set,
+    pickle.ADDITEMS: _Unpickler.refuse_set,
+}.items():
+    _Unpickler.dispatch[_code[0]] = _first(_check, _Unpickler.dispatch[_code[0]])
+_Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _Unpickler.load_bytearray8
