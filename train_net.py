@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains and evaluates RetinaNet from a YAML config, on detectron2's trainer.
+r"""Trains and evaluates RetinaNet from a YAML config, on detectron2's trainer.
 
     python train_net.py --config-file configs/retinanet_R50_FPN_1x.yaml --num-gpus 8
     python train_net.py --config-file configs/retinanet_R50_FPN_1x.yaml --eval-only \

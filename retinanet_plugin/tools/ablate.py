@@ -1,4 +1,4 @@
-"""Repeats the paper's tables: runs their rows, and shows the results beside the paper's.
+r"""Repeats the paper's tables: runs their rows, and shows the results beside the paper's.
 
     python -m retinanet_plugin.tools.ablate --list
     python -m retinanet_plugin.tools.ablate b_gamma --data quickstart --jobs 2

@@ -1,4 +1,4 @@
-"""Which boxes of a data set have no anchor near them, and which anchors would fit better.
+r"""Which boxes of a data set have no anchor near them, and which anchors would fit better.
 
     python -m retinanet_plugin.tools.anchor_coverage --config-file configs/quickstart.yaml
     python -m retinanet_plugin.tools.anchor_coverage --config-file configs/bccd_R18_FPN.yaml \
@@ -27,34 +27,17 @@ from ..config import get_config
 from ..data import check_datasets, register_own_datasets
 from ..data.own import FROM_DATA
 from ..engine import import_code
-from ..engine.imports import add_option
 from ..engine.setup import check_names
 from ..errors import UserError, did_you_mean, one_sentence
 from ..modeling import AnchorAssigner
+from .words import looking_at_data
 
 _SPLITS = ("train", "test")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.anchor_coverage",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words.add_argument("--config-file", required=True, help="file or shipped name")
-    words.add_argument(
-        "--dataset",
-        default="train",
-        help="train or test, the config's, or the name of a registered one; default: train",
-    )
-    words.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/anchor_coverage"
-    )
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    add_option(words)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
-    return words
+    return looking_at_data("anchor_coverage", __doc__, split="train")
 
 
 def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:

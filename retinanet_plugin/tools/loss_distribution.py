@@ -1,4 +1,4 @@
-"""Which samples hold a trained model's loss, for several gammas: figure 4 of the paper.
+r"""Which samples hold a trained model's loss, for several gammas: figure 4 of the paper.
 
     python -m retinanet_plugin.tools.loss_distribution --config-file configs/quickstart.yaml \
         MODEL.WEIGHTS output/quickstart/model_final.pth
@@ -27,11 +27,10 @@ from ..analysis.outputs import output_files, write_csv, write_figure, write_json
 from ..config import get_config
 from ..data import ReadableDatasetMapper, check_datasets, register_own_datasets
 from ..engine import SafeCheckpointer, Trainer, import_code
-from ..engine.imports import add_option
 from ..engine.setup import check_names, check_weights, choose_device
 from ..errors import UserError, did_you_mean, one_sentence
 from ..modeling import FocalRetinaNet
-from .words import whole
+from .words import looking_at_data, whole
 
 _SPLITS = ("test", "train")
 _AGREE = 1e-4  # relative
@@ -40,26 +39,10 @@ _LARGEST_GAMMA = 20  # with which the loss of the easiest is still a number of f
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.loss_distribution",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words.add_argument("--config-file", required=True, help="file or shipped name")
-    words.add_argument(
-        "--dataset",
-        default="test",
-        help="test or train, the config's, or the name of a registered one; default: test",
-    )
+    words = looking_at_data("loss_distribution", __doc__, split="test")
     words.add_argument("--pictures", type=whole(1), help="so many, evenly spread; default: all")
     words.add_argument("--batch-size", type=whole(1), default=1, help="pictures at a time")
     words.add_argument("--gammas", nargs="+", default=[f"{g:g}" for g in PAPER_GAMMAS])
-    words.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/loss_distribution"
-    )
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    add_option(words)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     return words
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds a picture and AP of several models, beside the paper's figure 2.
+r"""Milliseconds a picture and AP of several models, beside the paper's figure 2.
 
     python -m retinanet_plugin.tools.speed_accuracy output/quickstart
     python -m retinanet_plugin.tools.speed_accuracy output/bccd_R18_FPN/ \

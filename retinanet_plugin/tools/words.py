@@ -2,6 +2,35 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+
+from ..engine.imports import add_option
+
+
+def looking_at_data(name: str, description: str | None, split: str) -> argparse.ArgumentParser:
+    """The command line of a tool that looks at a data set of a config.
+
+    Args:
+        name: of the tool.
+        split: of the config, which is looked at unless ``--dataset`` says otherwise.
+    """
+    other = "test" if split == "train" else "train"
+    words = argparse.ArgumentParser(
+        prog=f"python -m retinanet_plugin.tools.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words.add_argument("--config-file", required=True, help="file or shipped name")
+    words.add_argument(
+        "--dataset",
+        default=split,
+        help=f"{split} or {other}, the config's, or the name of a registered one; default: {split}",
+    )
+    words.add_argument("--out", type=Path, metavar="FOLDER", help=f"default: OUTPUT_DIR/{name}")
+    words.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_option(words)
+    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
+    return words
 
 
 def whole(least: int) -> Callable[[str], int]:
