@@ -104,6 +104,14 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # Training ends after as many evaluations without a better TEST.BEST_METRIC; 0: it does not.
     # Needs TEST.EVAL_PERIOD.
     new.SOLVER.EARLY_STOPPING.PATIENCE = 0
+    # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD steps stay; 0: all.
+    new.SOLVER.KEEP_CHECKPOINTS = 0
+    # How many steps whose loss or gradients are not finite are left out; one more ends training.
+    new.SOLVER.SKIP_NOT_FINITE = 0
+    new.DATALOADER = CfgNode()
+    # How many pictures that cannot be read are replaced by others, in each process; one more ends
+    # training.
+    new.DATALOADER.SKIP_UNREADABLE = 0
     new.TEST = CfgNode()
     # What train_net.py evaluates in: float32, bfloat16 or float16.
     new.TEST.DTYPE = "float32"
