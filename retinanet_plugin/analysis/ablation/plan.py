@@ -4,9 +4,8 @@ A row is what its configuration says beside the shipped ones at the top of ``con
 its anchors, and so on. Everything else, the schedule included, is the data's configuration's.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -14,14 +13,13 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ...config import find_config, get_config
 from ...config_file import load_yaml, shipped_configs
 from ...engine import import_code
 from ...errors import UserError, did_you_mean
-from ...modeling import CLS_LOSS_REGISTRY, DENSE_HEAD_REGISTRY
 from ..tables import TABLES, Row, Table
+from .settings import digest_of, leaves, settings_of, uses
 
 PAPER = "coco"  # the data that the rows' configurations name themselves
 _ABLATIONS = "ablations"
@@ -34,12 +32,6 @@ _NEVER_A_ROWS = ("DATASETS.", "OUTPUT_DIR", "SEED", "VERSION")
 _DEPTHS = (18, 34, 50, 101, 152)
 _LARGEST = 800  # pixels, of the paper's pictures
 _SMALLEST_ANCHOR = 4.0  # strides, of the paper's anchors
-# What a result does not depend on.
-_IRRELEVANT = (
-    *("OUTPUT_DIR", "VERSION", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.DRAW_PICTURES"),
-    *("SOLVER.CHECKPOINT_PERIOD", "VIS_PERIOD", "MODEL.KEEP_FREED_MEMORY"),
-    "MODEL.RETINANET.LOG_LOSS_SHARES",
-)
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,7 @@ class Run:
     @property
     def digest(self) -> str:
         """Of the settings."""
-        text = json.dumps(self.settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(json.dumps(self.settings, sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
@@ -277,7 +268,7 @@ class _Maker:
         named = [*lines, *schedule, *overrides[::2]]
         content = {"_BASE_": str(base), **_nested({key: _get(cfg, key) for key in named})}
         # The table's rows stay what they are when one's own code joins them.
-        code = self.code if is_own or _of_code(cfg, self.code) else []
+        code = self.code if is_own or uses(cfg, self.code) else []
         return tuple(self._run(row, cfg.clone(), content, code, seed) for seed in self.seeds)
 
     def _run(
@@ -290,12 +281,12 @@ class _Maker:
             seed=seed,
             cfg=cfg,
             content={**content, "SEED": seed},
-            settings=_settings(cfg, code),
+            settings=settings_of(cfg, code),
         )
 
     def _lines(self, row: Row, path: Path) -> dict[str, Any]:
         """The keys that are the row's own, with their values."""
-        own = dict(_leaves(_own_lines(path)))
+        own = dict(leaves(_own_lines(path)))
         if row.name not in self.of_table:
             own = {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
             return self._lines_of_options() | own
@@ -365,14 +356,6 @@ def _own_lines(path: Path) -> dict[str, Any]:
     return load_yaml(path, leave_out=lambda file: file.resolve().parent == top)
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _get(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
@@ -410,31 +393,3 @@ def _schedule(cfg: CfgNode, steps: int | None) -> dict[str, Any]:
         "TEST.EVAL_PERIOD": scaled(cfg.TEST.EVAL_PERIOD),
     }
     return {key: value for key, value in schedule.items() if value != _get(cfg, key)}
-
-
-def _settings(cfg: CfgNode, code: Sequence[ModuleType]) -> dict[str, Any]:
-    """The configuration, and the person's own code where it is used."""
-    settings = {k: v for k, v in _leaves(cfg) if k not in _IRRELEVANT}
-    for module in code:
-        file = Path(module.__file__ or "")
-        if file.is_file():
-            packages = module.__name__.split(".")[: None if hasattr(module, "__path__") else -1]
-            name = "/".join([*packages, file.name])
-            settings[f"--import {name}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return dict(json.loads(json.dumps(settings)))
-
-
-def _of_code(cfg: CfgNode, code: Sequence[ModuleType]) -> bool:
-    """Whether anything that the configuration names is registered by ``code``."""
-    named = (
-        (META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
-        (BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
-        (ANCHOR_GENERATOR_REGISTRY, cfg.MODEL.ANCHOR_GENERATOR.NAME),
-        (DENSE_HEAD_REGISTRY, cfg.MODEL.RETINANET.HEAD_NAME),
-        (CLS_LOSS_REGISTRY, cfg.MODEL.RETINANET.CLS_LOSS),
-    )
-    packages = tuple(f"{module.__name__}." for module in code)
-    return any(
-        name in registry and f"{registry.get(name).__module__}.".startswith(packages)
-        for registry, name in named
-    )
