@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
+from ..data.pictures import read_picture
 from ..errors import UserError
 
 _NUM_RANGE_SIZES = 5  # of a range of picture sizes
@@ -80,7 +81,7 @@ def read_boxes(names: Sequence[str], track: Callable[[Any], Iterable[Any]] = ite
 def _size_of(entry: Mapping[str, Any]) -> tuple[int, int]:
     if "height" in entry and "width" in entry:
         return entry["height"], entry["width"]
-    height, width = detection_utils.read_image(entry["file_name"]).shape[:2]
+    height, width = read_picture(entry["file_name"], "BGR").shape[:2]
     return height, width
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import as_tensor
+
+from ..data.pictures import read_picture
 
 _WIDTH = 420  # pixels of each drawn picture
 _CAPTION = 28  # pixels of the line above it
@@ -50,7 +52,7 @@ def draw_detections(
 
 
 def _row(picture: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
-    image = detection_utils.read_image(picture["file_name"], "RGB")
+    image = read_picture(picture["file_name"], "RGB")
     scale = _WIDTH / image.shape[1]
     truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(
         {**picture, "annotations": [_box_only(a) for a in picture.get("annotations", [])]}
