@@ -20,7 +20,7 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
-from .config import get_config
+from .config import find_config, get_config
 from .data import register_own_datasets
 from .data.coco_json import read_coco
 from .data.pictures import read_picture, reason_of
@@ -40,7 +40,8 @@ class Predictor:
     Args:
         config: YAML file, the name of one that the plugin ships, or a configuration; None: the
             ``config.yaml`` that training has left beside the weights.
-        weights: checkpoint of the whole model; None: ``MODEL.WEIGHTS`` of the config.
+        weights: checkpoint of the whole model; None: ``model_best.pth`` or ``model_final.pth`` that
+            training has left beside the config, else the config's ``MODEL.WEIGHTS``.
         device: where to work, such as "cuda:1" or "cpu"; None: the config's ``MODEL.DEVICE``, and
             the CPU where there is no GPU.
         score_threshold: detections score above it; None: ``MODEL.RETINANET.SCORE_THRESH_TEST``.
@@ -54,6 +55,10 @@ class Predictor:
     Attributes:
         classes: names by class index: the checkpoint's, else those of the config's data set where
             that is known, else numbers.
+        category_ids: by class index: those of the config's data set where it is a registered one
+            with these classes, else 1, 2, ...
+        kept_classes: indices of those that are kept; None: all.
+        score_threshold: of detections.
         model: the network, in eval mode.
         cfg: its configuration.
 
@@ -97,11 +102,13 @@ class Predictor:
         self.cfg = cfg
         self.model = model.eval()
         self.batch_size = batch_size
+        self.score_threshold = float(cfg.MODEL.RETINANET.SCORE_THRESH_TEST)
         num_classes = int(cfg.MODEL.RETINANET.NUM_CLASSES)
-        self.classes = classes_in(loaded) or _classes_of_data(cfg) or []
+        self.classes = classes_in(loaded) or _classes_of_data(cfg)
         if len(self.classes) != num_classes:
             self.classes = [str(i) for i in range(num_classes)]
-        self._kept = None if classes is None else _indices(classes, self.classes)
+        self.category_ids = _category_ids(cfg, self.classes)
+        self.kept_classes = None if classes is None else _indices(classes, self.classes)
         self._channels = channels
         self._augment = AugmentationList(build_augmentation(cfg, is_train=False))
 
@@ -128,8 +135,11 @@ class Predictor:
         (found,) = self.stream([pictures])  # type: ignore[list-item]
         return found
 
-    def stream(self, pictures: Iterable[Picture]) -> Iterator[Instances]:
-        """The detections of one picture after another, of which few are in memory at a time."""
+    def stream(
+        self, pictures: Iterable[Picture], batch_size: int | None = None
+    ) -> Iterator[Instances]:
+        """The detections of one picture after another, of which a batch is in memory at a time."""
+        batch_size = batch_size or self.batch_size
         batch: list[dict[str, Any]] = []
         for picture in pictures:
             resized = self._prepare(picture)
@@ -137,7 +147,7 @@ class Predictor:
                 yield from self._detect(batch)
                 batch = []
             batch.append(resized)
-            if len(batch) == self.batch_size:
+            if len(batch) == batch_size:
                 yield from self._detect(batch)
                 batch = []
         if batch:
@@ -186,8 +196,8 @@ class Predictor:
             results = self.model(batch)
         for result in results:
             found = result["instances"].to("cpu")
-            if self._kept is not None:
-                found = found[torch.isin(found.pred_classes, self._kept)]
+            if self.kept_classes is not None:
+                found = found[torch.isin(found.pred_classes, self.kept_classes)]
             yield found
 
 
@@ -209,12 +219,23 @@ def _config(
         cfg.merge_from_list(list(overrides))
     else:
         cfg = get_config(config, overrides)
+        if weights is None and "MODEL.WEIGHTS" not in overrides:
+            weights = _weights_beside(find_config(config))
     if weights is not None:
         cfg.MODEL.WEIGHTS = str(weights)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS: empty, so there is no model; give a checkpoint.")
     cfg.MODEL.WEIGHTS = local_file(cfg.MODEL.WEIGHTS)
     return cfg
+
+
+def _weights_beside(config: Path) -> Path | None:
+    """What a run has left in the folder of its config; another config's neighbours are not its."""
+    if config.name == "config.yaml":
+        for name in ("model_best.pth", "model_final.pth"):
+            if (weights := config.with_name(name)).is_file():
+                return weights
+    return None
 
 
 def _resolve_num_classes(cfg: CfgNode) -> None:
@@ -226,18 +247,29 @@ def _resolve_num_classes(cfg: CfgNode) -> None:
             register_own_datasets(cfg, training=True)
 
 
-def _classes_of_data(cfg: CfgNode) -> list[str] | None:
+def _classes_of_data(cfg: CfgNode) -> list[str]:
     """Names that the config's data set declares, where it is at hand."""
     own = cfg.DATASETS.OWN
     if name := own.TRAIN_JSON or own.TEST_JSON:
         with suppress(UserError):
             json_file = Path(own.ROOT).expanduser() / Path(name).expanduser()
             return list(read_coco(json_file, bad_boxes="fix").classes.values())
-        return None
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in MetadataCatalog and (classes := MetadataCatalog.get(name).get("thing_classes")):
-            return list(classes)
-    return None
+        return []
+    return next((x.thing_classes for x in _metadata(cfg) if x.get("thing_classes")), [])
+
+
+def _category_ids(cfg: CfgNode, classes: list[str]) -> list[int]:
+    for metadata in _metadata(cfg):
+        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        if metadata.get("thing_classes") == classes and len(ids) == len(classes):
+            return sorted(ids, key=ids.__getitem__)
+    return list(range(1, len(classes) + 1))
+
+
+def _metadata(cfg: CfgNode) -> list[Any]:
+    """Of the config's data sets that are registered."""
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    return [MetadataCatalog.get(name) for name in names if name in MetadataCatalog]
 
 
 def _indices(names: Iterable[str], known: Sequence[str]) -> torch.Tensor:
