@@ -1,10 +1,11 @@
 """Where errors come from, and what AP50 each kind costs.
 
 The kinds and how they are mended are those of Bolya et al., "TIDE: A General Toolbox for
-Identifying Object Detection Errors", ECCV 2020, section 2.2 and 2.3. Their package, tidecv, is not
-used: its last release is of 2021, it asks for masks, pandas and seaborn, and matches by rules of
-its own about crowds and ties, so that its AP is not the one that COCOeval gives and its errors are
-not those of that AP's matches.
+Identifying Object Detection Errors", ECCV 2020, section 2. Their package, tidecv, gives the same
+counts but is not used: it has had no release since 2020, needs pandas and seaborn, takes ten times
+as long, and has rules of its own about crowds and recall, so that its AP50 is not quite the one of
+COCOeval. Where a box could be found by mending a class or a place, it lets only one of the two
+count; here each kind is mended alone, as the paper says.
 """
 
 from dataclasses import dataclass

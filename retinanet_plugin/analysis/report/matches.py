@@ -76,12 +76,13 @@ class Confusion:
     """What boxes were taken for by the detections that score at least ``threshold``.
 
     AP's own matches at IoU 0.5 come first: the diagonal is their number. What is left is matched
-    over the classes at IoU 0.5. Row sums are the boxes of a class, column sums the detections.
+    over the classes at IoU 0.5. Row sums are the boxes of a class, column sums the detections that
+    are not in a crowd.
 
     Args:
         counts: [row, column, count] where count > 0; row: the class of the ground truth, column:
             that of the detection, the number of classes standing for background: as a row,
-            detections of nothing; as a column, boxes missed.
+            detections of nothing, or of a box that another has found; as a column, boxes missed.
     """
 
     threshold: float
@@ -108,18 +109,21 @@ def accuracy(matches: Matches) -> tuple[ClassAccuracy, list[ClassAccuracy]]:
 
 def _accuracy(name: str | None, curves: np.ndarray, boxes: np.ndarray) -> ClassAccuracy:
     """Of (T, R, K, A) precisions and (A,) boxes."""
-    whole, at50, at75 = curves, curves[IOUS == 0.5], curves[IOUS == 0.75]
-    by_iou = {"0.50": at50, "0.75": at75, "0.50:0.95": whole}
-    aps = [_percent(part[..., 0]) for part in (whole, at50, at75)]
-    by_size = [_percent(whole[..., a]) for a in range(1, len(AREAS))]
+    by_iou = {"0.50": curves[IOUS == 0.5], "0.75": curves[IOUS == 0.75], "0.50:0.95": curves}
+    ap50, ap75, ap = (_percent(part[..., 0]) for part in by_iou.values())
+    small, medium, large = (_percent(curves[..., a]) for a in range(1, len(AREAS)))
     defined = curves[0, 0, :, 0] > -1  # classes
     return ClassAccuracy(
-        name,
-        int(boxes[0]),
-        boxes[1:].tolist(),
-        *aps,
-        *by_size,
-        {
+        name=name,
+        boxes=int(boxes[0]),
+        boxes_by_size=boxes[1:].tolist(),
+        ap=ap,
+        ap50=ap50,
+        ap75=ap75,
+        ap_small=small,
+        ap_medium=medium,
+        ap_large=large,
+        curves={
             iou: part[:, :, defined, 0].mean(axis=(0, 2)).round(5).tolist()
             for iou, part in by_iou.items()
             if defined.any()

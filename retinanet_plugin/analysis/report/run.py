@@ -178,9 +178,9 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], list[Evaluation], Eval
             continue
         if _TRAINING in line:
             if step < trained:
-                for known in (*scalars.values(), metrics):
-                    for later in [s for s in known if s > step]:
-                        del known[later]
+                for values in scalars.values():
+                    _forget(values, step)
+                _forget(metrics, step)
             trained = step
         for key, value in line.items():
             if isinstance(value, int | float):
@@ -193,6 +193,11 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], list[Evaluation], Eval
     evaluations = {step: Evaluation(step, found) for step, found in sorted(metrics.items())}
     series = {key: _series(values) for key, values in sorted(scalars.items()) if values}
     return series, list(evaluations.values()), evaluations.get(last) if last is not None else None
+
+
+def _forget(by_step: dict[int, Any], after: int) -> None:
+    for step in [step for step in by_step if step > after]:
+        del by_step[step]
 
 
 def _is_metric(key: str) -> bool:
@@ -229,8 +234,8 @@ def _all(pattern: re.Pattern[str], lines: Sequence[str]) -> list[Any]:
 
 def _versions(log: Sequence[str]) -> dict[str, str]:
     """The last that the log tells."""
-    told = [found.groups() for line in log if (found := _VERSION.match(line))]
-    return {**dict(told), "retinanet_plugin": retinanet_plugin.__version__}
+    told = {found[1]: found[2] for line in log if (found := _VERSION.match(line))}
+    return {**told, "retinanet_plugin": retinanet_plugin.__version__}
 
 
 def _settings(cfg: CfgNode) -> dict[str, str]:
