@@ -41,6 +41,7 @@ from .evaluation import BestCheckpointer, Evaluation, StoppedEarly
 from .fast import speed_up, speed_up_inference
 from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
+from .scores import highest_score
 from .validation import mapper_with_truth, validation_loss
 
 logger = logging.getLogger("retinanet_plugin")
@@ -151,7 +152,7 @@ class Trainer(DefaultTrainer):
             for i, name in enumerate(cfg.DATASETS.TEST):
                 for earlier in (_results(cfg, name), _picture(cfg, name)):
                     earlier.unlink(missing_ok=True)
-                with validation_loss(cfg, model) as loss:
+                with validation_loss(cfg, model) as loss, highest_score(model) as highest:
                     evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
                     loader = cls.build_test_loader(cfg, name, with_truth=loss is not None)
                     both = DatasetEvaluators([evaluator, *([loss] if loss else [])])
@@ -160,7 +161,7 @@ class Trainer(DefaultTrainer):
                 if comm.is_main_process():
                     logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
                     print_csv_format(results[name])
-                    _show(cfg, name)
+                    _show(cfg, name, highest())
         return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
@@ -212,15 +213,20 @@ def _picture(cfg: CfgNode, dataset_name: str) -> Path:
     return inference_folder(cfg, dataset_name) / "pictures.png"
 
 
-def _show(cfg: CfgNode, dataset_name: str) -> None:
-    """Says if COCO's evaluation had nothing to judge, and draws what was found."""
+def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
+    """Says if COCO's evaluation had nothing to judge, and draws what was found.
+
+    Args:
+        highest: score that this worker has seen, also below the threshold, if known.
+    """
     found = _results(cfg, dataset_name)
     if not found.is_file():  # another data set's metrics
         return
     if not json.loads(found.read_text()):
+        most = "" if highest is None else f"; the highest score seen is {highest:.3g}"
         logger.info(
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
-            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number."
+            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number{most}."
         )
     if cfg.TEST.DRAW_PICTURES > 0:
         picture = _picture(cfg, dataset_name)
