@@ -24,8 +24,9 @@ from ..errors import UserError
 from ..modeling.registry import one_of
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+_SUBSET = 0
 _TRIES = 10  # pictures looked at for one that can be read
-_ORDER, _SUBSET, _PICTURE = range(3)  # what a generator's seed is for
+_ORDER, _PICTURE, _STEP = range(3)  # what a generator's seed is for
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +107,14 @@ class SeededPictures(Dataset[dict[str, Any]]):
     def __init__(
         self, entries: Any, mapper: DatasetMapper, seed: int, *, replace_unreadable: bool = False
     ) -> None:
-        self._entries, self._mapper, self._seed = entries, mapper, seed
+        self._entries, self._mapper, self.seed = entries, mapper, seed
         self._replace_unreadable = replace_unreadable
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        with random_numbers_of(_mixed(self._seed, _PICTURE, draw.position)):
+        with random_numbers_of(_mixed(self.seed, _PICTURE, draw.position)):
             if not self._replace_unreadable:
                 return self._load(draw.picture)
             return self._load_any(draw.picture)
@@ -158,7 +159,7 @@ class TrainingLoader:
         num_workers: int = 0,
         most_unreadable: int = 0,
     ) -> None:
-        self.stream = stream
+        self._pictures, self.stream = pictures, stream
         self._batch_size = batch_size
         self._most_unreadable = most_unreadable
         self._unreadable: set[str] = set()
@@ -169,6 +170,15 @@ class TrainingLoader:
             num_workers=num_workers,
             collate_fn=_unchanged,
         )
+
+    @property
+    def seed(self) -> int:
+        """Of order and augmentation; to be set before the first picture is loaded."""
+        return self.stream.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.stream.seed = self._pictures.seed = seed
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         batch = []
@@ -210,7 +220,7 @@ def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> Tra
             entries, cfg.DATALOADER.REPEAT_THRESHOLD
         )
     elif name == "RandomSubsetTrainingSampler":
-        generator = torch.Generator().manual_seed(_mixed(seed, _SUBSET))
+        generator = torch.Generator().manual_seed(_SUBSET)  # the same ones with every seed
         count = max(1, int(len(entries) * cfg.DATALOADER.RANDOM_SUBSET_RATIO))
         order = torch.randperm(len(entries), generator=generator)[:count]
         entries = [entries[i] for i in order.tolist()]
@@ -252,6 +262,14 @@ def random_numbers_of(seed: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Sets the random numbers of a process's step, so that they need no place in a checkpoint."""
+    mixed = _mixed(seed, _STEP, step, rank)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+    torch.manual_seed(mixed)
 
 
 def _mixed(*numbers: int) -> int:

@@ -3,8 +3,9 @@
 from .checkpoint import SafeCheckpointer
 from .imports import import_code
 from .launch import invoke
+from .parallel import choose_workers
 from .pictures import draw_detections
-from .setup import choose_workers, prepare
+from .setup import prepare
 from .trainer import Trainer
 
 __all__ = [

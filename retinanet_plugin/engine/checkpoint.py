@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..errors import UserError, printable
+from .durable import fault_of, has_run, resumable, written_whole
 from .unpickle import check_stored, load_arrays
 
 
@@ -44,13 +45,59 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._classes = list(classes) if classes else None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        known = {"classes": self._classes} if self._classes else {}
-        super().save(name, **known, **kwargs)
+        """Writes ``name.pth``, which is whole or absent whatever happens meanwhile.
+
+        Raises:
+            OSError: if it cannot be written; what was there before is left as it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data |= {"classes": self._classes} if self._classes else {}
+        file = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {file}")
+        try:
+            with written_whole(file) as whole:
+                torch.save({**data, **kwargs}, whole)
+        except RuntimeError as error:  # by which PyTorch says that the file refused
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise OSError(f"{file}: {str(error).splitlines()[0]}") from None
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with written_whole(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.save_dir) and has_run(self.save_dir)
+
+    def get_checkpoint_file(self) -> str:
+        """The newest checkpoint in the folder that is whole; damaged ones are reported.
+
+        Raises:
+            UserError: if there are some, and all are damaged.
+        """
+        faults = []
+        for file in resumable(Path(self.save_dir)):
+            fault = fault_of(file)
+            if fault is None:
+                return str(file)
+            faults.append(f"{file} is damaged ({printable(fault, 200)})")
+            logging.getLogger("retinanet_plugin").error(
+                f"{faults[-1]}; the checkpoint before it is used, if there is one"
+            )
+        if faults:
+            raise UserError(
+                f"{self.save_dir}: no checkpoint is whole: {'; '.join(faults[:3])}; give another "
+                "OUTPUT_DIR to start anew."
+            )
+        return ""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path:
-            is_own = self.has_checkpoint() and path == self.get_checkpoint_file()
-            local_file(path, f"{self.save_dir}/last_checkpoint" if is_own else "MODEL.WEIGHTS")
+            local_file(path)
         try:
             return super().load(path, *args, **kwargs)
         finally:

@@ -59,6 +59,11 @@ def fault_of(path: Path) -> str | None:
     return f"the checksum of {damaged} is wrong" if damaged else None
 
 
+def has_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run's checkpoint, whole or not."""
+    return bool(resumable(Path(folder)))
+
+
 def resumable(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     found = [p for p in folder.glob("model_*.pth") if _RESUMED_FROM.fullmatch(p.name)]

@@ -18,38 +18,10 @@ from ..errors import UserError
 from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
+from .durable import has_run
 from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
-from .scaling import scale_schedule
-
-
-def choose_workers(num_gpus: int, num_machines: int) -> int:
-    """How many processes to start on this machine, given how many GPUs were asked for.
-
-    Raises:
-        UserError: if there are fewer GPUs, or several machines without one.
-    """
-    if num_gpus < 1:
-        raise UserError(
-            f"--num-gpus: {num_gpus} given; give at least 1, or MODEL.DEVICE cpu at the end of the "
-            "command to leave the GPU alone."
-        )
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if present == 0:
-        if num_machines > 1:
-            raise UserError(
-                f"--num-machines: {num_machines} given, but this machine has no GPU; "
-                "several machines need at least one each."
-            )
-        print(
-            f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in one process.", flush=True
-        )
-        return 1
-    if num_gpus > present:
-        raise UserError(
-            f"--num-gpus: {num_gpus} asked for, but this machine has {present}; give at most that."
-        )
-    return num_gpus
+from .scaling import scale_to_batch, scale_to_workers
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -72,7 +44,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     args.config_file = str(path)  # default_setup copies it into the log
     cfg = get_config(path, args.opts)
     training = not args.eval_only
-    scaled = scale_schedule(cfg, path, args.opts, comm.get_world_size())
+    scaled = scale_to_batch(cfg, path, args.opts) + scale_to_workers(cfg, comm.get_world_size())
     choose_device(cfg)
     check_names(cfg)
     check_evaluation(cfg)
@@ -82,7 +54,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     if on_terminal():
         logger.info(f"Everything is logged in {os.path.join(cfg.OUTPUT_DIR, 'log.txt')}")
     for line in scaled if training else []:
-        logger.info(f"Schedule {line} (SOLVER.SCALE_TO_BATCH, SOLVER.REFERENCE_WORLD_SIZE)")
+        logger.info(line)
     check_weights(cfg, training=training, resume=args.resume)
     register_own_datasets(cfg, training=training)
     check_datasets(cfg, training=training)
@@ -179,4 +151,4 @@ def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:
 
 def has_checkpoint(cfg: CfgNode) -> bool:
     """Whether ``OUTPUT_DIR`` holds a run's checkpoint."""
-    return os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    return has_run(cfg.OUTPUT_DIR)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
 from ..errors import STOPPED, TO_BE_RESUMED
 from .parallel import started_by_torchrun
+from .resuming import Checkpoints
 
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
@@ -49,7 +49,7 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
     trainer.register_hooks([hook])
     hooks = trainer._hooks
     hooks.remove(hook)  # to where the schedule has counted the step, but no evaluation has begun
-    hooks.insert([isinstance(x, PeriodicCheckpointer) for x in hooks].index(True), hook)
+    hooks.insert([isinstance(x, Checkpoints) for x in hooks].index(True), hook)
     before = [signal.signal(number, hook.request) for number in SIGNALS]
     try:
         yield

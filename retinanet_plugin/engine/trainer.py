@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,13 +11,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
-from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -34,14 +29,18 @@ from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
 
 from ..data import ReadableDatasetMapper
+from ..data.stream import TrainingLoader, build_training_loader, seed_step
 from ..errors import UserError, sentence_of
-from .amp import DTYPES, AutocastTrainer, autocast
+from .amp import DTYPES, autocast
 from .checkpoint import SafeCheckpointer
 from .evaluation import BestCheckpointer, Evaluation, StoppedEarly
 from .fast import speed_up, speed_up_inference
+from .parallel import data_parallel
 from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
+from .resuming import Checkpoints, EventHistory
 from .scores import highest_score
+from .step import TrainingStep
 from .validation import mapper_with_truth, validation_loss
 
 logger = logging.getLogger("retinanet_plugin")
@@ -50,27 +49,35 @@ logger = logging.getLogger("retinanet_plugin")
 class Trainer(DefaultTrainer):
     """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.TEST``, draws what it found there."""
 
-    _trainer: SimpleTrainer
+    _trainer: TrainingStep
 
     def __init__(self, cfg: CfgNode) -> None:
-        with warnings.catch_warnings():
-            # detectron2 makes a loss scaler for CUDA even where there is none.
-            warnings.filterwarnings("ignore", message=".*GradScaler")
-            super().__init__(cfg)
-        if cfg.SOLVER.AMP.ENABLED:
-            self._trainer = AutocastTrainer(
-                self._trainer.model,
-                self._trainer.data_loader,
-                self._trainer.optimizer,
-                torch.device(cfg.MODEL.DEVICE).type,
-                DTYPES[cfg.SOLVER.AMP.DTYPE],
-            )
+        # Not DefaultTrainer's own: its several processes, and its mixed precision, need GPUs.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        device = torch.device(cfg.MODEL.DEVICE)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = TrainingStep(
+            data_parallel(model, device),
+            self.build_train_loader(cfg),
+            optimizer,
+            device.type,
+            DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else torch.float32,
+            output=cfg.OUTPUT_DIR,
+            most_skipped=cfg.SOLVER.SKIP_NOT_FINITE,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        # DefaultTrainer made detectron2's checkpointer just before; the hooks are to use ours.
         model, folder, classes = self.model, self.cfg.OUTPUT_DIR, _classes(self.cfg.DATASETS.TRAIN)
         self.checkpointer = SafeCheckpointer(
             model, folder, classes=classes, trainer=weakref.proxy(self)
+        )
+        checkpoints = Checkpoints(
+            self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
         )
         hooks = super().build_hooks()
         writers = [w for h in hooks if isinstance(h, PeriodicWriter) for w in h._writers]
@@ -81,8 +88,25 @@ class Trainer(DefaultTrainer):
             {name: _picture(self.cfg, name) for name in self.cfg.DATASETS.TEST},
             BestCheckpointer(model, folder, classes=classes),
         )
-        hooks = [evaluation if isinstance(h, EvalHook) else h for h in hooks]
+        ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
+        hooks = [EventHistory(), *(ours.get(type(h), h) for h in hooks)]
         return [ProgressLine(), *hooks] if on_terminal() else hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self._trainer.data_loader.stream.first_batch = self.start_iter
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self._trainer.data_loader.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "seed" in state_dict:  # detectron2's own checkpoints have none
+            self._trainer.data_loader.seed = state_dict["seed"]
+
+    def run_step(self) -> None:
+        seed_step(self._trainer.data_loader.seed, self.iter, comm.get_rank())
+        super().run_step()
 
     def _evaluate_now(self) -> OrderedDict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
@@ -117,8 +141,9 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=ReadableDatasetMapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
+        seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+        return build_training_loader(cfg, ReadableDatasetMapper(cfg, is_train=True), seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, *, with_truth: bool = False) -> Any:
@@ -194,9 +219,9 @@ class _NoTracebackOfMistakes(logging.Filter):
 
 
 def _classes(datasets: Sequence[str]) -> list[str] | None:
-    """Their names, if the data set tells."""
-    names: list[str] | None = MetadataCatalog.get(datasets[0]).get("thing_classes")
-    return names
+    """Their names, if there is a data set that tells."""
+    names = (MetadataCatalog.get(name).get("thing_classes") for name in datasets)
+    return next(filter(None, names), None)
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:

@@ -8,7 +8,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data import check_datasets, register_own_datasets
-from ...engine.setup import check_names, check_weights, choose_device, choose_workers
+from ...engine.parallel import choose_workers
+from ...engine.setup import check_names, check_weights, choose_device
 from ...errors import STOPPED, UserError
 from ...modeling.cls_losses import build_cls_loss
 from ..tables import TABLES
