@@ -121,13 +121,14 @@ def _training(found: Numbers) -> str:
             f"It was evaluated {'once' if run.evaluations else 'never'}, so that AP has no curve; "
             "TEST.EVAL_PERIOD evaluates every so many steps."
         )
-    charts = "".join([*losses[:1], *accuracy, *losses[1:], _rate(run)])
-    return f'<div class="charts">{charts}</div>{note(" ".join(absent))}'
+    charts = [*losses[:1], *accuracy, *losses[1:], *filter(None, [_rate(run)])]
+    kind = "charts three" if len(charts) == 3 else "charts"
+    return f'<div class="{kind}">{"".join(charts)}</div>{note(" ".join(absent))}'
 
 
 def _losses(run: Run) -> list[str]:
     charts = []
-    for anchor, title, kinds in (("loss", "Loss", _TOTAL), ("parts", "Its two parts", _PARTS)):
+    for anchor, title, kinds in (("loss", "Loss", _TOTAL), ("parts", "Loss, by part", _PARTS)):
         lines = [
             (label + split, style, series)
             for name, label, own in kinds
@@ -249,8 +250,9 @@ def _duration(seconds: float | None) -> str:
 def _settings(run: Run) -> str:
     parts = []
     if run.settings:
-        rows = run.settings.items()
-        parts.append("<h3>What differs from the defaults</h3>" + table(["key", "value"], rows))
+        rows = table(["key", "value"], run.settings.items())
+        what = f"What differs from the defaults ({len(run.settings):,})"
+        parts.append(f"<details><summary>{what}</summary>{rows}</details>")
     else:
         parts.append(note("No setting differs from the defaults."))
     whole = f"<summary>The whole configuration</summary><pre>{text(run.config)}</pre>"

@@ -120,8 +120,8 @@ def _pictures(test_set: TestSet) -> str:
     count = len(examples.worst)
     return (
         note(
-            f"Where it does worst and best of {examples.considered:,} test pictures, by F1 of "
-            f"their boxes at the score {examples.threshold:.2f}. A tap makes a picture larger."
+            f"Where it does worst and best, by F1 of each picture's boxes, of "
+            f"{examples.considered:,} test pictures with boxes. A tap makes a picture larger."
         )
         + '<div data-controls="class score" class="sticky"></div>'
         + '<p data-tally></p><div data-controls="shown"></div>'
@@ -151,11 +151,12 @@ def _figure(picture: Picture, index: int) -> str:
     try:
         rgb, lost = detection_utils.read_image(picture.file, format="RGB"), ""
     except (OSError, ValueError):
-        rgb = np.full((picture.height, picture.width, 3), 128, np.uint8)
+        rgb = np.full((picture.height or 480, picture.width or 640, 3), 128, np.uint8)
         lost = " (cannot be read any more)"
     errors = f"{picture.errors} error{'' if picture.errors == 1 else 's'}"
     return (
-        f'<figure class="shot" data-picture="{index}"><div class="frame">'
+        f'<figure class="shot" data-picture="{index}" data-width="{rgb.shape[1]}" '
+        f'data-height="{rgb.shape[0]}"><div class="frame">'
         f"{image(rgb, alt=f'test picture {name}')}</div><figcaption><b>{text(name)}</b>{lost}<br>"
         f'<span class="tally">{errors}</span></figcaption></figure>'
     )
@@ -164,8 +165,6 @@ def _figure(picture: Picture, index: int) -> str:
 def _boxes(picture: Picture) -> dict[str, Any]:
     drawn = [d for d in picture.detections if d.score >= _LEAST_SCORE][:_MAX_DRAWN]
     return {
-        "width": picture.width,
-        "height": picture.height,
         "truths": [
             [_tenths(t.box), t.label, t.crowd, None if t.found_score is None else t.found_score]
             for t in picture.truths
@@ -185,18 +184,22 @@ def _errors(test_set: TestSet) -> str:
     errors = test_set.errors
     if errors is None:
         return ""
-    gains = [kind.d_ap50 or 0 for kind in errors.kinds]
     entries = [
-        (_KINDS[k.kind][0], k.d_ap50, f"+{show(k.d_ap50)}  ({k.count:,})", _KINDS[k.kind][1])
-        for k in errors.kinds
+        (
+            _KINDS[kind.kind][0],
+            kind.d_ap50,
+            f"+{show(kind.d_ap50)}",
+            f"{_KINDS[kind.kind][1]} {kind.count_at_threshold:,} here.",
+        )
+        for kind in errors.kinds
     ]
     return (
         note(
             f"By how much AP50 ({show(errors.ap50)}) would rise if one kind of error alone were "
-            "mended (TIDE), and in brackets how many there are, at any score. The longest bar is "
-            "where work pays most."
+            "mended (TIDE): the longest bar is where work pays most. Below each bar, how many "
+            f"there are at the score {errors.threshold:.2f}."
         )
-        + bars(entries, full=max(5, *gains))
+        + bars(entries, full=max(5, *(kind.d_ap50 or 0 for kind in errors.kinds)))
         + note(
             f"All false detections together cost {show(errors.d_ap50_false_positives)}, all missed "
             f"boxes {show(errors.d_ap50_false_negatives)}."
@@ -210,7 +213,9 @@ def _errors_by_class(test_set: TestSet, errors: Errors) -> str:
         [name, *(f"{kind.count_by_class[i]:,}" for kind in errors.kinds)]
         for i, name in enumerate(test_set.class_names)
     ]
-    return numbers(["class", *(_KINDS[k.kind][0] for k in errors.kinds)], rows, title="By class")
+    return numbers(
+        ["class", *(_KINDS[k.kind][0] for k in errors.kinds)], rows, title="By class, at any score"
+    )
 
 
 # ---------------------------------------------------------------- accuracy

@@ -198,6 +198,7 @@
           box.checked = true;
           const drawn = element(line, "svg", { width: 22, height: 16, "aria-hidden": "true" });
           outline(drawn, kind, 2, 2, 18, 12);
+          if (kind === "wrong") element(drawn, "path", { d: "M8 5l6 6m0 -6l-6 6", class: "side" });
           element(line, "span", {}, name);
           box.addEventListener("change", () => {
             state.shown[box.checked ? "add" : "delete"](kind);
@@ -270,10 +271,7 @@
     const sides = { x, y, width: Math.max(1, width), height: Math.max(1, height) };
     element(parent, "rect", { ...sides, class: "halo" });
     element(parent, "rect", { ...sides, class: "side" });
-    const group = parent;
-    if (kind === "wrong")
-      element(group, "path", { d: `M${x + width} ${y}l-7 7m0 -7l7 7`, class: "side" });
-    group.classList.add("box", kind);
+    parent.classList.add("box", kind);
   }
 
   function picture(figure, set, state, watchers) {
@@ -284,7 +282,8 @@
     const isOwn = (label) => state.label === "" || label === +state.label;
 
     function draw() {
-      const width = frame.clientWidth, scale = width / own.width, height = own.height * scale;
+      const width = frame.clientWidth, scale = width / figure.dataset.width;
+      const height = figure.dataset.height * scale;
       if (width < 10) return;
       cover.setAttribute("viewBox", `0 0 ${width} ${height}`);
       cover.replaceChildren();
@@ -306,21 +305,26 @@
       }
       for (const [box, label, score, kind] of [...own.detections].reverse()) {
         if (!isOwn(label) || score < state.score || kind === "ignored") continue;
-        const name = `${set.classes[label]} ${score.toFixed(2)}`;
         const why = width > 480 && set.kinds[kind] ? `: ${set.kinds[kind]}` : "";
-        add(kind === "right" ? "right" : "wrong", box, name + why);
+        const name = `${set.classes[label]} ${score.toFixed(2)}${why}`;
+        if (kind === "right") add("right", box, name);
+        else add("wrong", box, `\u00d7 ${name}`);
       }
       // Names over all outlines, those of mistakes last: they may cover others.
       const order = ["right", "missed", "wrong"];
+      const isCrowded = names.length > 8 && width < 480;
+      cover.classList.toggle("crowded", isCrowded);
+      const line = isCrowded ? 13 : 16;
       names.sort((a, b) => order.indexOf(a[1]) - order.indexOf(b[1]));
       for (const [group, kind, x, y, high, name] of names) {
         const text = element(group, "text", { class: "name" }, name.length > 34 ? `${name.slice(0, 33)}…` : name);
-        const long = text.getComputedTextLength() + 8;
+        const long = text.getComputedTextLength() + 6;
         const left = Math.max(0, Math.min(x, width - long));
-        const top = y >= 16 ? y - 16 : kind === "missed" ? Math.min(y + high, height - 16) : y;
-        text.setAttribute("x", left + 4);
-        text.setAttribute("y", top + 12);
-        group.insertBefore(element(group, "rect", { x: left, y: top, width: long, height: 16, class: "plate" }), text);
+        const top = y >= line ? y - line : kind === "missed" ? Math.min(y + high, height - line) : y;
+        text.setAttribute("x", left + 3);
+        text.setAttribute("y", top + 0.77 * line);
+        group.insertBefore(
+          element(group, "rect", { x: left, y: top, width: long, height: line, class: "plate" }), text);
         cover.append(group);
       }
       tally.textContent = `${count.right} found, ${count.wrong} wrong, ${count.missed} missed`;
