@@ -38,10 +38,10 @@ def read_yolo(path: Path, options: Options) -> LabelledSet:
     content = {} if file is None else load_yaml(file)
     classes_file = options.classes_file or file or _class_file(path)
     classes = read_classes(classes_file)
-    if file is not None and options.images_folder is None:
+    if file is not None and options.images_folder is None and any(map(content.get, SPLITS)):
         found = list(_listed(file, content))
     else:
-        folder = options.images_folder or path
+        folder = options.images_folder or (path if path.is_dir() else path.parent)
         below = files_below(folder, PICTURES)
         found = [(x, split_of(x.relative_to(folder).parent), "") for x in below]
     if not found:
@@ -94,11 +94,14 @@ def data_yaml(path: Path) -> Path | None:
 
 
 def describes_set(file: Path) -> bool:
-    """Whether a YAML has a data.yaml's keys."""
+    """Whether a YAML is a data.yaml, or another with its keys."""
     try:
-        return {"names", "train"} <= load_yaml(file).keys()
+        content = load_yaml(file)
     except UserError:
+        if file.stem == "data":
+            raise
         return False
+    return "names" in content and (file.stem == "data" or "train" in content)
 
 
 def _class_file(folder: Path) -> Path:
@@ -107,7 +110,7 @@ def _class_file(folder: Path) -> Path:
             if (place / name).is_file():
                 return place / name
     raise UserError(
-        f"{folder}: no data.yaml with names and train, and no {' or '.join(CLASS_FILES)} that "
+        f"{folder}: no data.yaml that names classes, and no {' or '.join(CLASS_FILES)} that "
         "names the classes; give a file with a name a line by --classes (classes=)"
     )
 
