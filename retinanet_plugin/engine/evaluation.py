@@ -135,17 +135,21 @@ class Evaluation(HookBase):
 
     def _keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
         name, value = comm.all_gather(self._of_interest(metrics))[0]
-        found = f"Step {step + 1}: {name} {value:.4g}"
+        loss = metrics.get("validation/total_loss", math.nan)
+        found = f"Step {step + 1}: {name} {value:.4g}, loss on the test pictures {loss:.4g}"
         sign = -1 if "loss" in name else 1
         is_better = math.isnan(self._best) or sign * value > sign * self._best
         if math.isfinite(value) and is_better:
             self._best, self._best_at, self._without_better = value, step, 0
             self._checkpointer.save(BEST, iteration=step, metrics={name: value})
-            logger.info(f"{found}, the best so far: {BEST}.pth")
+            logger.info(f"{found}; the best so far: {BEST}.pth")
         else:
             self._without_better += 1
             of = f" of {self._patience}" if self._patience else ""
-            logger.info(f"{found}; {self._said()}, {self._without_better}{of} evaluations ago")
+            logger.info(
+                f"{found}; {self._said()} (evaluations without a better one: "
+                f"{self._without_better}{of})"
+            )
 
     def _of_interest(self, metrics: Mapping[str, float]) -> tuple[str, float]:
         """The metric by which weights are best, of the first test set if there are several."""

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..config_file import load_yaml
 from ..errors import UserError
 
-_BATCH = "SOLVER.IMS_PER_BATCH"
+BATCH = "SOLVER.IMS_PER_BATCH"
 _RATES = ("SOLVER.BASE_LR", "SOLVER.BASE_LR_END")
 _MILESTONES = "SOLVER.STEPS"
 # Milestones come last: they must end up below MAX_ITER.
@@ -22,50 +22,68 @@ _COUNTS = (
     *("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
     _MILESTONES,
 )
-_KEYS = (*_RATES, *_COUNTS)
+SCHEDULE = (*_RATES, *_COUNTS)
 
 
-def scale_schedule(cfg: CfgNode, path: Path, overrides: Sequence[str], workers: int) -> list[str]:
-    """Scales ``cfg`` in place to its batch, and to the number of workers.
-
-    The first if ``SOLVER.SCALE_TO_BATCH`` is set; the second, by which the batch changes too, if
-    ``SOLVER.REFERENCE_WORLD_SIZE`` names another number, as detectron2's ``auto_scale_workers``
-    would (which then finds nothing left to do).
+def scale_to_batch(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> list[str]:
+    """Scales ``cfg`` in place to its batch, if ``SOLVER.SCALE_TO_BATCH`` is set.
 
     Args:
         cfg: what :func:`get_config` made of ``path`` and ``overrides``.
+
+    Returns:
+        lines for the log: each key from what to what.
+
+    Raises:
+        UserError: for a batch of no picture.
+    """
+    if not cfg.SOLVER.SCALE_TO_BATCH:
+        return []
+    lines = []
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    given = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    meant = _meant_for([*_layers(path), given])
+    for other in sorted(set(meant.values()) - {batch}):
+        if changed := _scale(cfg, [key for key in SCHEDULE if meant[key] == other], batch, other):
+            lines.append(
+                f"Schedule for a batch of {batch} instead of {other}: {', '.join(changed)} "
+                "(SOLVER.SCALE_TO_BATCH)"
+            )
+    return lines
+
+
+def scale_to_workers(cfg: CfgNode, workers: int) -> list[str]:
+    """Scales ``cfg`` in place, its batch too, from ``SOLVER.REFERENCE_WORLD_SIZE``, unless 0.
+
+    As detectron2's ``auto_scale_workers`` does in its trainer, which finds nothing left to do; but
+    no period becomes 0, and milestones stay apart and below the end.
+
+    Args:
         workers: processes.
 
     Returns:
         lines for the log: each key from what to what.
 
     Raises:
-        UserError: for a batch that no worker or reference worker can have a share of.
+        UserError: where the reference workers cannot share out the batch.
     """
-    lines = []
-    if cfg.SOLVER.SCALE_TO_BATCH:
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        given = dict(zip(overrides[::2], overrides[1::2], strict=True))
-        meant = _meant_for([*_layers(path), given])
-        for other in sorted(set(meant.values()) - {batch}):
-            keys = [key for key in _KEYS if meant[key] == other]
-            if changed := _scale(cfg, keys, batch, other):
-                lines.append(f"for a batch of {batch} instead of {other}: {', '.join(changed)}")
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference not in (0, workers):
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        if reference < 0 or batch % reference:
-            raise UserError(
-                f"SOLVER.REFERENCE_WORLD_SIZE: {reference} workers cannot share out "
-                f"SOLVER.IMS_PER_BATCH {batch}; give a divisor of it, or 0 to leave all as it is."
-            )
-        cfg.SOLVER.IMS_PER_BATCH = batch * workers // reference
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = workers
-        changed = [f"{_BATCH} {batch} -> {cfg.SOLVER.IMS_PER_BATCH}"]
-        changed += _scale(cfg, _KEYS, workers, reference)
-        number = f"{workers} worker{'s' if workers > 1 else ''}"
-        lines.append(f"for {number} instead of {reference}: {', '.join(changed)}")
-    return lines
+    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference in (0, workers):
+        return []
+    if reference < 0 or batch % reference:
+        raise UserError(
+            f"SOLVER.REFERENCE_WORLD_SIZE: {reference} workers cannot share out "
+            f"SOLVER.IMS_PER_BATCH {batch}; give a divisor of it, or 0 to leave all as it is."
+        )
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = workers
+    cfg.SOLVER.IMS_PER_BATCH = batch * workers // reference
+    changed = [f"{BATCH} {batch} -> {cfg.SOLVER.IMS_PER_BATCH}"]
+    changed += _scale(cfg, SCHEDULE, workers, reference)
+    number = f"{workers} worker{'s' if workers > 1 else ''}"
+    return [
+        f"Schedule for {number} instead of {reference}: {', '.join(changed)} "
+        "(SOLVER.REFERENCE_WORLD_SIZE)"
+    ]
 
 
 def _layers(path: Path) -> list[dict[str, Any]]:
@@ -90,12 +108,12 @@ def _of_two_words(content: Mapping[str, Any]) -> dict[str, Any]:
 def _meant_for(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """The batch that each key is meant for: what held after the last layer that sets the key."""
     batch = get_cfg().SOLVER.IMS_PER_BATCH
-    meant = dict.fromkeys(_KEYS, batch)
+    meant = dict.fromkeys(SCHEDULE, batch)
     for layer in layers:
-        batch = int(layer.get(_BATCH, batch))
+        batch = int(layer.get(BATCH, batch))
         if batch < 1:
-            raise UserError(f"{_BATCH}: {batch} given; give at least 1.")
-        meant |= {key: batch for key in _KEYS if key in layer}
+            raise UserError(f"{BATCH}: {batch} given; give at least 1.")
+        meant |= {key: batch for key in SCHEDULE if key in layer}
     return meant
 
 

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from ...config import find_config, get_config
 from ...config_file import load_yaml, shipped_configs
 from ...engine import import_code
+from ...engine.scaling import BATCH, SCHEDULE, scale_to_batch
 from ...errors import UserError, did_you_mean
 from ..tables import TABLES, Row, Table
 from .settings import digest_of, leaves, settings_of, uses
@@ -262,7 +263,10 @@ class _Maker:
         if self.on_paper and not is_own:
             base, lines = path, self._scaled_sizes(self.resolved[row.name])
         pairs = [word for pair in lines.items() for word in pair]
-        schedule = _schedule(get_config(base, [*pairs, *overrides]), self.options.steps)
+        given = [*pairs, *overrides]
+        schedule = _scaled_schedule(base, given)
+        scaled = [word for pair in schedule.items() for word in pair]
+        schedule |= _schedule(get_config(base, [*given, *scaled]), self.options.steps)
         pairs += [word for pair in schedule.items() for word in pair]
         cfg = get_config(base, [*pairs, *overrides])
         named = [*lines, *schedule, *overrides[::2]]
@@ -372,6 +376,14 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(group, {})
         node[last] = json.loads(json.dumps(value))
     return content
+
+
+def _scaled_schedule(base: Path, given: Sequence[Any]) -> dict[str, Any]:
+    """The keys that training would scale to the batch, beside it: so it takes them as they are."""
+    plain, scaled = get_config(base, given), get_config(base, given)
+    scale_to_batch(scaled, base, given)
+    changed = [key for key in SCHEDULE if _get(scaled, key) != _get(plain, key)]
+    return {key: _get(scaled, key) for key in ([BATCH, *changed] if changed else [])}
 
 
 def _schedule(cfg: CfgNode, steps: int | None) -> dict[str, Any]:
