@@ -98,7 +98,7 @@ def _usual(text: str) -> str | None:
 
 
 @contextmanager
-def one_sentence(stopped: str = "nothing was written") -> Iterator[None]:
+def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator[None]:
     """Turns what :func:`sentence_of` knows into ``error: sentence`` on stderr and exit status 2.
 
     Args:
@@ -122,7 +122,7 @@ def one_sentence(stopped: str = "nothing was written") -> Iterator[None]:
 
 def _stop_import(number: int, frame: FrameType | None) -> None:
     """Ends the process: an exception might be caught by whatever is being imported."""
-    os.write(2, b"stopped: nothing was begun.\n")
+    os.write(2, b"stopped: nothing was begun; run it again.\n")
     os._exit(STOPPED)
 
 

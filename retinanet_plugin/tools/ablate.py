@@ -107,5 +107,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_sentence("before any row was run"):
+    with one_sentence("before any row was run; run it again"):
         sys.exit(main())

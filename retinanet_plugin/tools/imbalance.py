@@ -53,5 +53,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence("what was written so far is whole"):
+    with one_sentence("what was written so far is whole; run it again with --overwrite"):
         main()

@@ -189,7 +189,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence("neither table nor figure was written"):
+    with one_sentence("neither table nor figure was written; run it again"):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # the time left
         main()

@@ -36,4 +36,4 @@ def test_ctrl_c_during_imports_ends_by_a_sentence(
     assert process.returncode == STOPPED
     assert out == ""
     said = [line for line in err.splitlines() if not line.startswith("import time:")]
-    assert said == ["stopped: nothing was begun."]
+    assert said == ["stopped: nothing was begun; run it again."]
