@@ -150,10 +150,15 @@ def check_boxes(annotations: Entries, images: Entries, bad_boxes: str) -> list[s
         np.flatnonzero(empty),
         lambda row: f"{fault_of_empty(row)}; mend it, remove the annotation, {remedy}",
     )
-    annotations.refuse(
-        np.flatnonzero(outside),
-        lambda row: f"{fault_of_outside(row, picture[row['image_id']])}; mend it, {remedy}",
-    )
+
+    def reaches_outside(row: Row) -> str:
+        image = picture[row["image_id"]]
+        return (
+            f"bbox {show(row['bbox'])} reaches outside its picture {show(image['file_name'])}, "
+            f"which the JSON says is {image['width']} x {image['height']}; mend it, {remedy}"
+        )
+
+    annotations.refuse(np.flatnonzero(outside), reaches_outside)
     return []
 
 
@@ -180,13 +185,6 @@ def box_faults(
 
 def fault_of_empty(row: Row) -> str:
     return f"bbox {show(row['bbox'])} has no width or no height above 0"
-
-
-def fault_of_outside(row: Row, image: Row) -> str:
-    return (
-        f"bbox {show(row['bbox'])} reaches outside its picture {show(image['file_name'])}, which "
-        f"the JSON says is {image['width']} x {image['height']}"
-    )
 
 
 def fault_of_ignore(row: Row) -> str:

@@ -255,6 +255,16 @@ def named_sets(cfg: CfgNode, training: bool = True) -> Iterator[tuple[str, str]]
 
 def _classes_of(key: str, name: str) -> list[str] | None:
     """Class names of a registered data set that is on disk; None where it has none."""
+    require_registered(key, name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # loaders of COCO JSONs set them
+    classes: list[str] | None = metadata.get("thing_classes")
+    return classes
+
+
+def require_registered(key: str, name: str) -> None:
+    """Raises UserError where no data set of that name is registered, or its files are absent."""
     if name not in DatasetCatalog:
         raise UserError(
             f'{key}: no data set "{name}" is registered{did_you_mean(name, DatasetCatalog)}; '
@@ -269,10 +279,6 @@ def _classes_of(key: str, name: str) -> list[str] | None:
                 f'{key}: "{name}" needs {os.path.abspath(path)}, which does not exist; '
                 f"{_where_from(path)}"
             )
-    if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # loaders of COCO JSONs set them
-    classes: list[str] | None = metadata.get("thing_classes")
-    return classes
 
 
 def _where_from(path: str) -> str:

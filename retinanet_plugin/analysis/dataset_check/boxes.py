@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 
-from ...data.coco_entries import Row, box_faults, fault_of_empty, fault_of_outside, is_id, show
+from ...data.coco_entries import Row, box_faults, fault_of_empty, is_id, show
 from ..anchor_coverage import Anchors, measure
 from ..dataset_boxes import DatasetBoxes, PictureScale
 from .entries import CheckedSet
-from .pictures import Files
+from .pictures import Files, is_unturned
 
 SAME_BOX = 0.95  # IoU of two boxes of one object: people never draw one alike twice
 LARGE = 0.9  # of the picture's area
@@ -28,14 +28,12 @@ def is_crowd(row: Row) -> bool:
 # ---------------------------------------------------------------- one box
 
 
-def check_boxes(checked: CheckedSet) -> None:
+def check_boxes(checked: CheckedSet, files: Files) -> None:
     """Tells of boxes that are empty, outside, there twice or nearly as large as the picture."""
     indices = list(checked.annotations)
     rows = list(checked.annotations.values())
-    images = [checked.images[row["image_id"]] for row in rows]
-    limit = np.array(
-        [checked.size_of(image) or (np.inf, np.inf) for image in images], dtype=np.float64
-    ).reshape(-1, 2)
+    limits = {number: _limit(checked, files, image) for number, image in checked.images.items()}
+    limit = np.array([limits[row["image_id"]] for row in rows], dtype=np.float64).reshape(-1, 2)
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     empty, outside, gone, inner = box_faults(boxes, limit)
 
@@ -49,7 +47,9 @@ def check_boxes(checked: CheckedSet) -> None:
         tell("error", "empty box", i, fault_of_empty(rows[i]))
     lost = 1 - inner[:, 2:].prod(axis=1) / np.where(empty, 1, boxes[:, 2:].prod(axis=1))
     for i in np.flatnonzero(outside).tolist():
-        tell("error", "box outside", i, fault_of_outside(rows[i], images[i]), lost[i])
+        width, height = limit[i].astype(int)
+        text = f"bbox {show(rows[i]['bbox'])} reaches outside its picture of {width} x {height}"
+        tell("error", "box outside", i, text, lost[i])
     judged = ~gone & ~np.array([is_crowd(row) for row in rows], dtype=bool)
     share = inner[:, 2:].prod(axis=1) / limit.prod(axis=1)
     for i in np.flatnonzero(judged & ~outside & (share >= LARGE)).tolist():
@@ -65,6 +65,20 @@ def check_boxes(checked: CheckedSet) -> None:
             f"annotations[{indices[first]}] again (IoU {iou:.3f})"
         )
         tell("warning", "duplicate box", i, text, iou)
+
+
+def _limit(checked: CheckedSet, files: Files, image: Row) -> tuple[float, float]:
+    """Width and height that a box may reach to.
+
+    Where the size is told to be wrong, boxes may be of the one or the other: only those that fit
+    neither are faults of their own.
+    """
+    size, file = checked.size_of(image), files[checked.source.folder, image["file_name"]]
+    if size is None:
+        return np.inf, np.inf
+    if file.kind or is_unturned(file, size):
+        return size
+    return max(size[0], file.size[0]), max(size[1], file.size[1])
 
 
 def same_boxes(rows: Sequence[Row], boxes: np.ndarray) -> list[tuple[int, int, float]]:
@@ -125,10 +139,11 @@ def check_anchors(
         for number, row in checked.images.items()
         if checked.size_of(row) == (file := files[checked.source.folder, row["file_name"]]).size
     }
-    sizes = np.array(list(known.values()), dtype=np.int64).reshape(-1, 2)
-    if len(sizes):  # a strip of a picture may be resized to nothing
-        least = np.min([scale.resized(sizes).min(axis=1) for scale in rule.scales], axis=0)
-        sizes = sizes[least > 0]
+    if not known:
+        return
+    sizes = np.array(list(known.values()))
+    least = np.min([scale.resized(sizes).min(axis=1) for scale in rule.scales], axis=0)
+    sizes = sizes[least > 0]  # a strip of a picture may be resized to nothing
     place = {number: i for i, number in enumerate(np.array(list(known))[least > 0].tolist())}
     chosen = [
         (index, row)

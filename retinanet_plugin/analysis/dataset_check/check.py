@@ -37,7 +37,7 @@ def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
     files = look_at(sets, workers, lambda keys: tqdm(keys, desc="pictures", unit="picture"))
     for checked in sets:
         check_pictures(checked, files)
-        check_boxes(checked)
+        check_boxes(checked, files)
     check_classes(sets)
     leaked = check_repeated(sets, files)
     trained = [checked for checked in sets if checked.source.training] or sets

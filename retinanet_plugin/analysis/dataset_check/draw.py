@@ -2,7 +2,8 @@
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
+
+from ...data.pictures import read_picture
 
 Corners = tuple[float, float, float, float]  # XYXY in pixels
 
@@ -19,7 +20,7 @@ def draw(path: str, severity: str, box: Corners | None, others: list[Corners]) -
 
     Where there is no ``box``, the others are what it is about. Raises whatever decoding does.
     """
-    pixels = read_image(path, format="RGB")
+    pixels = read_picture(path, "RGB")
     height, width = pixels.shape[:2]
     scale = _SIDE / max(height, width)
     size = [max(1, round(side * scale)) for side in (width, height)]
@@ -27,12 +28,14 @@ def draw(path: str, severity: str, box: Corners | None, others: list[Corners]) -
     margin = _margin(box, width, height, scale)
     pixels = cv2.resize(pixels, size, interpolation=how)
     canvas = cv2.copyMakeBorder(pixels, *(margin,) * 4, cv2.BORDER_CONSTANT, value=_BEYOND)
-    for other in others:
-        corners = _on(canvas, other, scale, margin)
-        cv2.rectangle(canvas, *corners, (40, 40, 40), 2 if box else 3, cv2.LINE_AA)
-        cv2.rectangle(
-            canvas, *corners, (255, 255, 255) if box else COLOURS[severity], 1, cv2.LINE_AA
-        )
+    placed = [_on(canvas, other, scale, margin) for other in others]
+    line, width = ((255, 255, 255), 1) if box else (COLOURS[severity], 2)
+    shade = canvas.copy()
+    for corners in placed:
+        cv2.rectangle(shade, *corners, (0, 0, 0), width + 2)
+    canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
+    for corners in placed:
+        cv2.rectangle(canvas, *corners, line, width)
     if box:
         corners = _on(canvas, box, scale, margin)
         (x1, y1), (x2, y2) = corners

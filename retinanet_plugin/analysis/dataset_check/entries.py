@@ -24,7 +24,7 @@ from ...data.coco_entries import (
     show,
 )
 from ...data.coco_json import parse
-from ...data.own import OWN_TRAIN, find_own_sets, named_sets
+from ...data.own import OWN_TRAIN, find_own_sets, named_sets, require_registered
 from ...data.pictures import names_in
 from ...errors import UserError, did_you_mean
 from .findings import Finding
@@ -84,10 +84,11 @@ class CheckedSet:
     ) -> None:
         number = row.get("id")
         image = self.images.get(row["image_id"]) if is_id(row.get("image_id")) else None
+        within = f" in {show(image['file_name'])}" if image else ""
         self.tell(
             severity,
             kind,
-            f"{_entry('annotations', index, row)}: {text}",
+            f"{_entry('annotations', index, row)}{within}: {text}",
             picture=str(self.source.folder / image["file_name"]) if image else None,
             annotation=number if is_id(number) else None,
             **more,
@@ -163,18 +164,13 @@ def sources_of_files(files: Sequence[str], folders: Sequence[str]) -> list[Sourc
 
 
 def _registered(key: str, name: str) -> Source:
-    if name not in DatasetCatalog:
-        raise UserError(
-            f'{key}: no data set "{name}" is registered{did_you_mean(name, DatasetCatalog)}.'
-        )
+    require_registered(key, name)
     metadata, training = MetadataCatalog.get(name), key == "DATASETS.TRAIN"
-    file, folder = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("drawn_on_demand"):
         DatasetCatalog.get(name)
-    if metadata.get("evaluator_type") == "coco" and file and folder and Path(file).is_file():
+    file, folder = metadata.get("json_file"), metadata.get("image_root")
+    if metadata.get("evaluator_type") == "coco" and file and folder:
         return Source(name, Path(file), Path(folder), training)
-    if file and not Path(file).is_file():
-        raise UserError(f'{key}: "{name}" needs {file}, which does not exist; put it there.')
     content, folder = _as_coco(DatasetCatalog.get(name), metadata.get("thing_classes"))
     return Source(name, Path(name), folder, training, content)
 

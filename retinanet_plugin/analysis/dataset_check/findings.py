@@ -53,8 +53,9 @@ KINDS = {
     ),
     "large box": "It covers nearly the whole picture, which is often a slip of the labelling tool.",
     "unmatched box": (
-        "No anchor comes near it at any size that training resizes to: too small, too large or too "
-        "narrow; tools.anchor_coverage suggests anchors."
+        "At no size that training resizes to has an anchor a positive's IoU with it: it is too "
+        "small, too large or too narrow. Info where its best anchor at least is no background. "
+        "tools.anchor_coverage suggests other anchors."
     ),
     "no boxes": (
         "Training leaves such pictures out unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False; "

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+from ...errors import printable
 from ..page import image, page, text
 from .boxes import counts_of
 from .check import Checked
 from .draw import COLOURS, Corners, draw
 from .entries import CheckedSet
 from .findings import KINDS, Finding, ordered
-from .table import printable, summary
+from .table import summary
 
 _DRAWN = 6  # of a kind
 _LISTED = 100  # of a kind; all are in the JSON
@@ -18,12 +19,15 @@ _SET_COLOURS = ("#2a6f97", "#e0a030", "#8a6fae")
 _STYLE = """
 .kinds td:nth-child(4) { min-width: 260px; color: var(--soft); }
 .kinds td:nth-child(2) { white-space: nowrap; }
+@media (max-width: 700px) {
+  .kinds th:nth-child(4), .kinds td:nth-child(4) { display: none; }
+}
 .info { color: var(--soft); font-weight: 600; }
 .bars { display: grid; grid-template-columns: minmax(60px, max-content) 1fr max-content;
   gap: 4px 12px; align-items: center; font-size: 0.92rem; }
 .bars .name { max-width: 34vw; }
 .bars .number { color: var(--soft); }
-.bar { height: 9px; border-radius: 3px; min-width: 1px; margin: 2px 0; }
+.bar { height: 9px; border-radius: 3px; margin: 2px 0; }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 3px;
   margin: 0 6px -1px 14px; }
 .key:first-child { margin-left: 0; }
@@ -112,7 +116,8 @@ def _classes(sets: Sequence[CheckedSet]) -> str:
         for name in some:
             values = [c.get(name, 0) for c in counts]
             drawn = "".join(
-                f'<div class="bar" style="width:{100 * value / longest:.2f}%;background:{colour}">'
+                f'<div class="bar" style="width:max({100 * value / longest:.2f}%,'
+                f'{min(value, 1)}px);background:{colour}">'
                 "</div>"
                 for value, colour in zip(values, colours, strict=True)
             )

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 
 from ...data.coco_entries import Row, show
-from ...data.pictures import SIDEWAYS, absent_from, fault_of_absent, orientation_of, reason_of
+from ...data.pictures import (
+    SIDEWAYS,
+    absent_from,
+    fault_of_absent,
+    open_picture,
+    orientation_of,
+    read_picture,
+    reason_of,
+)
 from .entries import CheckedSet
 
 Size = tuple[int, int]  # width and height in pixels
@@ -78,11 +84,9 @@ def look_at_file(path: Path) -> PictureFile:
     """Reads a file to its last pixel."""
     stored = None
     try:
-        if not path.is_file():
-            return PictureFile("unreadable picture", "is not a file; replace it or its entry")
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             stored, orientation = image.size, orientation_of(image)
-        pixels = read_image(str(path), format="RGB")
+        pixels = read_picture(str(path), "RGB")
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
     except Exception as error:  # PIL's decoders raise nearly everything on damaged files

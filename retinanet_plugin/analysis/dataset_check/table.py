@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ...errors import printable
 from .boxes import counts_of
 from .check import Checked
 from .findings import SEVERITIES, ordered
@@ -43,11 +44,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
         + (text if len(text) <= _EXAMPLE else f"{text[: _EXAMPLE - 3]}...")
         for severity, kind, count, text in rows
     ]
-
-
-def printable(text: str) -> str:
-    """With nothing in it that a terminal would obey, or that its encoding lacks."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def report(checked: Checked) -> dict[str, Any]:
