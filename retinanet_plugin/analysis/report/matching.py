@@ -280,10 +280,12 @@ def _match(
     thresholds = np.minimum(IOUS, 1 - 1e-10)[None, :, None]
     same = detections.label[overlaps.detection] == truths.label[overlaps.truth]
     near = overlaps.where(same & (overlaps.iou >= IOUS[0]))
-    rows, starts = np.unique(near.detection, return_index=True)
-    for n, start, stop in zip(rows, starts, [*starts[1:], len(near.iou)], strict=True):
-        order = np.argsort(near.iou[start:stop], kind="stable")
-        boxes, ious = near.truth[start:stop][order], near.iou[start:stop][order]
+    for n, start, count in zip(
+        *np.unique(near.detection, return_index=True, return_counts=True), strict=True
+    ):
+        pairs = slice(start, start + count)
+        order = np.argsort(near.iou[pairs], kind="stable")
+        boxes, ious = near.truth[pairs][order], near.iou[pairs][order]
         free = (ious >= thresholds) & (truths.crowd[boxes] | ~taken[:, :, boxes])  # (A, T, n)
         rank = np.arange(1, len(boxes) + 1) + len(boxes) * ~truth_ignored[:, None, boxes]
         best = np.argmax(free * rank, axis=2)

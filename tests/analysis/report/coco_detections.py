@@ -1,0 +1,79 @@
+"""Random detections and ground truth with many ties, and pycocotools' evaluation of them."""
+
+import contextlib
+import copy
+import io
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+SCORES = (0.1, 0.3, 0.5, 0.52, 0.7, 0.9)
+Coco, Results = dict[str, Any], list[dict[str, Any]]
+
+
+def random_set(
+    seed: int,
+    *,
+    num_images: int = 6,
+    num_classes: int = 3,
+    detections: int = 14,
+    crowds: float = 0.15,
+    ties: bool = True,
+) -> tuple[Coco, Results]:
+    """Boxes of sizes on both sides of 32 and 96, with ``ties`` often of equal IoU and score.
+
+    The last class has detections and no boxes, and pictures and classes have gaps in their ids.
+    """
+    rng = np.random.default_rng(seed)
+    images = [{"id": 3 * i + 5, "file_name": f"{i}.png"} for i in range(num_images)]
+    categories = [{"id": 2 * k + 1, "name": f"class {k}"} for k in range(num_classes + 1)]
+    annotations, results = Results(), Results()
+    for image in images:
+        boxes = [
+            [
+                int(v)
+                for v in (*rng.integers(0, 12, 2) * 8, *rng.choice([8, 16, 32, 40, 96, 104], 2))
+            ]
+            for _ in range(rng.integers(0, 7))
+        ]
+        if not ties:
+            boxes = [[x + float(rng.random()) for x in box] for box in boxes]
+        for box in boxes:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": 2 * int(rng.integers(num_classes)) + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(rng.random() < crowds),
+                }
+            )
+        for _ in range(rng.integers(0, detections + 1)):
+            near = boxes and rng.random() < 0.8
+            box = boxes[rng.integers(len(boxes))] if near else [0, 0, 32, 32]
+            shift = rng.choice([0, 0, 4, 8, 24], 2)
+            results.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": categories[rng.integers(len(categories))]["id"],
+                    "bbox": [float(v) for v in (box[0] + shift[0], box[1] + shift[1], *box[2:])],
+                    "score": float(rng.choice(SCORES) if ties else rng.random()),
+                }
+            )
+    return {"images": images, "categories": categories, "annotations": annotations}, results
+
+
+def coco_eval(coco: Coco, results: Results) -> COCOeval:
+    """After ``evaluate`` and ``accumulate``."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(coco)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
