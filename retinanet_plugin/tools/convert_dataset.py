@@ -12,6 +12,7 @@ where they are, unless --copy.
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> None:
         images = out / _PICTURES
         copy_pictures(found, images)
     for file, content in zip(files, parts.values(), strict=False):
-        write_text(file, json.dumps(content, ensure_ascii=False))
+        write_text(file, json.dumps(content))
     write_text(files[-1], ready_config(parts, out, images, args.base, base))
     print("\n".join(table(parts)))
     for file in files:
@@ -224,7 +225,7 @@ def choose_splits(found: LabelledSet, args: argparse.Namespace) -> dict[str, lis
 
 
 def _next_commands(config: Path) -> str:
-    shown = config if " " not in str(config) else f"'{config}'"
+    shown = shlex.quote(str(config))
     return "\n".join(
         [
             "next:",

@@ -113,6 +113,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     convert(source, out, "--overwrite", "--base", "retinanet_R50_FPN_1x.yaml")
     cfg = get_config(out / "config.yaml")
+    assert not cfg.MODEL.FPN.NORM
     assert cfg.MODEL.WEIGHTS
     assert cfg.SOLVER.BASE_LR == pytest.approx(0.01 * cfg.SOLVER.IMS_PER_BATCH / 16)
 

@@ -121,7 +121,7 @@ def _folder_of(coco: CocoJson, split: str | None) -> Path:
     names = [coco.images.rows[i]["file_name"].replace("\\", "/") for i in sample]
 
     def present(folder: Path) -> int:
-        return sum((folder / name).is_file() for name in names)
+        return sum(os.path.isfile(folder / name) for name in names)
 
     candidates = list(_candidates(coco.path, split))
     best = max(candidates, key=present)

@@ -1,6 +1,7 @@
 """Where the files of a data set are: walking its folder, sizes of pictures, class lists, splits."""
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,9 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
     wanted = frozenset(suffixes)
     for place, folders, names in os.walk(folder, followlinks=True):
         depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = sorted(x for x in folders if x[0] not in "._" and depth < _MAX_DEPTH)
+        folders[:] = sorted(
+            x for x in folders if x[0] != "." and x != "__MACOSX" and depth < _MAX_DEPTH
+        )
         for name in sorted(names):
             if name[0] != "." and os.path.splitext(name)[1].lower() in wanted:
                 yield Path(place, name)
@@ -156,7 +159,7 @@ def unique_names(file: Path, names: list[str]) -> list[str]:
 
 def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV that are not blank, with the number of their last line."""
-    reader = csv.reader(read_text(file).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

@@ -43,7 +43,9 @@ def read_csv(path: Path, options: Options) -> LabelledSet:
         x for x in beside if x.suffix.lower() == ".csv" and x not in files and is_mapping(x)
     ]
     files = [file for file in files if file not in mappings]
-    if not files:
+    fitting = [file for file in files if has_columns(file)] or files
+    notes = [f"passed over: {file}" for file in files if file not in fitting]
+    if not fitting:
         raise UserError(f"{path}: holds no CSV of {','.join(COLUMNS)}; name the file")
     if len(mappings) > 1 and options.classes_file is None:
         raise UserError(
@@ -55,7 +57,7 @@ def read_csv(path: Path, options: Options) -> LabelledSet:
     faults, pictures = Faults(options.fix), dict[Path, Picture]()
     left_out = set[Path]()
     folder = path if path.is_dir() else path.parent
-    for file in files:
+    for file in fitting:
         split = split_of(file.relative_to(folder))
         rows = list(rows_of(file))
         columns, rows = _columns(file, rows)
@@ -75,7 +77,8 @@ def read_csv(path: Path, options: Options) -> LabelledSet:
             if split:
                 picture.splits.add(split)
             picture.boxes += _box(cells, file, line)
-    notes = [f"classes and their order from {source}"] if source else []
+    if source:
+        notes.append(f"classes and their order from {source}")
     return assemble("csv", list(pictures.values()), classes, faults, notes)
 
 
@@ -128,7 +131,7 @@ def _cells(row: list[str], columns: list[str], where: str) -> dict[str, str]:
 
 def _find(name: str, folder: Path) -> Path:
     path = Path(os.path.abspath(folder / name))
-    return path if path.exists() else Path(os.path.abspath(folder / name.replace("\\", "/")))
+    return path if os.path.exists(path) else Path(os.path.abspath(folder / name.replace("\\", "/")))
 
 
 def _box(cells: dict[str, str], file: Path, line: int) -> list[Box]:

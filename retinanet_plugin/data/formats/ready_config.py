@@ -43,14 +43,13 @@ def ready_config(
         f"# {numbers} pictures; made by python -m retinanet_plugin.tools.convert_dataset.",
         f"_BASE_: {_text(name)}",
     ]
-    if scratch:
-        lines += [
-            "MODEL:  # from random weights, norms that train are needed",
-            "  FPN:",
-            '    NORM: "GN"',
-            "  RETINANET:",
-            '    NORM: "GN"',
-        ]
+    lines += [
+        "MODEL:",
+        "  RETINANET:",
+        "    NUM_CLASSES: -1  # as many as the JSON declares",
+    ]
+    if scratch:  # which needs norms that train
+        lines += ['    NORM: "GN"', "  FPN:", '    NORM: "GN"']
     lines += [
         "DATASETS:",
         "  OWN:",

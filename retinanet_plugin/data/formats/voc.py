@@ -4,6 +4,7 @@ VOC counts pixels from 1 and names the first and the last one within the box; a 
 edge to edge. So ``xmin`` 1, ``xmax`` W is the whole width: x1 = xmin - 1, x2 = xmax.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ def _find(annotation: "_Annotation", options: Options) -> Path:
                 f"({', '.join(x.name for x in found)}); name one of them in <filename>"
             )
     for folder in folders:
-        if named and (folder / named).is_file():
+        if named and os.path.isfile(folder / named):
             return folder / named
     expected = next((x for x in folders if x.name in _FOLDERS and x.is_dir()), folders[0])
     return expected / (named or f"{file.stem}.jpg")

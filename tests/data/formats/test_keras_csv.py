@@ -53,6 +53,14 @@ def test_the_class_mapping(tmp_path: Path) -> None:
     assert [row["name"] for row in read(tmp_path)["categories"]] == ["cat", "dög"]  # sorted
 
 
+def test_other_csvs_are_passed_over(tmp_path: Path) -> None:
+    write_csv(tmp_path)
+    (tmp_path / "results.csv").write_text("epoch,loss\n1,0.5\n")
+    whole = read_set(tmp_path)
+    assert f"passed over: {tmp_path}/results.csv" in whole.notes
+    assert len(whole.content["images"]) == 4
+
+
 def test_a_header_tells_the_columns(tmp_path: Path) -> None:
     write_pictures(tmp_path / "images", ["a.jpg"])
     rows = csv_rows(["a.jpg"]).splitlines()
