@@ -6,11 +6,12 @@ and the quick start's data set by name; it does nothing else.
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError  # first, for Ctrl-C during the others
+from . import starting as _starting  # noqa: F401 - first, for Ctrl-C during the others
 
 # isort: split
 from .config import add_retinanet_config, get_config
 from .data import synthetic as _synthetic
+from .errors import UserError
 from .modeling import (
     CLS_LOSS_REGISTRY,
     DENSE_HEAD_REGISTRY,

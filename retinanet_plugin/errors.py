@@ -4,22 +4,18 @@ Code that finds a mistake in a config, a data set, a checkpoint or a command lin
 :class:`UserError` with one sentence: where, what was found, what is allowed, what to do.
 Usual troubles of the machine, such as a full disk, have their sentences in ``_USUAL``.
 Commands run inside :func:`one_sentence`, which prints that sentence instead of a traceback, and one
-for Ctrl-C. Importing PyTorch takes seconds before that, so Ctrl-C is looked after from here on.
+for Ctrl-C.
 """
 
 import difflib
-import multiprocessing
-import os
 import re
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+
+from .starting import STOPPED, started
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
-STOPPED = 130  # a shell's, for a command that Ctrl-C ended
 TO_BE_RESUMED = 75  # EX_TEMPFAIL of sysexits.h: SIGTERM or SIGUSR1 ended training, --resume goes on
 
 _SMALLER = (
@@ -105,8 +101,7 @@ def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator
         stopped: what Ctrl-C leaves behind, said with exit status 130; the text of a
             ``KeyboardInterrupt`` goes before it.
     """
-    if signal.getsignal(signal.SIGINT) is _stop_import:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    started()
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -118,23 +113,3 @@ def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator
             raise
         print(f"error: {printable(sentence)}", file=sys.stderr)
         raise SystemExit(EXIT_STATUS) from None
-
-
-def _stop_import(number: int, frame: FrameType | None) -> None:
-    """Ends the process: an exception might be caught by whatever is being imported."""
-    os.write(2, b"stopped: nothing was begun; run it again.\n")
-    os._exit(STOPPED)
-
-
-def _is_starting_a_command() -> bool:
-    """Whether this import is the first of train_net.py or of ``-m retinanet_plugin.tools.NAME``."""
-    if multiprocessing.parent_process() is not None:
-        return False  # a worker, ended by whoever started it
-    package = Path(__file__).resolve().parent
-    if sys.argv[:1] == ["-m"]:
-        return any(f"{package.name}.tools." in word for word in sys.orig_argv)
-    return [Path(word).resolve() for word in sys.argv[:1]] == [package.parent / "train_net.py"]
-
-
-if _is_starting_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _stop_import)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinanet_plugin.errors import STOPPED
+from retinanet_plugin.starting import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def test_ctrl_c_during_imports_ends_by_a_sentence(
     signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     for line in process.stderr:  # a line a module, as soon as it is imported
-        if line.split()[-1] == "retinanet_plugin.errors":
+        if line.split()[-1] == "retinanet_plugin.starting":
             process.send_signal(signal.SIGINT)
             break
     out, err = process.communicate()
