@@ -120,6 +120,11 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
     """Refuses to train over a run that is already in ``OUTPUT_DIR``."""
+    if not cfg.OUTPUT_DIR or "\0" in cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
+        raise UserError(
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR!r} cannot be a folder on this machine; give one that can "
+            "be written."
+        )
     if training and not resume and has_checkpoint(cfg) and comm.is_main_process():
         raise UserError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} already holds a run; go on with it by --resume, or give "
@@ -129,9 +134,10 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         if not os.access(cfg.OUTPUT_DIR, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a name for a file"
         raise UserError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({error.strerror}); give a folder that "
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({reason}); give a folder that "
             "can be written."
         ) from None
 
