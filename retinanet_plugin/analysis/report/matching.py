@@ -1,9 +1,9 @@
 """Detections matched with ground truth as AP matches them, for all classes and pictures at once.
 
 The rules, IoU and thresholds are those of pycocotools' ``COCOeval``, and so is every match, to the
-last tie: the tests compare. It keeps no table of IoU between classes, and takes minutes for 5,000
-pictures of 80 classes where this takes seconds: only detections that reach an IoU of 0.5 with a box
-of their class are gone through, all thresholds and areas together.
+last tie: the tests compare. That one goes through every detection anew for each threshold and area,
+and knows no IoU between classes; here only detections that reach an IoU of 0.5 with a box of their
+class are gone through, for all thresholds and areas together, which takes a tenth of its time.
 """
 
 from collections.abc import Mapping, Sequence

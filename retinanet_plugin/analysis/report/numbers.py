@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data import check_datasets, register_own_datasets
+from ...data.own import OWN_TEST, OWN_TRAIN
 from ...engine.trainer import inference_folder
 from ...errors import UserError
 from .error_kinds import Errors, errors
@@ -117,20 +118,22 @@ def _quiet() -> Iterator[None]:
 
 
 def _register_own(cfg: CfgNode) -> UserError | None:
-    """Registers a person's own data sets; what is wrong with them by now."""
-    own = cfg.DATASETS.OWN
-    try:
-        register_own_datasets(cfg, training=bool(own.TRAIN_JSON) or not own.TEST_JSON)
-    except UserError as error:
-        return error
-    except OSError as error:
-        return UserError(f"the data set cannot be read ({error}).")
-    return None
+    """Registers a person's own data sets, the test set alone if need be; what is wrong by now."""
+    failed = None
+    for training in (True, False):
+        try:
+            register_own_datasets(cfg, training=training)
+            return None
+        except UserError as error:
+            failed = failed or error
+        except OSError as error:
+            failed = failed or UserError(f"the data set cannot be read ({error}).")
+    return failed
 
 
 def _load(cfg: CfgNode, name: str, failed: UserError | None) -> _Dataset | str:
     """A data set, or why it is not there, in a sentence."""
-    if failed and name.startswith("own_"):
+    if failed and name in (OWN_TRAIN, OWN_TEST):
         return str(failed)
     only = cfg.clone()
     only.defrost()
