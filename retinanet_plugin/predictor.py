@@ -89,7 +89,7 @@ class Predictor:
         choose_device(cfg)
         if device is not None and torch.device(cfg.MODEL.DEVICE) != torch.device(device):
             raise UserError(
-                f'Predictor: device "{device}": this machine has no such GPU; "cpu" is.'
+                f'Predictor: device "{device}": no such GPU is here; give "cpu".'
             )
         if score_threshold is not None:
             cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(score_threshold)
