@@ -287,4 +287,7 @@ def read_classes(path: str) -> list[str] | None:
     Raises:
         UserError: if the file cannot be read.
     """
-    return classes_in(SafeCheckpointer(nn.Module())._load_file(path))
+    if Path(path).suffix != ".pth":
+        return None
+    checkpointer = SafeCheckpointer(nn.Module())
+    return classes_in(checkpointer._read(path, lambda _: checkpointer._torch_load(path)))
