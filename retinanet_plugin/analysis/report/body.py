@@ -68,7 +68,8 @@ def _about(run: Run) -> str:
 def _result(test_set: TestSet, found: Numbers, several: bool) -> str:
     """AP and its kin, what they mean, and how many boxes are found at one score."""
     metrics = _metrics(test_set, found.run.last, several)
-    said = "".join(note(sentence or "") for sentence in (test_set.left_out, test_set.disagrees))
+    left_out = f"Left out, what needs more: {test_set.left_out}" if test_set.left_out else ""
+    said = note(left_out) + note(test_set.disagrees or "")
     if not metrics:
         return said or note("This run was not evaluated: no AP.")
     named = {**_METRICS, **_SIZES}
@@ -118,7 +119,7 @@ def _training(found: Numbers) -> str:
         absent.append("No loss was measured on the test set while training.")
     if not accuracy:
         absent.append(
-            f"It was evaluated {'once' if run.evaluations else 'never'}, so that AP has no curve; "
+            f"AP has no curve, as it was {'measured once' if run.evaluations else 'not measured'}; "
             "TEST.EVAL_PERIOD evaluates every so many steps."
         )
     charts = [*losses[:1], *accuracy, *losses[1:], *filter(None, [_rate(run)])]

@@ -20,6 +20,7 @@ from .run import Run
 MAX_MATRIX = 20  # classes; the confusion of more is a list
 _FIRST = 3  # pictures of each list; the others come at the press of a button
 _LEAST_SCORE = 0.05  # of a detection that can be drawn
+_EXTREMES = 6  # classes at either end that stand for more than twice as many
 _MAX_DRAWN = 100  # detections of a picture
 _WITHOUT_SCRIPT = range(0, 101, 10)  # which of the 101 numbers of a curve stand in its table
 
@@ -189,7 +190,7 @@ def _errors(test_set: TestSet) -> str:
             _KINDS[kind.kind][0],
             kind.d_ap50,
             f"+{show(kind.d_ap50)}",
-            f"{_KINDS[kind.kind][1]} {kind.count_at_threshold:,} here.",
+            f"{_KINDS[kind.kind][1]} {kind.count_at_threshold:,} of them.",
         )
         for kind in errors.kinds
     ]
@@ -282,9 +283,14 @@ def _classes(test_set: TestSet, run: Run) -> str:
         ("medium", all_.ap_medium, "up to 96 x 96"),
         ("large", all_.ap_large, "above"),
     ]
+    title, drawn = "AP by class", ranked
+    if len(ranked) > 2 * _EXTREMES:
+        title = f"AP by class: the best and the worst {_EXTREMES} of {len(ranked):,}"
+        drawn = [a for a in ranked if a.ap is not None]
+        drawn = [*drawn[:_EXTREMES], *drawn[_EXTREMES:][-_EXTREMES:]]
     return (
-        '<div class="charts"><div><h3>AP by class</h3>'
-        + bars([(a.name or "", a.ap, show(a.ap), "") for a in ranked], full=100)
+        f'<div class="charts"><div><h3>{title}</h3>'
+        + bars([(a.name or "", a.ap, show(a.ap), "") for a in drawn], full=100)
         + "</div><div><h3>AP by size of the boxes</h3>"
         + bars(
             [
