@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from .starting import STOPPED, started
 
@@ -105,11 +106,24 @@ def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(f"stopped: {str(interrupt) or stopped}.", file=sys.stderr, flush=True)
-        raise SystemExit(STOPPED) from None
+        _stop(str(interrupt) or stopped)
     except Exception as error:
         sentence = sentence_of(error)
+        if sentence is None and _followed_ctrl_c(error):
+            _stop(stopped)
         if sentence is None:
             raise
         print(f"error: {printable(sentence)}", file=sys.stderr)
         raise SystemExit(EXIT_STATUS) from None
+
+
+def _stop(what_is_left: str) -> NoReturn:
+    print(f"stopped: {what_is_left}.", file=sys.stderr, flush=True)
+    raise SystemExit(STOPPED) from None
+
+
+def _followed_ctrl_c(error: BaseException | None) -> bool:
+    """Whether it arose from an interrupt, in a library that was not prepared for one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from retinanet_plugin.errors import one_sentence
 from retinanet_plugin.starting import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +39,16 @@ def test_ctrl_c_during_imports_ends_by_a_sentence(
     assert out == ""
     said = [line for line in err.splitlines() if not line.startswith("import time:")]
     assert said == ["stopped: nothing was begun; run it again."]
+
+
+def test_what_a_library_makes_of_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_sentence("all is kept"):
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                cast(Any, None).tidy_up()
+        except AttributeError as error:
+            raise ValueError("some key") from error
+    assert ended.value.code == STOPPED
+    assert capsys.readouterr().err == "stopped: all is kept.\n"
