@@ -5,6 +5,7 @@ detectron2's log is in ``OUTPUT_DIR/log.txt``, and is printed only where no term
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -96,5 +97,10 @@ def evaluation_progress(pictures: Iterable[Any], name: str) -> Iterator[Iterable
 
 
 def _bar(*args: Any, **kwargs: Any) -> Any:
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        known = False
+    width = {"dynamic_ncols": True} if known else {"ncols": 80}
     # All in the same place: only one is renewed at a time.
-    return tqdm(*args, bar_format=_FORMAT, dynamic_ncols=True, position=0, miniters=1, **kwargs)
+    return tqdm(*args, bar_format=_FORMAT, position=0, miniters=1, **width, **kwargs)

@@ -27,6 +27,7 @@ from retinanet_plugin.analysis.ablation.results import (
 )
 from retinanet_plugin.analysis.tables import TABLES
 from retinanet_plugin.config import shipped_configs
+from retinanet_plugin.engine.scaling import scale_to_batch
 
 DATA = ("quickstart", "bccd_R18_FPN.yaml", "coco")
 
@@ -131,6 +132,24 @@ def test_the_yaml_of_a_run_can_be_run_by_hand(data: str, tmp_path: Path) -> None
             assert {**flat(by_hand), "OUTPUT_DIR": ""} == {**flat(run.cfg), "OUTPUT_DIR": ""}
             assert (by_hand.SEED, by_hand.SOLVER.MAX_ITER) == (run.seed, 70)
             assert (by_hand.SOLVER.BASE_LR, by_hand.INPUT.CROP.SIZE) == (0.5, [0.7, 0.6])
+
+
+def test_a_schedule_scaled_to_the_batch_is_not_scaled_again(tmp_path: Path, monkeypatch) -> None:
+    """A row trains as the data's configuration does, which says nothing but its batch."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        '_BASE_: "Base-Scratch-R18.yaml"\nSOLVER: {IMS_PER_BATCH: 4}\n'
+    )
+    for steps, max_iter in ((None, 360_000), (900, 900)):
+        options = {"data": str(tmp_path / "mine.yaml"), "steps": steps, "output": tmp_path}
+        run = run_of(only("a_alpha", **options), "alpha_0.50")
+        solver = run.cfg.SOLVER
+        assert (solver.IMS_PER_BATCH, solver.BASE_LR, run.max_iter) == (4, 0.0025, max_iter)
+        assert (max_iter / solver.STEPS[0], max_iter / solver.WARMUP_ITERS) == (1.5, 90)
+        prepare_folder(run)
+        by_hand = get_config(run.config_file)
+        assert scale_to_batch(by_hand, run.config_file, []) == []
+        assert by_hand.SOLVER == solver
 
 
 def test_what_counts_steps_follows_them() -> None:

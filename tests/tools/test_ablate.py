@@ -159,7 +159,7 @@ def test_other_settings_are_refused_or_run_again(ablate: Ablate) -> None:
     assert ablate(*rows) == 0
     before = saved("alpha_0.25")
     assert len(ablate.ran) == 1
-    with pytest.raises(UserError, match=r"SOLVER.BASE_LR: 0.01 -> 0.5.*--output, or --again"):
+    with pytest.raises(UserError, match=r"SOLVER.BASE_LR: 0.00125 -> 0.5.*--output, or --again"):
         ablate(*rows, "--", "SOLVER.BASE_LR", "0.5")
     assert ablate.ran == [] and saved("alpha_0.25") == before
     assert ablate(*rows, "--again", "--", "SOLVER.BASE_LR", "0.5") == 0
