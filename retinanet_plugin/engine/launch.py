@@ -22,6 +22,8 @@ from .setup import prepare
 from .stopping import SIGNALS, status_of, stop_by_signal
 from .trainer import Trainer
 
+_KEPT = "checkpoints are as they were; run it again, with --resume to go on from the last"
+
 
 def parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """detectron2's options, and ours."""
@@ -49,7 +51,7 @@ def main(args: argparse.Namespace) -> Any:
 def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> None:
     """Reads the command line and starts the processes, unless torchrun has."""
     args = parser(epilog).parse_args(words)
-    with one_sentence():
+    with one_sentence(_KEPT):
         if started_by_torchrun():
             # After a failure it starts all processes anew, by the same command.
             args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -82,7 +84,7 @@ def _stoppable() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            print("stopped: checkpoints are as they were.", file=sys.stderr, flush=True)
+            print(f"stopped: {_KEPT}.", file=sys.stderr, flush=True)
             raise SystemExit(status_of(received)) from None
 
 
