@@ -332,6 +332,7 @@
 
     watchers.push(draw);
     new ResizeObserver(draw).observe(frame);
+    frame.title = "larger or smaller";
     frame.addEventListener("click", () => figure.classList.toggle("large"));
   }
 
