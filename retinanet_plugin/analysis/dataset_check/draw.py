@@ -61,8 +61,8 @@ def _margin(box: Corners | None, width: int, height: int, scale: float) -> int:
 def _on(
     canvas: np.ndarray, box: Corners, scale: float, margin: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corners in pixels as drawn, none further out than just beyond the canvas."""
+    """Corners in pixels as drawn; what lies further out becomes a line at the edge."""
     height, width = canvas.shape[:2]
     corners = np.array(box, dtype=np.float64) * scale + margin
-    x1, y1, x2, y2 = np.clip(corners, -9, np.tile((width + 9, height + 9), 2)).round().astype(int)
+    x1, y1, x2, y2 = np.clip(corners, 2, np.tile((width - 3, height - 3), 2)).round().astype(int)
     return (int(x1), int(y1)), (int(x2), int(y2))
