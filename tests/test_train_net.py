@@ -28,6 +28,7 @@ SMALL = [
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "()"),
     *("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0", "SEED", "3"),
     *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.DRAW_PICTURES", "2"),
+    *("TEST.REPORT", "False"),
 ]
 OWN = [
     *("DATASETS.OWN.ROOT", "data", "DATASETS.OWN.TRAIN_JSON", "annotations/train.json"),

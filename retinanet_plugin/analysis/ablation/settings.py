@@ -22,7 +22,10 @@ _IRRELEVANT = (
 
 def settings_of(cfg: CfgNode, code: Sequence[ModuleType]) -> dict[str, Any]:
     """The configuration, and the person's own code where it is used."""
-    settings = {k: v for k, v in leaves(cfg) if k not in _IRRELEVANT}
+    irrelevant = list(_IRRELEVANT)
+    if not (cfg.SOLVER.EARLY_STOPPING.PATIENCE or cfg.TEST.PRECISE_BN.ENABLED):
+        irrelevant += ["TEST.EVAL_PERIOD", "TEST.BEST_METRIC"]  # training goes on as without
+    settings = {k: v for k, v in leaves(cfg) if k not in irrelevant}
     for module in code:
         file = Path(module.__file__ or "")
         if file.is_file():
