@@ -90,6 +90,10 @@ def check_names(cfg: CfgNode) -> None:
         find(registry, name, key)
     one_of(cfg.SOLVER.AMP.DTYPE, HALF_DTYPES, "SOLVER.AMP.DTYPE")
     one_of(cfg.TEST.DTYPE, DTYPES, "TEST.DTYPE")
+    for key in ("SOLVER.KEEP_CHECKPOINTS", "SOLVER.SKIP_NOT_FINITE", "DATALOADER.SKIP_UNREADABLE"):
+        group, name = key.split(".")
+        if cfg[group][name] < 0:
+            raise UserError(f"{key}: {cfg[group][name]} given; give 0 or more.")
     workers = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % workers:
         raise UserError(
