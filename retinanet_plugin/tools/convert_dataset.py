@@ -164,7 +164,8 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser().parse_args(words)
     source, out = absolute(args.input), absolute(args.out)
     base = get_config(args.base)  # refuses what is none before anything is read
-    output_files(out, [], overwrite=True, option="OUT")
+    if out.exists():  # refused before anything is read, which takes time
+        output_files(out, [_CONFIG], overwrite=args.overwrite, option="OUT")
     kind = None if args.format == "auto" else args.format
     if kind is None and source.exists():
         kind = recognise(source)
@@ -237,5 +238,5 @@ def _next_commands(config: Path) -> str:
 
 
 if __name__ == "__main__":
-    with one_sentence("files that are written are whole; the same command starts again"):
+    with one_sentence("files in OUT are whole; run it again, with --overwrite if there are any"):
         main()
