@@ -93,7 +93,7 @@ CASES: dict[str, Case] = {
 GOOD = "nothing is wrong"
 
 RUNNER = """
-import json, os, resource, signal, sys
+import json, os, resource, signal, sys, traceback
 from retinanet_plugin.engine import launch
 pages = int(open("/proc/self/statm").read().split()[0])
 for folder, words, room, seconds in json.load(sys.stdin):
@@ -105,8 +105,16 @@ for folder, words, room, seconds in json.load(sys.stdin):
         limit = pages * resource.getpagesize() + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.alarm(seconds)
-        launch.invoke(words)
-        sys.exit(0)
+        status = 1
+        try:
+            launch.invoke(words)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)  # without taking all down that was imported, which lasts longest
     _, status = os.waitpid(child, 0)
     with open(os.path.join(folder, "../status"), "w") as file:
         file.write(str(os.waitstatus_to_exitcode(status)))
