@@ -64,6 +64,7 @@ assert torch.equal(state, torch.get_rng_state()) and random.getstate() == seeds
 assert torch.get_num_threads() == threads
 assert len(detectron2.modeling.META_ARCH_REGISTRY._obj_map) == mark + 1
 assert not torch.cuda.is_initialized()
+assert "retinanet_plugin.engine" not in sys.modules  # it comes with Predictor
 for name in [m for m in sys.modules if m.startswith("retinanet_plugin")]:
     del sys.modules[name]
 import retinanet_plugin as again
