@@ -116,7 +116,11 @@ def check_pictures(images: Entries, folder: Path) -> None:
     is_absent = absent_from(folder)
     images.refuse(
         (i for i, row in enumerate(images.rows) if is_absent(row["file_name"])),
-        lambda row: fault_of_absent(folder, row),
+        lambda row: (
+            f"no picture {show(row['file_name'])} in {folder}"
+            f"{where_instead(folder, row['file_name'])}; "
+            f"add it, correct the folder or remove the entry"
+        ),
     )
 
     def fault_of(row: Row) -> str:
@@ -140,13 +144,6 @@ def absent_from(folder: Path) -> Callable[[str], bool]:
     return is_absent
 
 
-def fault_of_absent(folder: Path, row: Row) -> str:
-    return (
-        f"no picture {show(row['file_name'])} in {folder}{_where_instead(folder, row)}; "
-        f"add it, correct the folder or remove the entry"
-    )
-
-
 def names_in(folder: Path) -> list[str]:
     """Names of the files in ``folder``, sorted; none where it cannot be looked into."""
     try:
@@ -155,9 +152,9 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def _where_instead(folder: Path, row: Row) -> str:
+def where_instead(folder: Path, file_name: str) -> str:
     """A hint at a file of the same name near by, or with other case or extension."""
-    parent, name = os.path.split(row["file_name"].replace("\\", "/"))
+    parent, name = os.path.split(file_name.replace("\\", "/"))
     near = [folder / parent, folder, folder.parent]
     near += [folder / sub for sub in names_in(folder)[:MAX_HINT_FOLDERS] if (folder / sub).is_dir()]
     for same in (lambda found: found == name, lambda found: _stem(found) == _stem(name)):

@@ -22,7 +22,7 @@ _PIECE = 2**22  # IoUs at a time
 
 
 def is_crowd(row: Row) -> bool:
-    return row.get("iscrowd") in (1, True)
+    return bool(row.get("iscrowd") == 1)
 
 
 # ---------------------------------------------------------------- one box

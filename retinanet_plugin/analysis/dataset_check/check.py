@@ -34,7 +34,7 @@ class Checked:
 def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
     """Goes through all sets, past each fault; progress goes to the standard error output."""
     sets = [read_set(source) for source in sources]
-    files = look_at(sets, workers, lambda keys: tqdm(keys, desc="pictures", unit="picture"))
+    files = look_at(sets, workers)
     for checked in sets:
         check_pictures(checked, files)
         check_boxes(checked, files)

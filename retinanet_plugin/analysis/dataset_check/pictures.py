@@ -3,24 +3,27 @@
 import hashlib
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from ...data.coco_entries import Row, show
 from ...data.pictures import (
     SIDEWAYS,
     absent_from,
-    fault_of_absent,
     open_picture,
     orientation_of,
     read_picture,
     reason_of,
+    where_instead,
 )
 from .entries import CheckedSet
+
+_HINTS = 20  # absent pictures that are looked for elsewhere, folder by folder
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -47,37 +50,38 @@ class PictureFile:
 Files = dict[tuple[Path, str], PictureFile]  # by folder and name in the JSON
 
 
-def look_at(
-    sets: Sequence[CheckedSet],
-    workers: int,
-    track: Callable[[list[tuple[Path, str]]], Iterable[tuple[Path, str]]] = iter,
-) -> Files:
+def look_at(sets: Sequence[CheckedSet], workers: int) -> Files:
     """Decodes each picture of the sets once, and keeps what was found but not its pixels.
 
     Args:
         workers: threads, each with one picture in memory at a time: decoding needs no Python.
-        track: wraps the pictures, for a progress bar.
     """
     folders = {checked.source.folder for checked in sets}
     is_absent = {folder: absent_from(folder) for folder in folders}
     named = [(c.source.folder, row["file_name"]) for c in sets for row in c.images.values()]
     wanted = list(dict.fromkeys(named))
-    absent = {key for key in wanted if is_absent[key[0]](key[1])}
+    absent = {
+        (folder, name): f"is not in {folder}" for folder, name in wanted if is_absent[folder](name)
+    }
+    for folder, name in list(absent)[:_HINTS]:
+        absent[folder, name] += where_instead(folder, name)
 
     def look(key: tuple[Path, str]) -> PictureFile:
-        folder, name = key
         if key in absent:
-            return PictureFile("absent picture", fault_of_absent(folder, {"file_name": name}))
-        return look_at_file(folder / name)
+            return PictureFile("absent picture", f"{absent[key]}; add it or remove the entry")
+        return look_at_file(key[0] / key[1])
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of what is reported here, without a name
-            found = pool.map(look, wanted)
-            return {key: next(found) for key in track(wanted)}
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C only those begun are waited for
+    files = {}
+    with warnings.catch_warnings(), tqdm(total=len(wanted), desc="pictures", unit="picture") as bar:
+        warnings.simplefilter("ignore")  # PIL's, of what is reported here, without a name
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for key, file in zip(wanted, pool.map(look, wanted), strict=True):
+                files[key] = file
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C only those begun are waited for
+    return files
 
 
 def look_at_file(path: Path) -> PictureFile:
