@@ -62,6 +62,14 @@ def test_each_kind(kind: str, detection: tuple[int, float]) -> None:
     assert found.missed.sum() == (0 if finds_cat else 1)
 
 
+def test_an_iou_of_a_half_is_enough_to_find_a_box() -> None:
+    half = _detections((CAT, 0, 0.9), (CAT, 0, 0.8))
+    for detection in half:
+        detection["bbox"] = [0, 0, 10, 20]
+    found = kinds_of(match(_picture((CAT, 0)), half))
+    assert [NAMES[i] for i in found.detection] == ["right", "duplicate"]
+
+
 def test_detections_in_crowds_are_no_errors_and_crowds_no_boxes() -> None:
     coco = _picture((CAT, 0))
     coco["annotations"][0]["iscrowd"] = 1

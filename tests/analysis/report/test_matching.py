@@ -42,12 +42,16 @@ def test_of_more_than_a_hundred_of_a_class_in_a_picture_the_highest_count() -> N
 
 
 def test_an_id_of_0_is_no_match_as_in_pycocotools() -> None:
-    coco, results = random_set(2)
+    coco, _ = random_set(2, crowds=0)
     for annotation in coco["annotations"]:
         annotation["id"] -= 1
-    assert np.array_equal(
-        precisions(match(coco, results)), coco_eval(coco, results).eval["precision"][..., -1]
-    )
+    results = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5}
+        for a in coco["annotations"]
+    ]
+    matches = match(coco, results)
+    assert np.count_nonzero(matches.truth[0, 0] < 0) == 1
+    assert np.array_equal(precisions(matches), coco_eval(coco, results).eval["precision"][..., -1])
 
 
 def test_without_detections_or_boxes_nothing_is_matched() -> None:
