@@ -55,6 +55,14 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True
     # False: a box for each class, 4 * A * NUM_CLASSES outputs instead of 4 * A.
     new.MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG = True
+    # Whether boxes are clipped to the picture before NMS, as torchvision and mmdetection do it.
+    new.MODEL.RETINANET.CLIP_BEFORE_NMS = False
+    new.MODEL.FPN = CfgNode()
+    # This and the next are heeded where MODEL.BACKBONE.NAME is build_resnet_fpn_p6p7_backbone. The
+    # level that P6 is made from: res5 (the paper) or p5.
+    new.MODEL.FPN.P6_INPUT = "res5"
+    # Whether a ReLU stands between P6 and P7.
+    new.MODEL.FPN.P7_RELU = True
     # This and the next four make train_net.py faster; by all but KEEP_FREED_MEMORY sums come in
     # another order, and so the last bits differ. Memory format of weights and features: True is
     # what a CPU's convolutions, and a GPU's in half precision, work in.

@@ -1,7 +1,8 @@
 """The detector: meta-architecture, dense head, anchors, assigner, decoder."""
 
-from .anchors import RetinaNetAnchorGenerator
+from .anchors import RetinaNetAnchorGenerator, TorchvisionAnchorGenerator
 from .assigner import AnchorAssigner, SparseTargets
+from .backbone import build_resnet_fpn_p6p7_backbone
 from .cls_losses import CLS_LOSS_REGISTRY
 from .decoder import DetectionDecoder
 from .head import DENSE_HEAD_REGISTRY, FocalLossHead
@@ -16,4 +17,6 @@ __all__ = [
     "FocalRetinaNet",
     "RetinaNetAnchorGenerator",
     "SparseTargets",
+    "TorchvisionAnchorGenerator",
+    "build_resnet_fpn_p6p7_backbone",
 ]

@@ -32,6 +32,7 @@ class DetectionDecoder:
         nms_thresh: IoU above which the lesser of two boxes of a class is dropped.
         max_detections: the most a picture keeps.
         class_agnostic: whether the head predicts one box an anchor, or one for each class.
+        clip_before_nms: whether boxes are clipped to the picture before they suppress one another.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class DetectionDecoder:
         nms_thresh: float = 0.5,
         max_detections: int = 100,
         class_agnostic: bool = True,
+        clip_before_nms: bool = False,
     ) -> None:
         self.num_classes = num_classes
         self.apply_deltas = apply_deltas
@@ -52,6 +54,7 @@ class DetectionDecoder:
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
         self.class_agnostic = class_agnostic
+        self.clip_before_nms = clip_before_nms
 
     def __call__(
         self,
@@ -89,6 +92,10 @@ class DetectionDecoder:
         self, levels: Sequence[tuple[Tensor, Tensor, Tensor]], image_size: tuple[int, int]
     ) -> Instances:
         boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        if self.clip_before_nms:
+            height, width = image_size
+            x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+            boxes = torch.stack((x, y), dim=2).flatten(1)
         keep = _nms_by_class(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
         return Instances(
             image_size,

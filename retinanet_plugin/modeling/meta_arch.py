@@ -35,8 +35,8 @@ class FocalRetinaNet(DenseDetector):
         loss_normalizer: what the sums of losses are divided by. "positives": the anchors assigned
             in the whole batch, over all workers (the paper); "ema": detectron2's moving average of
             them, a worker each, kept in the buffer ``loss_normalizer``.
-        test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image: see
-            :class:`DetectionDecoder`.
+        test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image,
+            clip_before_nms: see :class:`DetectionDecoder`.
         pixel_mean, pixel_std: of each channel of the input.
         input_format: channel order of the input, "BGR" or "RGB".
     """
@@ -55,6 +55,7 @@ class FocalRetinaNet(DenseDetector):
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.5,
         max_detections_per_image: int = 100,
+        clip_before_nms: bool = False,
         pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
         pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
         input_format: str = "BGR",
@@ -84,6 +85,7 @@ class FocalRetinaNet(DenseDetector):
             nms_thresh=test_nms_thresh,
             max_detections=max_detections_per_image,
             class_agnostic=head.class_agnostic_bbox_reg,
+            clip_before_nms=clip_before_nms,
         )
         self.input_format = input_format
 
@@ -117,6 +119,7 @@ class FocalRetinaNet(DenseDetector):
             "test_topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": retinanet.NMS_THRESH_TEST,
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "clip_before_nms": retinanet.CLIP_BEFORE_NMS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from retinanet_plugin import RetinaNetAnchorGenerator, UserError
-from retinanet_plugin.modeling.anchors import HostAnchors
+from retinanet_plugin.modeling.anchors import HostAnchors, TorchvisionAnchorGenerator
 
 STRIDES = [8, 16, 32, 64, 128]
 GRIDS = [(14, 20), (7, 10), (4, 5), (2, 3), (1, 2)]
@@ -62,6 +62,23 @@ def test_near_torchvision() -> None:
     assert strides[0] == [8, 8]
     placed = first.reshape(14 * 20, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
     assert (placed - expected[: len(placed)]).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (96, 128), (800, 1344), (224, 416)])
+def test_equal_to_torchvision(height: int, width: int) -> None:
+    """Whatever it rounds: sizes, edges, and at coarse levels the distance of places."""
+    sizes = tuple(
+        (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
+    )
+    theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    grids = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    pictures = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
+    (expected,) = theirs(pictures, features(grids))
+    ours = torch.cat(
+        [x.tensor for x in TorchvisionAnchorGenerator(strides=STRIDES)(features(grids))]
+    )
+    ratio_first = ours.reshape(-1, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
+    assert torch.equal(ratio_first, expected)
 
 
 def test_grids_are_kept_and_bounded() -> None:

@@ -155,3 +155,18 @@ def test_suppression_is_torchvisions(num_boxes: int, num_classes: int) -> None:
     classes = torch.randint(num_classes, (num_boxes,))
     kept = decoder_module._nms_by_class(boxes, scores, classes, 0.5)
     assert torch.equal(kept, batched_nms(boxes, scores, classes, 0.5))
+
+
+def test_boxes_clipped_before_they_suppress() -> None:
+    """Two boxes that reach out of the picture, far apart there and the same within it."""
+    anchors = torch.tensor([[-90.0, 0.0, 10.0, 10.0], [-20.0, 0.0, 10.0, 10.0]])
+    logits = torch.tensor([3.0, 2.0]).view(1, 2, 1, 1)
+    kept = {}
+    for clip in (False, True):
+        decoder = DetectionDecoder(
+            num_classes=1, apply_deltas=lambda _, boxes: boxes, clip_before_nms=clip
+        )
+        (found,) = decoder([logits], [torch.zeros(1, 8, 1, 1)], [anchors], [(10, 10)])
+        kept[clip] = found.pred_boxes.tensor.tolist()
+    assert kept[False] == anchors.tolist()
+    assert kept[True] == [[0.0, 0.0, 10.0, 10.0]]

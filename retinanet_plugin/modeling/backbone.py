@@ -1,0 +1,43 @@
+"""A ResNet-FPN whose two coarsest levels may be made as other frameworks make them."""
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7, build_retinanet_resnet_fpn_backbone
+from torch import Tensor
+
+from .registry import one_of, register_once
+
+
+class P6P7(LastLevelP6P7):
+    """P6 and P7 by convolutions of stride 2.
+
+    Args:
+        in_channels, out_channels: of the level that P6 is made from, and of both.
+        in_feature: name of that level.
+        relu: whether a ReLU stands between the two.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, in_feature: str = "res5", relu: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, in_feature)
+        self.relu = relu
+
+    def forward(self, level: Tensor) -> list[Tensor]:
+        p6 = self.p6(level)
+        return [p6, self.p7(F.relu(p6) if self.relu else p6)]
+
+
+def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """``build_retinanet_resnet_fpn_backbone`` that heeds MODEL.FPN.P6_INPUT and P7_RELU."""
+    backbone = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
+    fpn = cfg.MODEL.FPN
+    source = one_of(fpn.P6_INPUT, ("res5", "p5"), "MODEL.FPN.P6_INPUT")
+    shapes = {**backbone.bottom_up.output_shape(), **backbone.output_shape()}
+    backbone.top_block = P6P7(shapes[source].channels, fpn.OUT_CHANNELS, source, fpn.P7_RELU)
+    return backbone
+
+
+register_once(BACKBONE_REGISTRY, build_resnet_fpn_p6p7_backbone)
