@@ -148,7 +148,14 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         theirs = classes_in(checkpoint)
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except Exception as error:  # of arrays of text, sparse tensors, ...
+            reason = printable(str(error).strip().split("\n")[-1].strip(), 200)
+            raise UserError(
+                f"MODEL.WEIGHTS: the checkpoint's weights cannot be used ({reason}); give one "
+                'written by detectron2 or this plugin, or a dictionary of tensors under "model".'
+            ) from None
         parameters = [name for name, _ in self.model.named_parameters()]
         shapes = {name: others for name, *others in incompatible.incorrect_shapes}
         absent = [x for x in parameters if x in set(incompatible.missing_keys) - shapes.keys()]

@@ -326,6 +326,44 @@ def _zipped(draw: st.DrawFn) -> bytes:
     return file.getvalue()
 
 
+_TENSORS = st.sampled_from(
+    [
+        *(torch.zeros(2, 3), torch.zeros(2), torch.zeros(()), torch.zeros(0), torch.zeros(1, 2, 3)),
+        *(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.complex64)),
+        *(torch.zeros(2, 3).to_sparse(), torch.full((2, 3), float("nan"))),
+        *(torch.zeros(1).expand(10**6, 10**6), torch.zeros(2, 3).bool(), torch.zeros(2, 3).half()),
+        torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.quint8),
+    ]
+)
+_ARRAYS = st.sampled_from(
+    [
+        *(np.zeros((2, 3), code) for code in ("f4", ">f4", "i1", "u8", "c8", "S3", "U2", "f2")),
+        *(np.zeros(()), np.zeros(0), np.asfortranarray(np.ones((2, 3))), np.float32(1)),
+    ]
+)
+_NAMES = st.sampled_from(
+    [
+        *("layer.weight", "layer.bias", "module.layer.weight", "model", "classes", "iteration"),
+        *("matching_heuristics", "__author__", "blobs", "x_momentum", "", "conv1_w", "fc1000_b"),
+    ]
+)
+
+
+def _contents(arrays: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Good in part, with what may be anything in any place."""
+    values = arrays | _VALUES | st.sampled_from(["Caffe2", True, ["cat"], 10**30])
+    models = st.dictionaries(_NAMES | st.integers(), values, max_size=4)
+    good = arrays.map(lambda a: {"layer.weight": a, "layer.bias": a})
+    contents = st.dictionaries(_NAMES | st.integers(), models | good | values, max_size=4)
+    return contents | st.builds(lambda m, c: {**c, "model": m}, models | good, contents)
+
+
+def _torch_saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
 def _use_weights(suffix: str) -> Callable[[Path, bytes], None]:
     def use(folder: Path, content: bytes) -> None:
         path = folder / f"fuzzed{suffix}"
@@ -356,6 +394,8 @@ TARGETS: dict[str, Target] = {
         _use_weights(".pkl"),
     ),
     "checkpoint": Target(st.deferred(_zipped), _use_weights(".pth")),
+    "checkpoint, content": Target(_contents(_TENSORS).map(_torch_saved), _use_weights(".pth")),
+    "pickle, content": Target(_contents(_ARRAYS).map(pickle.dumps), _use_weights(".pkl")),
     "checkpoint, bytes": Target(
         st.sampled_from([_pth, _old_pth]).flatmap(lambda make: _damaged(make(), _OPCODES)),
         _use_weights(".pth"),
