@@ -174,10 +174,8 @@ class Evaluation(HookBase):
 
     def _why(self) -> str:
         kept = f" ({BEST}.pth)" if self._best_at >= 0 else ""
-        return (
-            f"{self._metric} has not become better in {self._without_better} evaluations; "
-            f"{self._said()}{kept}"
-        )
+        count = f"{self._without_better} evaluation{'s' if self._without_better > 1 else ''}"
+        return f"{self._metric} has not become better in {count}; {self._said()}{kept}"
 
     def _keep_pictures(self, step: int) -> None:
         """Those of at most ``_MOST_PICTURES`` evaluations and the last: files and TensorBoard."""

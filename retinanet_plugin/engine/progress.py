@@ -98,9 +98,10 @@ def evaluation_progress(pictures: Iterable[Any], name: str) -> Iterator[Iterable
 
 def _bar(*args: Any, **kwargs: Any) -> Any:
     try:
-        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        known = min(os.get_terminal_size(sys.stderr.fileno())) > 0
     except OSError:
         known = False
-    width = {"dynamic_ncols": True} if known else {"ncols": 80}
+    # On a terminal of no size tqdm would show nothing.
+    size = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
     # All in the same place: only one is renewed at a time.
-    return tqdm(*args, bar_format=_FORMAT, position=0, miniters=1, **width, **kwargs)
+    return tqdm(*args, bar_format=_FORMAT, position=0, miniters=1, **size, **kwargs)

@@ -37,7 +37,7 @@ class Terminal:
 
     def __init__(self, columns: int = 100) -> None:
         self._ours, theirs = pty.openpty()
-        size = struct.pack("4H", 40, columns, 0, 0)
+        size = struct.pack("4H", min(columns, 40), columns, 0, 0)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
         self.file = os.fdopen(theirs, "w", encoding="utf-8")
         self._read: list[bytes] = []
@@ -60,7 +60,7 @@ class Terminal:
 
 @pytest.mark.parametrize("columns", [0, 30, 200])
 def test_a_line_fits_its_terminal(monkeypatch, columns: int) -> None:
-    """Some terminals do not tell their width, as 0."""
+    """Some terminals do not tell their size, which is 0 then."""
     terminal = Terminal(columns)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal.file)
