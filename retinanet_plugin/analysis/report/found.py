@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import detection_utils
 from tqdm import tqdm
 
+from ...data.pictures import read_picture
 from ..page import data, image, table, text
 from .blocks import DASH, bars, note, numbers, section, show
 from .error_kinds import Errors
@@ -150,8 +150,8 @@ def _shots(title: str, figures: Sequence[str]) -> str:
 def _figure(picture: Picture, index: int) -> str:
     name = Path(picture.file).name
     try:
-        rgb, lost = detection_utils.read_image(picture.file, format="RGB"), ""
-    except (OSError, ValueError):
+        rgb, lost = read_picture(picture.file, "RGB"), ""
+    except Exception:  # PIL's decoders raise nearly everything on damaged files
         rgb = np.full((picture.height or 480, picture.width or 640, 3), 128, np.uint8)
         lost = " (cannot be read any more)"
     errors = f"{picture.errors} error{'' if picture.errors == 1 else 's'}"
