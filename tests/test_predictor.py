@@ -71,9 +71,10 @@ def test_whatever_a_picture_comes_as(run: Path, predictor: Predictor) -> None:
     assert same(predictor(cv2.imread(str(path))), expected)
     assert same(predictor(Image.open(path)), expected)
     assert not same(predictor(rgb), expected)
-    takes_rgb = Predictor(run / "config.yaml", channels="RGB", overrides=["INPUT.FORMAT", "RGB"])
-    assert not same(takes_rgb(path), expected)  # a model of other channels
-    assert same(takes_rgb(rgb), takes_rgb(path))
+    assert same(Predictor(run / "config.yaml", channels="RGB")(rgb), expected)
+    of_rgb = Predictor(run / "config.yaml", overrides=["INPUT.FORMAT", "RGB"])
+    assert not same(of_rgb(path), expected)
+    assert same(of_rgb(cv2.imread(str(path))), of_rgb(path))
     grey = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), cv2.COLOR_GRAY2BGR)
     assert same(predictor(grey[:, :, 0]), predictor(grey))
 

@@ -53,6 +53,11 @@ def test_labels_keep_apart() -> None:
     assert not set(rows[0][rows[0] < 115]) & set(rows[1])
 
 
+def test_a_label_without_room_above_does_not_cover_its_box() -> None:
+    drawn = draw(picture(), found([[100, 0, 180, 80]], [0], (300, 400)), ["a"])
+    assert (drawn[4:75, 104:175] == 128).all() and of_colour(drawn, 0)[84:].sum() > 200
+
+
 def test_any_name_can_be_drawn() -> None:
     names = ["", "dög", "日本", "a\nb\x1b[31m", "x" * 300]
     boxes = [[10.0 + 70 * i, 100, 60 + 70 * i, 160] for i in range(5)]
