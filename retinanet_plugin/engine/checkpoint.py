@@ -294,7 +294,17 @@ def read_classes(path: str) -> list[str] | None:
     Raises:
         UserError: if the file cannot be read.
     """
-    if Path(path).suffix != ".pth":
-        return None
+    return classes_in(read_safely(path)) if Path(path).suffix == ".pth" else None
+
+
+def read_safely(path: str) -> dict[str, Any]:
+    """What a ``.pkl``, or a ``.pth`` of whatever framework, holds.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
     checkpointer = SafeCheckpointer(nn.Module())
-    return classes_in(checkpointer._read(path, lambda _: checkpointer._torch_load(path)))
+    if Path(path).suffix == ".pkl":
+        return _of_zoo(checkpointer._read(path, load_arrays), path)
+    content: dict[str, Any] = checkpointer._read(path, lambda _: checkpointer._torch_load(path))
+    return content

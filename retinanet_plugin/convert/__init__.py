@@ -1,0 +1,1 @@
+"""Weights of other frameworks' RetinaNets under this plugin's names, and back."""

@@ -1,0 +1,241 @@
+"""A model of this plugin as torchvision's RetinaNet: a state dictionary, and what builds it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator
+from torch import Tensor
+
+from ..errors import UserError
+from . import rows
+from .model import BOTTOM_UP, Keys, Model
+from .names import of_torchvision
+from .to_detectron2 import refuse_others
+from .torchvision_model import NORMS, assemble
+
+_LAYERS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
+_FACTORY = {  # what retinanet_resnet50_fpn and its second version share
+    "block": "Bottleneck",
+    "layers": [3, 4, 6, 3],
+    "groups": 1,
+    "width_per_group": 64,
+    "stride_in_1x1": False,
+    "out_channels": 256,
+    "fpn_norm": "",
+    "num_convs": 4,
+    "head_bias": False,
+    "box_weights": [1.0, 1.0, 1.0, 1.0],
+}
+_BATCH_NORMS = ("BN", "FrozenBN")
+
+
+def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
+    """The model under torchvision's names, and the settings that ``torchvision_model`` builds.
+
+    Raises:
+        UserError: for a model that torchvision's class cannot express.
+    """
+    _refuse(cfg)
+    weights = dict(model.weights)
+    num_ratios, num_sizes = _ratios_and_sizes(cfg)
+    places, total = _places(model.classes, cfg)
+    for layer in ("cls_score", "bbox_pred"):
+        for part in ("weight", "bias"):
+            name = f"head.{layer}.{part}"
+            weights[name] = rows.ratios_first(weights[name], num_ratios, num_sizes)
+            if layer == "cls_score":
+                fill = rows.NEVER if part == "bias" else 0.0
+                weights[name] = rows.spread_classes(
+                    weights[name], num_ratios * num_sizes, places, total, fill
+                )
+    if cfg.INPUT.FORMAT == "BGR":
+        stem = f"{BOTTOM_UP}stem.conv1.weight"
+        weights[stem] = weights[stem].flip(1)
+    settings = _settings(cfg, weights, total)
+    names = model.classes or [f"class {i}" for i in range(len(places))]
+    settings["labels"] = {str(i): name for i, name in zip(places, names, strict=True)}
+    state: dict[str, Tensor] = {}
+    keys = Keys()
+    has_norms = bool(settings["head_norm"])
+    for key in assemble(settings).state_dict():
+        source = of_torchvision(key, head_has_norms=has_norms)
+        if source in weights:
+            state[key] = weights[source].contiguous()
+            keys.used[key] = source
+    _add_counters(state, keys, settings)
+    for name in weights.keys() - set(keys.used.values()):
+        if name == "loss_normalizer":
+            keys.unused[name] = "torchvision divides each picture's losses by its own positives"
+        elif not settings["head_bias"] and "_subnet." in name and name.endswith(".bias"):
+            keys.unused[name] = "zeros: the convolution has no bias there"
+        else:
+            raise UserError(f"{name} has no place in torchvision's RetinaNet.")
+    notes = [*model.notes, *_notes(cfg, settings)]
+    return Model(model.kind, state, keys, settings, model.classes, notes), settings
+
+
+def factory(settings: dict[str, Any]) -> str | None:
+    """The function of torchvision that makes such a model, if there is one."""
+    is_rounded = settings["anchors"]["rounded"] and settings["anchors"]["is_default"]
+    if not is_rounded or any(settings[key] != value for key, value in _FACTORY.items()):
+        return None
+    name = {(True, ""): "", (False, "GN"): "_v2"}.get(
+        (settings["p6_from_p5"], settings["head_norm"])
+    )
+    return None if name is None else f"retinanet_resnet50_fpn{name}"
+
+
+def _refuse(cfg: CfgNode) -> None:
+    target = "torchvision's RetinaNet"
+    refuse_others(cfg, target)
+    model = cfg.MODEL
+    needed: dict[str, tuple[Any, Sequence[Any]]] = {
+        "MODEL.BACKBONE.NAME": (
+            model.BACKBONE.NAME,
+            ("build_retinanet_resnet_fpn_backbone", "build_resnet_fpn_p6p7_backbone"),
+        ),
+        "MODEL.FPN.IN_FEATURES": (list(model.FPN.IN_FEATURES), [["res3", "res4", "res5"]]),
+        "MODEL.FPN.FUSE_TYPE": (model.FPN.FUSE_TYPE, ["sum"]),
+        "MODEL.FPN.NORM": (model.FPN.NORM, list(NORMS)),
+        "MODEL.RETINANET.IN_FEATURES": (
+            list(model.RETINANET.IN_FEATURES),
+            [["p3", "p4", "p5", "p6", "p7"]],
+        ),
+        "MODEL.RETINANET.NORM": (model.RETINANET.NORM, ["", "GN"]),
+        "MODEL.ANCHOR_GENERATOR.NAME": (
+            model.ANCHOR_GENERATOR.NAME,
+            ["RetinaNetAnchorGenerator", "TorchvisionAnchorGenerator", "DefaultAnchorGenerator"],
+        ),
+        "MODEL.RESNETS.NORM": (model.RESNETS.NORM, [*_BATCH_NORMS, "GN"]),
+        "MODEL.RESNETS.RES5_DILATION": (model.RESNETS.RES5_DILATION, [1]),
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (
+            list(model.RESNETS.DEFORM_ON_PER_STAGE),
+            [[False] * 4],
+        ),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": (model.RESNETS.STEM_OUT_CHANNELS, [64]),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": (
+            model.RESNETS.RES2_OUT_CHANNELS,
+            [64 if model.RESNETS.DEPTH < 50 else 256],
+        ),
+        "INPUT.FORMAT": (cfg.INPUT.FORMAT, ["BGR", "RGB"]),
+    }
+    for key, (found, allowed) in needed.items():
+        if found not in allowed:
+            raise UserError(
+                f"{key}: {found}, for which {target} has nothing; it can be "
+                f"{' or '.join(str(value) or 'none' for value in allowed)}."
+            )
+
+
+def _generator(cfg: CfgNode) -> Any:
+    levels = [ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)]
+    return build_anchor_generator(cfg, levels)
+
+
+def _ratios_and_sizes(cfg: CfgNode) -> tuple[int, int]:
+    ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    num_ratios = len(ratios[0] if isinstance(ratios[0], list | tuple) else ratios)
+    return num_ratios, _generator(cfg).num_anchors[0] // num_ratios
+
+
+def _places(classes: list[str] | None, cfg: CfgNode) -> tuple[list[int], int]:
+    """The output of each class in torchvision, and how many outputs there are."""
+    count = cfg.MODEL.RETINANET.NUM_CLASSES
+    if classes == rows.COCO_CLASSES:
+        return rows.COCO_IDS, rows.TORCHVISION_COCO
+    return list(range(1, count + 1)), count + 1
+
+
+def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dict[str, Any]:
+    model, retinanet = cfg.MODEL, cfg.MODEL.RETINANET
+    resnets, is_rgb = model.RESNETS, cfg.INPUT.FORMAT == "RGB"
+    mean, std = (list(x) if is_rgb else list(x)[::-1] for x in (model.PIXEL_MEAN, model.PIXEL_STD))
+    is_ours = model.BACKBONE.NAME == "build_resnet_fpn_p6p7_backbone"
+    biases = [x for name, x in weights.items() if "_subnet." in name and name.endswith("bias")]
+    convs = [name for name, x in weights.items() if "cls_subnet." in name and x.ndim == 4]
+    if retinanet.NORM:
+        biases = [
+            weights[x.replace(".weight", ".bias")]
+            for x in weights
+            if "_subnet." in x and weights[x].ndim == 4
+        ]
+    return {
+        "block": "Bottleneck" if resnets.DEPTH >= 50 else "BasicBlock",
+        "layers": _LAYERS[resnets.DEPTH],
+        "groups": resnets.NUM_GROUPS,
+        "width_per_group": resnets.WIDTH_PER_GROUP,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1 and resnets.DEPTH >= 50,
+        "backbone_norm": resnets.NORM,
+        "fpn_norm": model.FPN.NORM,
+        "out_channels": model.FPN.OUT_CHANNELS,
+        "p6_from_p5": is_ours and model.FPN.P6_INPUT == "p5",
+        "anchors": _anchors(cfg),
+        "num_classes": num_classes,
+        "num_convs": len(convs),
+        "head_norm": retinanet.NORM,
+        "head_bias": bool(retinanet.NORM) and any(bool(x.any()) for x in biases),
+        "box_weights": list(retinanet.BBOX_REG_WEIGHTS),
+        "options": {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_mean": [x / 255 for x in mean],
+            "image_std": [x / 255 for x in std],
+            "score_thresh": retinanet.SCORE_THRESH_TEST,
+            "nms_thresh": retinanet.NMS_THRESH_TEST,
+            "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
+        },
+    }
+
+
+def _anchors(cfg: CfgNode) -> dict[str, Any]:
+    generator, anchors = _generator(cfg), cfg.MODEL.ANCHOR_GENERATOR
+    num_ratios, num_sizes = _ratios_and_sizes(cfg)
+    if anchors.NAME == "TorchvisionAnchorGenerator":
+        if anchors.OFFSET:
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.OFFSET: {anchors.OFFSET}, but torchvision has 0."
+            )
+        octave = [2 ** (i / num_sizes) for i in range(num_sizes)]
+        ratios = anchors.ASPECT_RATIOS
+        by_level = ratios if isinstance(ratios[0], list | tuple) else [ratios]
+        sizes = [
+            [int(anchors.ANCHOR_SCALE * s * step) for step in octave] for s in generator.strides
+        ]
+        return {
+            "rounded": True,
+            "sizes": sizes,
+            "ratios": [list(x) for x in by_level] * (1 if len(by_level) == 5 else 5),
+            "is_default": sizes[0] == [32, 40, 50] and list(by_level) == [[0.5, 1.0, 2.0]],
+        }
+    cells = [
+        rows.ratios_first(cell + generator.offset * stride, num_ratios, num_sizes).tolist()
+        for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
+    ]
+    return {"rounded": False, "cells": cells, "strides": list(generator.strides)}
+
+
+def _add_counters(state: dict[str, Tensor], keys: Keys, settings: dict[str, Any]) -> None:
+    """Those of batch norms, which frozen ones pass over: so both take the weights."""
+    for key in [key for key in state if key.endswith(".running_var")]:
+        counter = key.replace("running_var", "num_batches_tracked")
+        state[counter] = state[key].new_zeros(()).long()
+        keys.made[counter] = "0: a batch norm's count of training steps"
+
+
+def _notes(cfg: CfgNode, settings: dict[str, Any]) -> list[str]:
+    notes = []
+    if not cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
+        notes.append(
+            "torchvision clips boxes before NMS, this model after: at a picture's edge one box "
+            "more or less may stay"
+        )
+    return notes
