@@ -423,6 +423,12 @@ def _use_weights(suffix: str) -> Callable[[Path, bytes], None]:
     return use
 
 
+def _use_run(folder: Path, content: bytes) -> None:
+    """As ``--resume`` does with the newest checkpoint of a run."""
+    (folder / "model_0000001.pth").write_bytes(content)
+    SafeCheckpointer(_Model(), str(folder)).resume_or_load("", resume=True)
+
+
 TARGETS: dict[str, Target] = {
     "annotations": Target(_annotations(), _use_annotations),
     "annotations, bytes": Target(
@@ -447,6 +453,9 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(st.deferred(_zipped), _use_weights(".pth")),
     "checkpoint, content": Target(_contents(_TENSORS).map(_torch_saved), _use_weights(".pth")),
     "pickle, content": Target(_contents(_ARRAYS).map(pickle.dumps), _use_weights(".pkl")),
+    "checkpoint, resumed": Target(
+        st.deferred(lambda: _zipped() | _damaged(_pth(), [b"PK\1\2", b"PK\3\4", b"\1\0"])), _use_run
+    ),
     "checkpoint, bytes": Target(
         st.sampled_from([_pth, _old_pth]).flatmap(lambda make: _damaged(make(), _OPCODES)),
         _use_weights(".pth"),

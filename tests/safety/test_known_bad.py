@@ -214,6 +214,31 @@ def test_weights(case: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(("bytes_behind", "value"), [(8, 1), (10, 8), (10, 12), (10, 99)])
+def test_a_checkpoint_damaged_in_its_directory(
+    tmp_path: Path, bytes_behind: int, value: int
+) -> None:
+    """By it, entries are encrypted, compressed, or compressed in a way that nobody knows."""
+    path = tmp_path / "model_0000001.pth"
+    torch.save({"model": {"a": torch.zeros(4)}}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + bytes_behind] = value
+    data[data.index(b"PK\3\4") + bytes_behind - 2] = value
+    path.write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"model_0000001.pth is damaged \(.*give another OUTPUT_DIR"
+    ):
+        SafeCheckpointer(_Small(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_a_run_takes_no_checkpoint_from_elsewhere(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(4)}}, tmp_path / "outside.pth")
+    Path("last_checkpoint").write_text("../outside.pth")
+    model = _Small()
+    SafeCheckpointer(model, ".").resume_or_load("", resume=True)
+    assert model.a.equal(torch.zeros(4))
+
+
 def test_the_programs_would_run(tmp_path: Path) -> None:
     """Else the cases above would show nothing."""
     pickle.loads(pickle.dumps(known_bad.Command()))
