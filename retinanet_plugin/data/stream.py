@@ -8,6 +8,7 @@ processes all see the same pictures, cut and flipped in the same way.
 
 import logging
 import random
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -169,6 +170,7 @@ class TrainingLoader:
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_unchanged,
+            worker_init_fn=_leave_signals,
         )
 
     @property
@@ -279,3 +281,10 @@ def _mixed(*numbers: int) -> int:
 
 def _unchanged(picture: Any) -> Any:
     return picture
+
+
+def _leave_signals(worker: int) -> None:
+    """A terminal's Ctrl-C reaches loader workers too, but the step that is to end needs them."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -19,7 +19,7 @@ from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, one_sentenc
 from .imports import add_option, import_code
 from .parallel import choose_workers, share_cores, started_by_torchrun, torchrun_group
 from .setup import prepare
-from .stopping import SIGNALS, status_of, stop_by_signal
+from .stopping import handled_by, status_of, stop_by_signal
 from .trainer import Trainer
 
 _KEPT = "checkpoints are as they were; run it again, with --resume to go on from the last"
@@ -80,7 +80,7 @@ def _stoppable() -> Iterator[None]:
         received = signal.Signals(number)
         raise KeyboardInterrupt
 
-    with _handled_by(stop):
+    with handled_by(stop):
         try:
             yield
         except KeyboardInterrupt:
@@ -91,30 +91,28 @@ def _stoppable() -> Iterator[None]:
 @contextmanager
 def _workers_stoppable() -> Iterator[None]:
     """Where signals go to the worker processes, of which the first stops as it sees fit."""
+    received: signal.Signals | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        if number == signal.SIGTERM:  # by which launch ends workers at once
+            number = getattr(signal, "SIGUSR1", number)
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
-    with _handled_by(pass_on):
+    with handled_by(pass_on):
         try:
             yield
         except ProcessExitedException as error:
             if error.exit_code in (STOPPED, TO_BE_RESUMED, EXIT_STATUS):
                 raise SystemExit(error.exit_code) from None  # it has said why
+            if received is not None:  # before the first worker was prepared for it
+                print(f"stopped: {_KEPT}.", file=sys.stderr, flush=True)
+                raise SystemExit(status_of(received)) from None
             raise UserError(
                 f"worker process {error.error_index} ended by itself ({error}): if nothing else is "
                 "said above, the system has killed it, mostly for lack of memory; go on by the "
                 "same command with --resume"
             ) from None
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = [signal.signal(number, handler) for number in SIGNALS]
-    try:
-        yield
-    finally:
-        for number, old in zip(SIGNALS, before, strict=True):
-            signal.signal(number, old)

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from detectron2.engine import DefaultTrainer, HookBase
@@ -30,6 +30,19 @@ def status_of(number: int) -> int:
 
 
 @contextmanager
+def handled_by(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
+    """Where ``handler`` gets the signals."""
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in zip(numbers, before, strict=True):
+            signal.signal(number, old)
+
+
+@contextmanager
 def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
     """Where :data:`SIGNALS` end the block by a sentence and the status of :func:`status_of`.
 
@@ -42,33 +55,45 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
         yield  # signals are none of its business
         return
     if not comm.is_main_process():
-        _leave_to_the_first()
-        yield
+        with _leave_to_the_first():
+            yield
         return
     hook = _StopAfterStep()
     trainer.register_hooks([hook])
     hooks = trainer._hooks
     hooks.remove(hook)  # to where the schedule has counted the step, but no evaluation has begun
     hooks.insert([isinstance(x, Checkpoints) for x in hooks].index(True), hook)
-    before = [signal.signal(number, hook.request) for number in SIGNALS]
-    try:
-        yield
-    except KeyboardInterrupt:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        hook.keep()
-        print(f"stopped: {_what_is_kept(trainer)}", file=sys.stderr, flush=True)
-        raise SystemExit(status_of(hook.number)) from None
-    finally:
-        for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+    with handled_by(hook.request):
+        try:
+            yield
+        except KeyboardInterrupt:
+            with suppress(KeyboardInterrupt):  # once more: not kept
+                hook.keep()
+            print(f"stopped: {_what_is_kept(trainer)}", file=sys.stderr, flush=True)
+            raise SystemExit(status_of(hook.number)) from None
 
 
-def _leave_to_the_first() -> None:
-    """torchrun tells all of its processes; each step needs them all to come to its end."""
-    for number in SIGNALS:
-        if number != signal.SIGTERM or started_by_torchrun():
-            signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _leave_to_the_first() -> Iterator[None]:
+    """Where signals are noted only: each step needs all workers to come to its end.
+
+    The first worker ends then, and with it the connection to it: this one ends as it does, and not
+    by an error. Where detectron2 has started the workers it also ends them, by SIGTERM.
+    """
+    received: signal.Signals | None = None
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+
+    noted = [x for x in SIGNALS if x != signal.SIGTERM or started_by_torchrun()]
+    with handled_by(note, noted):
+        try:
+            yield
+        except Exception:
+            if received is None:
+                raise
+            raise SystemExit(status_of(received)) from None
 
 
 class _StopAfterStep(HookBase):
