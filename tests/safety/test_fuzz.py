@@ -8,9 +8,10 @@ from retinanet_plugin import UserError
 from tests.safety import fuzz
 
 
+@pytest.mark.filterwarnings("ignore")  # PIL's and PyTorch's, of what is damaged
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_only_sentences_come_of_it(name: str, tmp_path: Path) -> None:
-    assert fuzz.run(fuzz.TARGETS[name], tmp_path, examples=40) >= 40
+    assert fuzz.run(fuzz.TARGETS[name], tmp_path, examples=25) >= 25
 
 
 def test_faults_are_found(tmp_path: Path) -> None:
