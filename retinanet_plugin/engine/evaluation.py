@@ -141,8 +141,11 @@ class Evaluation(HookBase):
         is_better = math.isnan(self._best) or sign * value > sign * self._best
         if math.isfinite(value) and is_better:
             self._best, self._best_at, self._without_better = value, step, 0
-            self._checkpointer.save(BEST, iteration=step, metrics={name: value})
-            logger.info(f"{found}; the best so far: {BEST}.pth")
+            try:
+                self._checkpointer.save(BEST, iteration=step, metrics={name: value})
+                logger.info(f"{found}; the best so far: {BEST}.pth")
+            except OSError as error:  # as for other checkpoints, a full disk does not end the run
+                logger.error(f"{found}; the best so far, but not kept: {error.strerror or error}")
         else:
             self._without_better += 1
             of = f" of {self._patience}" if self._patience else ""

@@ -94,6 +94,11 @@ def check_names(cfg: CfgNode) -> None:
         group, name = key.split(".")
         if cfg[group][name] < 0:
             raise UserError(f"{key}: {cfg[group][name]} given; give 0 or more.")
+    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+        raise UserError(
+            f"SOLVER.CHECKPOINT_PERIOD: {cfg.SOLVER.CHECKPOINT_PERIOD} given; give the steps from "
+            "one checkpoint to the next, at least 1."
+        )
     workers = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % workers:
         raise UserError(
