@@ -1,12 +1,15 @@
 """The training stream against detectron2's grouping, and against itself cut short and shared."""
 
+import os
 import random
+import signal
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.common import AspectRatioGroupedDataset
+from torch.utils.data import Dataset
 
 from retinanet_plugin.data.stream import (
     Draw,
@@ -145,3 +148,17 @@ def test_a_data_set_that_cannot_be_read_at_all_ends():
     pictures = SeededPictures([{"id": 3}] * 5, Noise(), 9, replace_unreadable=True)
     with pytest.raises(UserError, match="10 pictures in a row"):
         pictures[Draw(0, 0)]
+
+
+class Interrupted(Dataset):
+    """Entries during whose loading a terminal sends Ctrl-C to all of its processes."""
+
+    def __getitem__(self, draw: Draw) -> dict[str, int]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"picture": draw.picture}
+
+
+def test_loader_workers_leave_ctrl_c_to_the_training_process() -> None:
+    stream = PictureStream(torch.zeros(4, dtype=torch.int64), 2, seed=0)
+    loader = TrainingLoader(Interrupted(), stream, 2, num_workers=1)  # type: ignore[arg-type]
+    assert len(next(iter(loader))) == 2

@@ -1,0 +1,58 @@
+"""What signals do where several processes train: the first stops, the others follow it."""
+
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from retinanet_plugin.engine import launch
+from retinanet_plugin.engine.stopping import stop_by_signal
+from retinanet_plugin.errors import TO_BE_RESUMED, UserError
+
+TRAINER = cast(Any, None)  # of which another worker than the first asks nothing
+
+
+def test_a_worker_follows_the_first_where_a_signal_has_ended_that(monkeypatch) -> None:
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    with pytest.raises(SystemExit) as ended, stop_by_signal(TRAINER):
+        signal.raise_signal(signal.SIGUSR1)
+        raise RuntimeError("Connection closed by peer")
+    assert ended.value.code == TO_BE_RESUMED
+
+
+def test_without_a_signal_its_error_is_one(monkeypatch) -> None:
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    with pytest.raises(RuntimeError, match="closed"), stop_by_signal(TRAINER):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_sigterm_ends_no_worker_before_its_step(monkeypatch) -> None:
+    """But for the first, workers leave SIGTERM as it is: launch ends them by it."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        launch.multiprocessing, "active_children", lambda: [SimpleNamespace(pid=x) for x in (7, 8)]
+    )
+    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
+    with launch._workers_stoppable():
+        signal.raise_signal(signal.SIGTERM)
+    assert sent == [(7, signal.SIGUSR1), (8, signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_workers_that_a_signal_ends_before_they_train(is_told: bool, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(launch.multiprocessing, "active_children", list)
+    with pytest.raises((SystemExit, UserError)) as ended, launch._workers_stoppable():
+        if is_told:
+            signal.raise_signal(signal.SIGTERM)
+        raise ProcessExitedException(
+            "process 1 terminated", error_index=1, error_pid=7, exit_code=-10
+        )
+    if is_told:
+        assert cast(SystemExit, ended.value).code == TO_BE_RESUMED
+        assert capsys.readouterr().err.startswith("stopped: checkpoints are as they were")
+    else:
+        assert "worker process 1 ended by itself" in str(ended.value)
