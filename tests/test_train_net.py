@@ -216,6 +216,7 @@ def test_zoo_pickle_of_arrays_loads(run: Run) -> None:
         (["MODEL.RETINANET.IOU_THRESHOLDS", "[0.4,'x']"], "IOU_THRESHOLDS"),
         (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"], "alpha must be at most 1"),
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH: 0"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "CHECKPOINT_PERIOD: 0"),
         (["DATASETS.OWN.TRAIN_JSON", "no.json"], "no file .*no.json"),
         (["OUTPUT_DIR", "data/annotations/train.json"], "OUTPUT_DIR: .* cannot be made"),
     ],
