@@ -23,8 +23,10 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from ..errors import UserError, printable
+from ..modeling.registry import one_of
+from .detector import OUTPUTS
 
-# Outputs, by the order of detector.OUTPUTS, of an input as the file wants it.
+# Outputs, by the order of OUTPUTS, of an input as the file wants it.
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 METADATA = "metadata.json"  # in the zip archives that .pt2 and TorchScript files are
@@ -103,18 +105,22 @@ class DetectronModel:
         return detector_postprocess(instances, *size)
 
 
-def load(path: str | Path, device: str = "cpu") -> Runtime:
+def load(path: str | Path, device: str = "cpu", runtime: str = "onnxruntime") -> Runtime:
     """What runs an exported file, told by its content.
 
     Args:
         device: "cpu", or "cuda" where the file and its runtime can: what .pt2 and TorchScript files
             were exported for.
+        runtime: of ONNX files, "onnxruntime" or "openvino", which always works on the CPU.
 
     Raises:
         UserError: for a file that is none of ours, or whose runtime is not installed.
     """
     path = Path(path).expanduser()
     kind = kind_of(path)
+    one_of(runtime, ONNX_RUNTIMES, "runtime")
+    if kind == "onnx":
+        kind = runtime
     try:
         run, metadata = RUNTIMES[kind](path, device)
     except UserError:
@@ -135,7 +141,7 @@ def load(path: str | Path, device: str = "cpu") -> Runtime:
 
 
 def kind_of(path: Path) -> str:
-    """A key of ``RUNTIMES``.
+    """Of ONNX files "onnx", of others a key of ``RUNTIMES``.
 
     Raises:
         UserError: if the file is not there.
@@ -160,10 +166,7 @@ def needed(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f"{package} is not installed; `pip install {package}`, or all that exporting needs: "
-            "`pip install 'retinanet_plugin[export]'`."
-        ) from None
+        raise UserError(f"{package} is not installed; `pip install {package}`.") from None
 
 
 def _onnx(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
@@ -179,6 +182,25 @@ def _onnx(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
     (given,) = session.get_inputs()
     metadata = {key: json.loads(value) for key, value in stored.items() if key in stored}
     return lambda pictures: session.run(None, {given.name: pictures}), metadata
+
+
+def _openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
+    openvino = needed("openvino", "openvino")
+    core = openvino.Core()
+    model = core.read_model(path)
+    # Without the hint it computes in bfloat16 where the processor can.
+    threads = torch.get_num_threads()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(model, "CPU", settings)
+    about = model.get_rt_info()
+    stored = about["framework"] if "framework" in about else {}
+    metadata = {key: json.loads(value.astype(str)) for key, value in stored.items()}
+
+    def run(pictures: np.ndarray) -> list[np.ndarray]:
+        outputs = compiled(pictures)
+        return [outputs[name] for name in OUTPUTS]
+
+    return run, metadata
 
 
 def _pt2(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
@@ -197,9 +219,11 @@ def _torchscript(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
     return _by_torch(torch.jit.load(path, map_location=device), device), metadata
 
 
-# By kind of file: the function and the metadata of the file at a path, on a device.
+ONNX_RUNTIMES = ("onnxruntime", "openvino")
+# By name: the function and the metadata of the file at a path, on a device.
 RUNTIMES: dict[str, Callable[[Path, str], tuple[Run, dict[str, Any]]]] = {
-    "onnx": _onnx,
+    "onnxruntime": _onnx,
+    "openvino": _openvino,
     "pt2": _pt2,
     "aotinductor": _aotinductor,
     "torchscript": _torchscript,
