@@ -192,8 +192,7 @@ def _openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
     threads = torch.get_num_threads()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(model, "CPU", settings)
-    about = model.get_rt_info()
-    stored = about["framework"] if "framework" in about else {}
+    stored = model.get_rt_info()["framework"] if model.has_rt_info(["framework"]) else {}
     metadata = {key: json.loads(value.astype(str)) for key, value in stored.items()}
 
     def run(pictures: np.ndarray) -> list[np.ndarray]:
