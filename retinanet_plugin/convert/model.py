@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError, printable
 
@@ -234,6 +235,17 @@ def add_zero_biases(weights: dict[str, Tensor], keys: Keys) -> None:
         if bias not in weights:
             weights[bias] = weights[name].new_zeros(len(weights[name]))
             keys.made[bias] = "zeros: the convolution has no bias there"
+
+
+class NoRandomValues(TorchFunctionMode):
+    """Models are built without drawing initial weights, which take longer than all else."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def settings_yaml(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import get_config
 from ..engine.checkpoint import classes_in, local_file, read_safely
-from ..errors import UserError
+from ..errors import UserError, printable
 from . import from_detectron2, from_mmdetection, from_torchvision
 from .model import Model, Options, listed
 
@@ -39,6 +39,9 @@ def read_model(file: Path, config: str | Path | None, options: Options) -> tuple
         return _model(tensors, content, file, config, options)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+    except (RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
+        reason = printable(str(error), 200)
+        raise UserError(f"{file}: its weights have shapes of no RetinaNet ({reason}).") from None
 
 
 def _model(

@@ -7,7 +7,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ..errors import UserError
-from .model import Keys, Model, flat, settings_yaml
+from .model import Keys, Model, NoRandomValues, check_fit, flat, settings_yaml
 
 _GROUPS = ("MODEL.", "INPUT.", "TEST.", "VERSION")
 
@@ -63,13 +63,15 @@ def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
     weights = {key: x for key, x in model.weights.items() if key not in keys.unused}
     keys.unused = {key: why for key, why in keys.unused.items() if key in model.weights}
     keys.used = {key: key for key in weights}
+    nested = settings_yaml(values)
+    check_fit(weights, _built(nested).state_dict(), "detectron2's RetinaNet")
     notes = list(model.notes)
     if cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
         notes.append(
             "detectron2 clips boxes after NMS, this model before: at a picture's edge one box more "
             "or less may stay"
         )
-    return Model(model.kind, weights, keys, values, model.classes, notes), settings_yaml(values)
+    return Model(model.kind, weights, keys, values, model.classes, notes), nested
 
 
 def _sizes(cfg: CfgNode) -> list[list[float]]:
@@ -81,9 +83,9 @@ def _sizes(cfg: CfgNode) -> list[list[float]]:
     return [[scale * stride * 2 ** (i / steps) for i in range(steps)] for stride in strides]
 
 
-def build(values: dict[str, Any]) -> nn.Module:
-    """detectron2's RetinaNet of a config that :func:`convert` gave."""
+def _built(values: dict[str, Any]) -> nn.Module:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(values))
-    model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    with NoRandomValues():
+        model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return model

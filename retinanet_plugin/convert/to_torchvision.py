@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import rows
-from .model import BOTTOM_UP, Keys, Model
+from .model import BOTTOM_UP, Keys, Model, NoRandomValues, check_fit
 from .names import of_torchvision
 from .to_detectron2 import refuse_others
 from .torchvision_model import NORMS, assemble
@@ -65,12 +66,18 @@ def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
     state: dict[str, Tensor] = {}
     keys = Keys()
     has_norms = bool(settings["head_norm"])
-    for key in assemble(settings).state_dict():
+    with NoRandomValues():
+        built = assemble(settings).state_dict()
+    for key in built:
         source = of_torchvision(key, head_has_norms=has_norms)
         if source in weights:
             state[key] = weights[source].contiguous()
             keys.used[key] = source
-    _add_counters(state, keys, settings)
+    for key in [key for key in state if key.endswith(".running_var")]:
+        counter = key.replace("running_var", "num_batches_tracked")
+        built[counter] = state[counter] = torch.zeros((), dtype=torch.int64)
+        keys.made[counter] = "0: a batch norm's count of training steps, which frozen ones ignore"
+    check_fit(state, built, "torchvision's RetinaNet")
     for name in weights.keys() - set(keys.used.values()):
         if name == "loss_normalizer":
             keys.unused[name] = "torchvision divides each picture's losses by its own positives"
@@ -78,7 +85,12 @@ def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
             keys.unused[name] = "zeros: the convolution has no bias there"
         else:
             raise UserError(f"{name} has no place in torchvision's RetinaNet.")
-    notes = [*model.notes, *_notes(cfg, settings)]
+    notes = list(model.notes)
+    if not cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
+        notes.append(
+            "torchvision clips boxes before NMS, this model after: at a picture's edge one box "
+            "more or less may stay"
+        )
     return Model(model.kind, state, keys, settings, model.classes, notes), settings
 
 
@@ -159,14 +171,8 @@ def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dic
     resnets, is_rgb = model.RESNETS, cfg.INPUT.FORMAT == "RGB"
     mean, std = (list(x) if is_rgb else list(x)[::-1] for x in (model.PIXEL_MEAN, model.PIXEL_STD))
     is_ours = model.BACKBONE.NAME == "build_resnet_fpn_p6p7_backbone"
-    biases = [x for name, x in weights.items() if "_subnet." in name and name.endswith("bias")]
-    convs = [name for name, x in weights.items() if "cls_subnet." in name and x.ndim == 4]
-    if retinanet.NORM:
-        biases = [
-            weights[x.replace(".weight", ".bias")]
-            for x in weights
-            if "_subnet." in x and weights[x].ndim == 4
-        ]
+    convs = [name for name, x in weights.items() if "_subnet." in name and x.ndim == 4]
+    biases = [weights[name.replace(".weight", ".bias")] for name in convs]
     return {
         "block": "Bottleneck" if resnets.DEPTH >= 50 else "BasicBlock",
         "layers": _LAYERS[resnets.DEPTH],
@@ -179,7 +185,7 @@ def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dic
         "p6_from_p5": is_ours and model.FPN.P6_INPUT == "p5",
         "anchors": _anchors(cfg),
         "num_classes": num_classes,
-        "num_convs": len(convs),
+        "num_convs": len(convs) // 2,
         "head_norm": retinanet.NORM,
         "head_bias": bool(retinanet.NORM) and any(bool(x.any()) for x in biases),
         "box_weights": list(retinanet.BBOX_REG_WEIGHTS),
@@ -221,21 +227,3 @@ def _anchors(cfg: CfgNode) -> dict[str, Any]:
         for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
     ]
     return {"rounded": False, "cells": cells, "strides": list(generator.strides)}
-
-
-def _add_counters(state: dict[str, Tensor], keys: Keys, settings: dict[str, Any]) -> None:
-    """Those of batch norms, which frozen ones pass over: so both take the weights."""
-    for key in [key for key in state if key.endswith(".running_var")]:
-        counter = key.replace("running_var", "num_batches_tracked")
-        state[counter] = state[key].new_zeros(()).long()
-        keys.made[counter] = "0: a batch norm's count of training steps"
-
-
-def _notes(cfg: CfgNode, settings: dict[str, Any]) -> list[str]:
-    notes = []
-    if not cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
-        notes.append(
-            "torchvision clips boxes before NMS, this model after: at a picture's edge one box "
-            "more or less may stay"
-        )
-    return notes
