@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import AMPTrainer
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ logger = logging.getLogger(__name__)
 class TrainingStep(AMPTrainer):
     """Losses and gradients under autocast, on any device: detectron2's ``AMPTrainer`` knows CUDA.
 
-    A step whose gradients are not finite changes nothing: it is reported in a file, and then left
-    out or ends training. The gradients are the same in all processes, which therefore agree. With
-    float16 such steps are part of the game, and the loss scaler leaves them out.
+    A step whose loss or gradients are not finite, in any process, changes nothing: it is reported
+    in a file, and then left out or ends training. With float16, gradients that overflow because the
+    loss is scaled up are part of the game: the scaler leaves those steps out, and lowers the scale.
 
     Args:
         model, data_loader, optimizer: see detectron2's ``SimpleTrainer``.
@@ -70,60 +72,79 @@ class TrainingStep(AMPTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         # A forward pass with numbers that are not finite spoils the statistics of norms for good.
-        kept = {n: b.clone() for n, b in self._buffers()} if self._most_skipped else {}
+        kept = [(b, b.clone()) for b in changing_buffers(self.model)] if self._most_skipped else []
         with autocast(self.device_type, self.precision):
             losses = self.model(data)
+        total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.grad_scaler.scale(total).backward()
         self.after_backward()
-        if not self.grad_scaler.is_enabled():
-            norms = gradient_norms(self.model)
-            if not torch.stack(list(norms.values())).sum().isfinite():
-                self._leave_out(data, losses, norms)
-                for name, buffer in self._buffers():
-                    buffer.copy_(kept[name])
-                return
+        if not self._is_finite(total):
+            self._leave_out(data, losses)
+            for buffer, before in kept:
+                buffer.copy_(before)
+            return
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _buffers(self) -> Iterable[tuple[str, Tensor]]:
-        return ((n, b) for n, b in self.model.named_buffers() if b.is_floating_point())
+    def _is_finite(self, total: Tensor) -> bool:
+        """Whether the loss is in all processes, and the gradients, which are the same in all."""
+        seen = [total.detach().float()]
+        if self.grad_scaler.get_scale() <= 1:  # as without a scaler: no scale is to blame
+            seen += gradient_norms(self.model).values()
+        worst = torch.stack(seen).sum().isfinite().float()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(worst, dist.ReduceOp.MIN)
+        return bool(worst)
 
-    def _leave_out(
-        self, data: list[dict[str, Any]], losses: dict[str, Tensor], norms: dict[str, Tensor]
-    ) -> None:
+    def _leave_out(self, data: list[dict[str, Any]], losses: dict[str, Tensor]) -> None:
         """Reports the step.
 
         Raises:
             FloatingPointError: if no more steps may be left out; its text names the report.
         """
+        scale = self.grad_scaler.get_scale()
+        norms = gradient_norms(self.model)
         self.optimizer.zero_grad()
         pictures = [x for part in comm.gather([_described(p) for p in data]) for x in part]
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name, norm in norms.items():
             parts[part_of(name)].append(norm)
         report = {
-            "step": self.iter,
+            "step": self.iter + 1,
             "losses": {name: str(loss.item()) for name, loss in losses.items()},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norms": {
-                part: str(torch.stack(found).norm().item()) for part, found in parts.items()
+                part: str(torch.stack(found).norm().item() / scale) for part, found in parts.items()
             },
             "pictures": pictures,
         }
-        file = self._output / FOLDER / f"step_{self.iter:07d}.json"
-        if comm.is_main_process():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        where = self._written(report) if comm.is_main_process() else "the first process tells more"
         if self._skipped >= self._most_skipped:
-            raise FloatingPointError(f"its pictures and gradients are in {file}")
+            raise FloatingPointError(where)
         self._skipped += 1
         logger.warning(
-            "step %d: the gradients are not finite; the step is left out (%d of "
-            "SOLVER.SKIP_NOT_FINITE %d); its pictures and gradients are in %s",
-            *(self.iter, self._skipped, self._most_skipped, file),
+            "step %d: the loss or its gradients are not finite; the step is left out (%d of "
+            "SOLVER.SKIP_NOT_FINITE %d); %s",
+            *(self.iter + 1, self._skipped, self._most_skipped, where),
         )
+
+    def _written(self, report: dict[str, Any]) -> str:
+        """Where the report is, in words."""
+        file = self._output / FOLDER / f"step_{report['step']:07d}.json"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        except OSError as error:
+            return f"{file}, which would tell its pictures, cannot be written ({error.strerror})"
+        return f"its pictures and gradients are in {file}"
+
+
+def changing_buffers(model: nn.Module) -> list[Tensor]:
+    """Those that a step in training may change, such as the statistics of norms."""
+    modules = (m for m in model.modules() if m.training and not isinstance(m, FrozenBatchNorm2d))
+    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:

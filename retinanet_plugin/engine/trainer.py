@@ -123,7 +123,7 @@ class Trainer(DefaultTrainer):
             logger.info(str(reason))
         except FloatingPointError as error:
             raise UserError(
-                f"training stopped at step {self.iter}: the loss is not finite; lower "
+                f"training stopped at step {self.iter + 1}: the loss is not finite; lower "
                 f"SOLVER.BASE_LR ({self.cfg.SOLVER.BASE_LR}), lengthen SOLVER.WARMUP_ITERS "
                 f"({self.cfg.SOLVER.WARMUP_ITERS}) or enable SOLVER.CLIP_GRADIENTS "
                 f"({str(error).splitlines()[0]})."

@@ -66,6 +66,31 @@ def test_float16_skips_a_step_that_overflows() -> None:
     assert step.grad_scaler.get_scale() < 2.0**100
 
 
+def test_float16_that_overflows_without_a_scale_is_reported(tmp_path) -> None:
+    """Its loss is a number, but no smaller scale would make the gradients one."""
+    step = step_of(torch.float16, output=tmp_path)
+    step.model.head.cls_score.register_full_backward_pre_hook(
+        lambda module, grads: tuple(1e30 * grad for grad in grads)
+    )
+    with EventStorage():
+        step.grad_scaler.scale(torch.zeros(1))
+        step.grad_scaler.update(4.0)
+        step.run_step(), step.run_step()
+        with pytest.raises(FloatingPointError, match="its pictures"):
+            step.run_step()
+    report = json.loads((tmp_path / "not_finite" / "step_0000001.json").read_text())
+    assert float(report["losses"]["loss_cls"]) < 1e3
+
+
+def test_a_report_that_cannot_be_written_does_not_end_training(tmp_path, caplog) -> None:
+    (tmp_path / "not_finite").write_text("no folder")
+    batches = batches_with_a_bad_one(0, 2)
+    step = step_of(torch.float32, batches, output=tmp_path, most_skipped=1)
+    with EventStorage():
+        step.run_step(), step.run_step()
+    assert "cannot be written (File exists)" in caplog.text
+
+
 @pytest.mark.parametrize("before", DTYPES.values(), ids=str)
 @pytest.mark.parametrize("after", DTYPES.values(), ids=str)
 def test_a_run_goes_on_in_another_precision(before: torch.dtype, after: torch.dtype) -> None:
@@ -81,7 +106,7 @@ def test_a_run_goes_on_in_another_precision(before: torch.dtype, after: torch.dt
 def batches_with_a_bad_one(bad: int, count: int) -> list[list[dict[str, object]]]:
     found = []
     for number in range(count):
-        picture = {**random_picture(128, 160, 2), "image_id": number, "file_name": f"{number}.jpg"}
+        picture = {**random_picture(64, 64, 2), "image_id": number, "file_name": f"{number}.jpg"}
         if number == bad:
             picture["image"] = picture["image"].clone()
             picture["image"][0, 5, 7] = float("nan")
@@ -89,17 +114,18 @@ def batches_with_a_bad_one(bad: int, count: int) -> list[list[dict[str, object]]
     return found
 
 
-def test_a_step_that_is_not_finite_ends_training_and_is_reported(tmp_path) -> None:
-    step = step_of(torch.float32, batches_with_a_bad_one(1, 2), output=tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_step_that_is_not_finite_ends_training_and_is_reported(tmp_path, dtype) -> None:
+    step = step_of(dtype, batches_with_a_bad_one(1, 2), output=tmp_path)
     with EventStorage():
         step.run_step()
         step.iter = 1
         before = [p.clone() for p in step.model.parameters()]
-        with pytest.raises(FloatingPointError, match=r"step_0000001\.json"):
+        with pytest.raises(FloatingPointError, match=r"step_0000002\.json"):
             step.run_step()
     assert all(map(torch.equal, before, step.model.parameters()))
-    report = json.loads((tmp_path / "not_finite" / "step_0000001.json").read_text())
-    assert report["step"] == 1
+    report = json.loads((tmp_path / "not_finite" / "step_0000002.json").read_text())
+    assert report["step"] == 2
     assert report["learning_rate"] == 0.01
     assert report["losses"]["loss_cls"] == "nan"
     assert {"head.cls_score", "backbone.bottom_up.res2"} <= set(report["gradient_norms"])
@@ -108,20 +134,21 @@ def test_a_step_that_is_not_finite_ends_training_and_is_reported(tmp_path) -> No
     assert len(picture["boxes"]) == len(picture["classes"]) == 2
 
 
-def test_left_out_steps_are_as_if_they_had_not_been(tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_left_out_steps_are_as_if_they_had_not_been(tmp_path, dtype) -> None:
     """Weights, momenta and the statistics of norms equal those of a run without the bad batch."""
     batches = batches_with_a_bad_one(1, 3)
-    step = step_of(torch.float32, batches, output=tmp_path, most_skipped=1)
-    without = step_of(torch.float32, [batches[0], batches[2]])
+    step = step_of(dtype, batches, output=tmp_path, most_skipped=1)
+    without = step_of(dtype, [batches[0], batches[2]])
     with EventStorage():
         for step.iter in range(3):
             step.run_step()
         for _ in range(2):
             without.run_step()
     ours, theirs = step.model.state_dict(), without.model.state_dict()
-    counts = [name for name in ours if name.endswith("num_batches_tracked")]
-    for name in ours.keys() - counts:
+    for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+    assert step.grad_scaler.get_scale() == without.grad_scaler.get_scale()
     assert step.state_dict()["skipped"] == 1
 
 
