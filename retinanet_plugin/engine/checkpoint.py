@@ -17,6 +17,8 @@ from ..errors import UserError, printable
 from .durable import fault_of, has_run, resumable, written_whole
 from .unpickle import check_stored, load_arrays
 
+_SCORES = "head.cls_score.weight"
+
 
 class SafeCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer for files of unknown origin.
@@ -148,7 +150,10 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         theirs = classes_in(checkpoint)
+        differing = _differing(theirs, self._classes)
         try:
+            if differing and not self._complete:
+                self._take_shared_classes(checkpoint["model"], theirs or [], differing)
             incompatible = super()._load_model(checkpoint)
         except Exception as error:  # of arrays of text, sparse tensors, ...
             reason = printable(str(error).strip().split("\n")[-1].strip(), 200)
@@ -167,8 +172,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise UserError(
                     f"MODEL.WEIGHTS: {counts}; {self._remedy(absent, reshaped, theirs)}."
                 )
-            logging.getLogger("retinanet_plugin").info(f"MODEL.WEIGHTS: {counts}.")
-        differing = _differing(theirs, self._classes)
+            initial = "; the class convolution starts from the prior" if _SCORES in shapes else ""
+            logging.getLogger("retinanet_plugin").info(f"MODEL.WEIGHTS: {counts}{initial}.")
         if differing and self._complete:
             raise UserError(
                 f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; name "
@@ -176,6 +181,35 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "were trained on these."
             )
         return incompatible
+
+    def _take_shared_classes(
+        self, weights: dict[str, Any], theirs: list[str], differing: str
+    ) -> None:
+        """Makes the class convolution that of the classes here.
+
+        Those that the checkpoint has under their names keep their outputs; the others get the
+        initial ones, at the prior.
+        """
+        names, ours = self._classes or [], self.model.state_dict()
+        shared = [name for name in names if name in theirs]
+        here, there = ([x.index(name) for name in shared] for x in (names, theirs))
+        moved = {}
+        for name in (_SCORES, _SCORES.replace("weight", "bias")):
+            initial, given = ours.get(name), weights.get(name)
+            if initial is None or given is None:
+                return
+            num_anchors = len(initial) // len(names)
+            if given.shape != (num_anchors * len(theirs), *initial.shape[1:]):
+                return  # other anchors, which fit nowhere
+            moved[name] = initial.unflatten(0, (num_anchors, -1)).clone()  # (A, K, ...)
+            given = torch.as_tensor(given).unflatten(0, (num_anchors, -1))
+            moved[name][:, here] = given[:, there].to(initial)
+        weights.update({name: rows.flatten(0, 1) for name, rows in moved.items()})
+        logging.getLogger("retinanet_plugin").info(
+            f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; of the "
+            f"class convolution the outputs of {len(shared)} classes here are taken over by name"
+            f"{f' ({_shortened(shared)})' if shared else ''}, the others start from the prior."
+        )
 
     def _remedy(self, absent: list[str], reshaped: list[str], theirs: list[str] | None) -> str:
         """What to do about weights that do not fit."""

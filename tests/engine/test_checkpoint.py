@@ -87,3 +87,42 @@ def test_other_classes_are_not_evaluated_but_trained_on(
 ) -> None:
     assert sentence in refused(seven, classes=classes)
     assert load(seven, classes=classes)["classes"] == SEVEN
+
+
+@pytest.mark.parametrize("classes", [["g", "new", "b"], ["b", "a", *SEVEN[2:]], list("uvwxyz7")])
+def test_fine_tuning_takes_the_classes_that_are_shared(
+    seven: Path, classes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where as many classes have other names, or another order."""
+    caplog.set_level("INFO", "retinanet_plugin")
+    ours = Detector(num_classes=len(classes))
+    ours.head.cls_score.bias.data.fill_(-4.6)  # the prior
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    load(seven, ours, classes=classes)
+    there = torch.load(seven, weights_only=True)["model"]
+    for name, value in ours.state_dict().items():
+        if "cls_score" not in name:
+            assert torch.equal(value, there[name])
+            continue
+        for anchor in range(9):
+            for i, kind in enumerate(classes):
+                row = value[anchor * len(classes) + i]
+                is_shared = kind in SEVEN
+                where = anchor * 7 + SEVEN.index(kind) if is_shared else anchor * len(classes) + i
+                assert torch.equal(row, (there if is_shared else before)[name][where])
+    said = f"outputs of {len(set(classes) & set(SEVEN))} classes here are taken over by name"
+    assert said in caplog.text and "the others start from the prior" in caplog.text
+
+
+def test_fine_tuning_where_the_checkpoint_names_no_classes(
+    seven: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "retinanet_plugin")
+    nameless = torch.load(seven, weights_only=True)
+    del nameless["classes"]
+    torch.save(nameless, tmp_path / "nameless.pth")
+    ours = Detector(num_classes=3)
+    before = ours.head.cls_score.bias.clone()
+    load(tmp_path / "nameless.pth", ours, classes=["a", "b", "c"])
+    assert torch.equal(ours.head.cls_score.bias, before)
+    assert "the class convolution starts from the prior" in caplog.text
