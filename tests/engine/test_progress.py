@@ -102,7 +102,7 @@ def test_training_on_a_terminal_and_without(monkeypatch, capsys) -> None:
 
     loss = r"loss [\d.]+ \(cls [\d.]+, box_reg [\d.]+\)"
     assert re.search(rf"\r3/3 steps \|█+\| +[^\r]*, 00:00 left, {loss}", shown)
-    assert "own_test: 4/4 pictures |" in shown and "Evaluation results for bbox" in shown
+    assert "own_test: 0/4 pictures |" in shown and "Evaluation results for bbox" in shown
     assert "Everything is logged in seen/log.txt" in shown and "Step 1: bbox/AP " in shown
     for text in ("Starting training", "Environment info", "eta: ", "Start inference", "DONE (t="):
         assert text not in shown
