@@ -49,7 +49,7 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # classification loss positive and negative ones hold (loss_cls_share/...).
     new.MODEL.RETINANET.LOG_LOSS_SHARES = False
     # What the losses are divided by. positives: anchors assigned in the whole batch, over all
-    # workers (the paper); ema: a moving average of them, a worker each (detectron2).
+    # workers (the paper); ema: a moving average of them (detectron2).
     new.MODEL.RETINANET.LOSS_NORMALIZER = "positives"
     # Whether each box also takes its best anchors where they are below the IoU threshold.
     new.MODEL.RETINANET.ALLOW_LOW_QUALITY_MATCHES = True

@@ -34,7 +34,8 @@ class FocalRetinaNet(DenseDetector):
         assigner: labels anchors in training.
         loss_normalizer: what the sums of losses are divided by. "positives": the anchors assigned
             in the whole batch, over all workers (the paper); "ema": detectron2's moving average of
-            them, a worker each, kept in the buffer ``loss_normalizer``.
+            them, kept in the buffer ``loss_normalizer``. That of several workers is of their mean,
+            where detectron2 has one a worker, of which a checkpoint could hold but the first's.
         test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image,
             clip_before_nms: see :class:`DetectionDecoder`.
         pixel_mean, pixel_std: of each channel of the input.
@@ -169,11 +170,12 @@ class FocalRetinaNet(DenseDetector):
         count = targets.num_positives
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", count / num_images)
+        mean = mean_over_workers(count, self.device)
         if self.normalize_by == "ema":
-            update = (1 - _EMA_MOMENTUM) * max(count, 1)
+            update = (1 - _EMA_MOMENTUM) * mean.clamp_(min=1)
             self.loss_normalizer.mul_(_EMA_MOMENTUM).add_(update)
             return self.loss_normalizer.clone()
-        return mean_over_workers(count, self.device)
+        return mean
 
     def forward_inference(
         self,

@@ -15,11 +15,15 @@ def worker(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    model = SimpleNamespace(normalize_by="positives", device=torch.device("cpu"))
+    average = torch.tensor(100.0)
     found = []
-    for counts in (POSITIVES, (0, 0)):
-        targets = SimpleNamespace(num_positives=counts[rank])
-        found.append(FocalRetinaNet._normalizer(model, targets, 1))
+    for normalize_by in ("positives", "ema"):
+        model = SimpleNamespace(
+            normalize_by=normalize_by, device=torch.device("cpu"), loss_normalizer=average
+        )
+        for counts in (POSITIVES, (0, 0)):
+            targets = SimpleNamespace(num_positives=counts[rank])
+            found.append(FocalRetinaNet._normalizer(model, targets, 1))
     torch.save(torch.stack(found), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -28,6 +32,8 @@ def test_two_workers_divide_by_the_anchors_of_both(tmp_path: Path) -> None:
     """Gradients are averaged over workers: the mean of sums over (total / 2) is sum over total."""
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        mean, none = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        mean, none, *averages = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert mean.item() == sum(POSITIVES) / 2
         assert none.item() == 0.5  # at least one anchor over both
+        expected = [90 + 0.1 * mean.item(), 0.9 * (90 + 0.1 * mean.item()) + 0.1]
+        torch.testing.assert_close(torch.stack(averages), torch.tensor(expected))
