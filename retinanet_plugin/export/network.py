@@ -1,97 +1,67 @@
-"""An exported file in the place of the network, for whatever works with either."""
+"""What detects, whether its weights are a checkpoint or a file that was exported."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..engine import SafeCheckpointer, Trainer
 from ..engine.checkpoint import classes_in
 from ..engine.fast import speed_up_inference
-from .runtimes import Runtime, is_exported, load
+from ..errors import UserError
+from .files import FORMATS
+from .runtimes import DetectronModel, load
+
+EAGER = "PyTorch"
 
 
-class ExportedNetwork(nn.Module):
-    """Takes what the test loader gives, and gives what ``FocalRetinaNet`` in eval mode does.
-
-    Args:
-        runtime: of the file.
-        channels: of the pictures, "BGR" or "RGB".
-        score_threshold: detections score above it, and above the file's own.
-    """
-
-    def __init__(
-        self, runtime: Runtime, channels: str = "BGR", score_threshold: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.runtime, self.score_threshold = runtime, score_threshold
-        self._flips = channels != runtime.info.channels
-
-    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detections of each picture, on the CPU, by falling score.
-
-        Args:
-            batched_inputs: of each picture ``image`` (3, H, W), 0 to 255, and ``height`` and
-                ``width`` where the boxes are to refer to another size. Pictures of one size that
-                follow one another go through together.
-        """
-        results: list[dict[str, Instances]] = []
-        for _, group in groupby(batched_inputs, key=lambda x: x["image"].shape):
-            results += self._detect(list(group))
-        return results
-
-    def _detect(self, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        pictures = np.stack([x["image"].numpy().transpose(1, 2, 0) for x in inputs])
-        if self._flips:
-            pictures = np.ascontiguousarray(pictures[..., ::-1])
-        height, width = pictures.shape[1:3]
-        results = []
-        for x, boxes, scores, classes, count in zip(inputs, *self.runtime(pictures), strict=True):
-            found = Instances(
-                (height, width),
-                pred_boxes=Boxes(torch.from_numpy(boxes[:count])),
-                scores=torch.from_numpy(scores[:count]),
-                pred_classes=torch.from_numpy(classes[:count]),
-            )
-            found = found[found.scores > self.score_threshold]
-            at_size = x.get("height", height), x.get("width", width)
-            results.append({"instances": detector_postprocess(found, *at_size)})
-        return results
+def is_exported(path: str | Path) -> bool:
+    """Whether the name of a file of weights is that of an exported one, by its ending."""
+    return Path(path).suffix.removeprefix(".") in FORMATS
 
 
 def load_network(
-    cfg: CfgNode,
-    *,
-    runtime: str | None = None,
-    classes: list[str] | None = None,
-    score_threshold: float = 0.0,
-) -> tuple[nn.Module, list[str] | None]:
-    """What detects with ``MODEL.WEIGHTS``, in eval mode, and the classes that these name.
+    cfg: CfgNode, *, runtime: str = "onnxruntime", classes: list[str] | None = None
+) -> tuple[Any, str, list[str] | None]:
+    """What detects with ``MODEL.WEIGHTS``, the name of what runs it, and the classes it names.
+
+    It is called as detectron2 calls a model in eval mode.
 
     Args:
-        runtime: of an exported file, see :func:`runtimes.load`.
+        runtime: of an ONNX file.
         classes: that it must have, if it names any.
-        score_threshold: see :class:`ExportedNetwork`; the network has the config's.
 
     Raises:
         UserError: for weights that cannot be used.
     """
     weights = cfg.MODEL.WEIGHTS
-    if is_exported(weights):
-        network = ExportedNetwork(
-            load(weights, runtime=runtime, device=cfg.MODEL.DEVICE),
-            cfg.INPUT.FORMAT,
-            score_threshold,
+    if not is_exported(weights):
+        network: nn.Module = Trainer.build_model(cfg)
+        loaded = SafeCheckpointer(network, complete=True, classes=classes).load(weights)
+        speed_up_inference(network, cfg)
+        return network.eval(), EAGER, classes_in(loaded)
+    exported = load(weights, cfg.MODEL.DEVICE, runtime)
+    if classes and classes != exported.classes:
+        raise UserError(
+            f"{weights}: exported for the classes {_few(exported.classes)}, but the data set has "
+            f"{_few(classes)}; give a data set with its classes in its order, or another file."
         )
-        _check_classes(weights, network.runtime.info.classes, classes)
-        return network, network.runtime.info.classes
-    eager = Trainer.build_model(cfg)
-    loaded = SafeCheckpointer(eager, complete=True, classes=classes).load(weights)
-    speed_up_inference(eager, cfg)
-    return eager.eval(), classes_in(loaded)
+    return DetectronModel(exported, cfg.INPUT.FORMAT), exported.name, exported.classes
+
+
+def keys_of(metadata: Mapping[str, Any]) -> list[str]:
+    """Key, value, key, value ... of a config that treats pictures as the file wants it."""
+    resize = metadata["resize"]
+    return [
+        *("INPUT.MIN_SIZE_TEST", str(resize["short_side"])),
+        *("INPUT.MAX_SIZE_TEST", str(resize["long_side"])),
+        *("INPUT.FORMAT", metadata["input"]["channels"]),
+        *("MODEL.RETINANET.NUM_CLASSES", str(len(metadata["classes"]))),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", str(metadata["score_threshold"])),
+    ]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")
