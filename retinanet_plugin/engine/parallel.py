@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
@@ -90,6 +91,22 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     devices = None if device.type == "cpu" else [comm.get_local_rank()]
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def changing_buffers(model: nn.Module) -> list[Tensor]:
+    """Those that a step in training may change, such as the statistics of norms."""
+    modules = (m for m in model.modules() if m.training and not isinstance(m, FrozenBatchNorm2d))
+    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Gives all processes the first one's statistics of norms, which checkpoints hold.
+
+    Norms that train see the pictures of their process alone.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in changing_buffers(model):
+            dist.broadcast(buffer, 0)
 
 
 def _cores() -> int:

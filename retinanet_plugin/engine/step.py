@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.engine import AMPTrainer
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .amp import autocast
+from .parallel import changing_buffers
 
 FOLDER = "not_finite"  # in OUTPUT_DIR
 _MOST_BOXES = 1000  # of a picture, in a report
@@ -139,12 +139,6 @@ class TrainingStep(AMPTrainer):
         except OSError as error:
             return f"{file}, which would tell its pictures, cannot be written ({error.strerror})"
         return f"its pictures and gradients are in {file}"
-
-
-def changing_buffers(model: nn.Module) -> list[Tensor]:
-    """Those that a step in training may change, such as the statistics of norms."""
-    modules = (m for m in model.modules() if m.training and not isinstance(m, FrozenBatchNorm2d))
-    return [buffer for module in modules for buffer in module.buffers(recurse=False)]
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
