@@ -37,6 +37,9 @@ _USUAL = {
     r"DefaultCPUAllocator: .*tried to allocate \d+ bytes|Unable to allocate [\d.]+ \w+"
     r"|Cannot allocate memory|std::bad_alloc|MemoryError": f"memory is full; {_SMALLER}, or "
     "DATALOADER.NUM_WORKERS",
+    r"(?:Read-only file system|Permission denied|Input/output error)(?:: '[^']*')?": "a file or "
+    "folder cannot be read or written; mend that, or name one elsewhere, such as OUTPUT_DIR; "
+    "training goes on from its last whole checkpoint by --resume",
     # The latter two are what torch.save says.
     r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing"
     r"|inline_container.*unexpected pos": "the disk is full; make room or name a folder elsewhere, "
@@ -45,6 +48,9 @@ _USUAL = {
     "`ulimit -n 8192` before the command, or lower DATALOADER.NUM_WORKERS",
     r"(?:port: \d+.*)?EADDRINUSE|[Aa]ddress already in use": "the port of --dist-url is in use, "
     "perhaps by another run; give another, such as --dist-url tcp://127.0.0.1:50173",
+    r"Connection (?:closed|reset) by peer|ncclRemoteError|NCCL.*[Tt]imeout|[Tt]imeout.*NCCL"
+    r"|NCCL communicator was aborted": "another process of the job ended or hangs, and its own "
+    "output says why; go on by the same command with --resume",
     r"Torch not compiled with CUDA enabled|Found no NVIDIA driver|no kernel image is available"
     r"|NVIDIA driver on your system is too old|CUDA driver \w+ (?:is insufficient|failed)"
     r"|invalid device ordinal|No CUDA GPUs are available": "this PyTorch cannot use that GPU; name "

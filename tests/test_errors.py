@@ -71,6 +71,23 @@ def test_full_disk() -> None:
         assert sentence(mistake).startswith("the disk is full; make room")
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_used_is_named(number: int) -> None:
+    said = sentence(raises(OSError(number, os.strerror(number), "out/metrics.json")))
+    assert said.endswith(f"({os.strerror(number)}: 'out/metrics.json').")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NCCL error: remote process exited or there was a network error, ncclRemoteError: x",
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3) ran for 600000",
+    ],
+)
+def test_a_peer_that_has_gone(text: str) -> None:
+    assert sentence(raises(RuntimeError(text))).startswith("another process of the job ended")
+
+
 def test_killed_loader() -> None:
     said = sentence(lambda: list(DataLoader(_KillsItsWorker(), num_workers=1)))
     assert "--shm-size" in said and "DATALOADER.NUM_WORKERS" in said

@@ -17,6 +17,8 @@ from detectron2.utils.events import EventWriter
 from ..data.stream import random_numbers_of
 from ..errors import did_you_mean
 from .checkpoint import SafeCheckpointer
+from .parallel import share_statistics
+from .resuming import save_final
 
 _MOST_PICTURES = 20  # that a run keeps of each test set, evenly over its steps
 BEST = "model_best"
@@ -38,7 +40,8 @@ class BestCheckpointer(SafeCheckpointer):
 class Evaluation(HookBase):
     """Evaluates every ``TEST.EVAL_PERIOD`` steps and at the end, as detectron2's ``EvalHook`` does.
 
-    Training goes on with the random numbers that it would have had without. Of the periodic
+    Each of several workers evaluates with the first one's statistics of norms. Training goes on
+    with the random numbers that it would have had without. Of the periodic
     evaluations, the best by ``TEST.BEST_METRIC`` has its weights kept in ``model_best.pth``, and
     too many without a better one end training. All of that is in the hook's state: a run that is
     resumed goes on with it. A checkpoint is written before the evaluation of its step, so a run
@@ -104,7 +107,7 @@ class Evaluation(HookBase):
         self._run(step)
         if self._is_enough():
             self._stopped = True
-            self.trainer.checkpointer.save("model_final", iteration=step)
+            save_final(self.trainer.checkpointer, step)
             raise StoppedEarly(
                 f"Stopping at step {step + 1} of {self.trainer.max_iter}: {self._why()} "
                 f"(SOLVER.EARLY_STOPPING.PATIENCE); the last weights are in model_final.pth."
@@ -121,6 +124,7 @@ class Evaluation(HookBase):
         return 0 < done < self.trainer.max_iter and self._period > 0 and done % self._period == 0
 
     def _run(self, step: int) -> None:
+        share_statistics(self.trainer.model)
         with random_numbers_of(0):
             metrics = {k: float(v) for k, v in flatten_results_dict(self._evaluate()).items()}
             self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)

@@ -38,20 +38,39 @@ class Checkpoints(HookBase):
         is_last = step + 1 >= self.trainer.max_iter
         if not comm.is_main_process() or not (is_last or (step + 1) % self._period == 0):
             return
-        name = "model_final" if is_last else f"model_{step:07d}"
         folder = self._checkpointer.save_dir
-        try:
-            self._checkpointer.save(name, iteration=step)
-        except OSError as error:
-            problem = f"{name}.pth cannot be written to {folder} ({error.strerror or error})"
-            if is_last:
-                raise UserError(
-                    f"OUTPUT_DIR: {problem}; make room, and go on from the last checkpoint by the "
-                    "same command with --resume"
-                ) from None
-            logger.error(f"{problem}; training goes on, older checkpoints are as they were")
-            return
+        if is_last:
+            save_final(self._checkpointer, step)
+        else:
+            name = f"model_{step:07d}"
+            try:
+                self._checkpointer.save(name, iteration=step)
+            except OSError as error:
+                problem = not_written(name, folder, error)
+                logger.error(f"{problem}; training goes on, older checkpoints are as they were")
+                return
         remove_old(Path(folder), self._keep)
+
+
+def save_final(checkpointer: SafeCheckpointer, step: int) -> None:
+    """Writes ``model_final.pth``, the end of a run.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        checkpointer.save("model_final", iteration=step)
+    except OSError as error:
+        problem = not_written("model_final", checkpointer.save_dir, error)
+        raise UserError(
+            f"OUTPUT_DIR: {problem}; make room, and go on from the last checkpoint by the same "
+            "command with --resume"
+        ) from None
+
+
+def not_written(name: str, folder: str, error: OSError) -> str:
+    """Which checkpoint is not there, and why."""
+    return f"{name}.pth cannot be written to {folder} ({error.strerror or error})"
 
 
 class EventHistory(HookBase):

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from ..errors import STOPPED, TO_BE_RESUMED
 from .parallel import started_by_torchrun
-from .resuming import Checkpoints
+from .resuming import Checkpoints, not_written
 
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
@@ -67,9 +67,10 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
+            problem = ""
             with suppress(KeyboardInterrupt):  # once more: not kept
-                hook.keep()
-            print(f"stopped: {_what_is_kept(trainer)}", file=sys.stderr, flush=True)
+                problem = hook.keep()
+            print(f"stopped: {problem}{_what_is_kept(trainer)}", file=sys.stderr, flush=True)
             raise SystemExit(status_of(hook.number)) from None
 
 
@@ -136,12 +137,17 @@ class _StopAfterStep(HookBase):
         if self._requested_at is not None and self._was_last():
             raise KeyboardInterrupt  # before the evaluation that follows the last step
 
-    def keep(self) -> None:
-        """Writes the checkpoint of the step that is done."""
+    def keep(self) -> str:
+        """Writes the checkpoint of the step that is done; what went wrong, if anything did."""
         if self._in_evaluation:
             self._in_evaluation = False
             name = "model_final" if self._was_last() else f"model_{self.trainer.iter:07d}"
-            self.trainer.checkpointer.save(name, iteration=self.trainer.iter)
+            checkpointer = self.trainer.checkpointer
+            try:
+                checkpointer.save(name, iteration=self.trainer.iter)
+            except OSError as error:
+                return f"{not_written(name, checkpointer.save_dir, error)}; "
+        return ""
 
     def _was_last(self) -> bool:
         return self.trainer.iter + 1 >= self.trainer.max_iter

@@ -1,7 +1,9 @@
 """Evaluation while training: what is best, when it is enough, and going on after being stopped."""
 
+import errno
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from PIL import Image
 from torch import nn
 
-from retinanet_plugin import get_config
+from retinanet_plugin import UserError, get_config
+from retinanet_plugin.engine import evaluation
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
 from retinanet_plugin.engine.evaluation import BestCheckpointer, Evaluation, StoppedEarly
 
@@ -122,6 +125,14 @@ def test_the_best_is_kept(
     assert caplog.text.count("the best so far: model_best.pth") >= 1
 
 
+def test_each_worker_evaluates_with_the_statistics_of_the_first(tmp_path, monkeypatch) -> None:
+    shared: list[nn.Module] = []
+    monkeypatch.setattr(evaluation, "share_statistics", shared.append)
+    run = Steps(tmp_path, [10, 30])
+    run.go()
+    assert shared == [run.model] * 2
+
+
 def test_a_loss_is_best_when_least(tmp_path: Path) -> None:
     Steps(tmp_path, [10, 30, 20], **{"TEST.BEST_METRIC": "validation/total_loss"}).go()
     assert best(tmp_path) == (3, -30)
@@ -162,6 +173,20 @@ def test_stops_early_and_stays_stopped(tmp_path: Path) -> None:
     longer = Steps(tmp_path, values, **{PATIENCE: 3})
     assert longer.go(resume=True) == ""
     assert best(tmp_path) == (11, 50)
+
+
+def test_last_weights_that_cannot_be_written_are_a_sentence(tmp_path, monkeypatch) -> None:
+    run = Steps(tmp_path, [30, 20, 10], **{PATIENCE: 1})
+    save = run.checkpointer.save
+
+    def full(name: str, **data: Any) -> None:
+        if name == "model_final":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(name, **data)
+
+    monkeypatch.setattr(run.checkpointer, "save", full)
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be written .*No space left"):
+        run.go()
 
 
 def test_what_has_never_been_a_number_stops_too(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """What signals do where several processes train: the first stops, the others follow it."""
 
+import errno
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from detectron2.engine import TrainerBase
 from detectron2.utils import comm
+from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
-from retinanet_plugin.engine import launch
+from retinanet_plugin.engine import SafeCheckpointer, launch
+from retinanet_plugin.engine.resuming import Checkpoints
 from retinanet_plugin.engine.stopping import stop_by_signal
 from retinanet_plugin.errors import TO_BE_RESUMED, UserError
 
@@ -22,6 +27,37 @@ def test_a_worker_follows_the_first_where_a_signal_has_ended_that(monkeypatch) -
         signal.raise_signal(signal.SIGUSR1)
         raise RuntimeError("Connection closed by peer")
     assert ended.value.code == TO_BE_RESUMED
+
+
+class Full(TrainerBase):
+    """A trainer whose checkpoints after the first find the disk full."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.cfg = SimpleNamespace(OUTPUT_DIR=folder)
+        self.checkpointer = SafeCheckpointer(nn.Linear(1, 1), str(folder))
+        self.register_hooks([Checkpoints(self.checkpointer, period=1)])
+
+    def run_step(self) -> None:
+        if self.iter == 1:
+            self.checkpointer.save = full
+            signal.raise_signal(signal.SIGUSR1)
+
+
+def full(name: str, **data: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_step_that_cannot_be_kept_is_said_so(tmp_path, capsys) -> None:
+    trainer = cast(Any, Full(tmp_path))
+    with pytest.raises(SystemExit) as ended, stop_by_signal(trainer):
+        trainer.train(0, 9)
+    assert ended.value.code == TO_BE_RESUMED
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"stopped: model_0000001.pth cannot be written to {tmp_path} (No space left on device); "
+        f"2 of 9 steps were done; go on from model_0000000.pth in {tmp_path} by the same command "
+        "with --resume."
+    )
 
 
 def test_without_a_signal_its_error_is_one(monkeypatch) -> None:
