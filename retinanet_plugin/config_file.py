@@ -74,12 +74,17 @@ def _load(
     for name in bases if isinstance(bases, list) else [bases]:
         base = _find_base(name, path, title)
         below = _load(base, f"{base} ({BASE} of {title})", (*above, place), read, leave_out)
-        _lay_over(below, merged, title)
-    _lay_over(content, merged, title)
+        lay_over(below, merged, title)
+    lay_over(content, merged, title)
     return merged
 
 
-def _lay_over(content: dict[str, Any], below: dict[str, Any], title: str) -> None:
+def lay_over(content: dict[str, Any], below: dict[str, Any], title: str) -> None:
+    """Sets the values of ``content`` in ``below``, in place.
+
+    Raises:
+        UserError: where a group of keys meets a value; ``title`` names the content.
+    """
     for key, value in content.items():
         if isinstance(value, dict):
             under = below.setdefault(key, {})
@@ -87,7 +92,7 @@ def _lay_over(content: dict[str, Any], below: dict[str, Any], title: str) -> Non
                 raise UserError(
                     f"{title}: {key} is a group of keys, but a single value in its {BASE}."
                 )
-            _lay_over(value, under, title)
+            lay_over(value, under, title)
         else:
             below[key] = value
 

@@ -134,14 +134,16 @@ def test_the_yaml_of_a_run_can_be_run_by_hand(data: str, tmp_path: Path) -> None
             assert (by_hand.SOLVER.BASE_LR, by_hand.INPUT.CROP.SIZE) == (0.5, [0.7, 0.6])
 
 
-def test_a_schedule_scaled_to_the_batch_is_not_scaled_again(tmp_path: Path, monkeypatch) -> None:
-    """A row trains as the data's configuration does, which says nothing but its batch."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(
-        '_BASE_: "Base-Scratch-R18.yaml"\nSOLVER: {IMS_PER_BATCH: 4}\n'
-    )
+def test_a_schedule_scaled_to_the_batch_is_not_scaled_again(tmp_path: Path) -> None:
+    """A row trains as the data's configuration does, which says nothing but its batch.
+
+    It lies where no ``_BASE_`` of the row's may lead to.
+    """
+    (tmp_path / "elsewhere").mkdir()
+    data = tmp_path / "elsewhere" / "mine.yaml"
+    data.write_text('_BASE_: "Base-Scratch-R18.yaml"\nSOLVER: {IMS_PER_BATCH: 4}\n')
     for steps, max_iter in ((None, 360_000), (900, 900)):
-        options = {"data": str(tmp_path / "mine.yaml"), "steps": steps, "output": tmp_path}
+        options = {"data": str(data), "steps": steps, "output": tmp_path / "out"}
         run = run_of(only("a_alpha", **options), "alpha_0.50")
         solver = run.cfg.SOLVER
         assert (solver.IMS_PER_BATCH, solver.BASE_LR, run.max_iter) == (4, 0.0025, max_iter)

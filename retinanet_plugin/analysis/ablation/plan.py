@@ -15,7 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ...config import find_config, get_config
-from ...config_file import load_yaml, shipped_configs
+from ...config_file import lay_over, load_yaml, shipped_configs
 from ...engine import import_code
 from ...engine.scaling import BATCH, SCHEDULE, scale_to_batch
 from ...errors import UserError, did_you_mean
@@ -270,7 +270,8 @@ class _Maker:
         pairs += [word for pair in schedule.items() for word in pair]
         cfg = get_config(base, [*pairs, *overrides])
         named = [*lines, *schedule, *overrides[::2]]
-        content = {"_BASE_": str(base), **_nested({key: _get(cfg, key) for key in named})}
+        content = load_yaml(base)  # a row's file may lie where no _BASE_ may lead from
+        lay_over(_nested({key: _get(cfg, key) for key in named}), content, str(path))
         # The table's rows stay what they are when one's own code joins them.
         code = self.code if is_own or uses(cfg, self.code) else []
         return tuple(self._run(row, cfg.clone(), content, code, seed) for seed in self.seeds)
