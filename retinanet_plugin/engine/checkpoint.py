@@ -205,10 +205,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             given = torch.as_tensor(given).unflatten(0, (num_anchors, -1))
             moved[name][:, here] = given[:, there].to(initial)
         weights.update({name: rows.flatten(0, 1) for name, rows in moved.items()})
+        how = "starts from the prior"
+        if shared:
+            how = (
+                f"keeps, by name, the outputs of {len(shared)} classes ({_shortened(shared)}), and "
+                "starts from the prior for others"
+            )
         logging.getLogger("retinanet_plugin").info(
-            f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; of the "
-            f"class convolution the outputs of {len(shared)} classes here are taken over by name"
-            f"{f' ({_shortened(shared)})' if shared else ''}, the others start from the prior."
+            f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; the class "
+            f"convolution {how}."
         )
 
     def _remedy(self, absent: list[str], reshaped: list[str], theirs: list[str] | None) -> str:

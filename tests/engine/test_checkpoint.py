@@ -110,8 +110,9 @@ def test_fine_tuning_takes_the_classes_that_are_shared(
                 is_shared = kind in SEVEN
                 where = anchor * 7 + SEVEN.index(kind) if is_shared else anchor * len(classes) + i
                 assert torch.equal(row, (there if is_shared else before)[name][where])
-    said = f"outputs of {len(set(classes) & set(SEVEN))} classes here are taken over by name"
-    assert said in caplog.text and "the others start from the prior" in caplog.text
+    shared = len(set(classes) & set(SEVEN))
+    kept = f"keeps, by name, the outputs of {shared} classes" if shared else "convolution starts"
+    assert kept in caplog.text and "from the prior" in caplog.text
 
 
 def test_fine_tuning_where_the_checkpoint_names_no_classes(

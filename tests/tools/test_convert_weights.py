@@ -1,0 +1,87 @@
+"""The command that converts weights: what it says, what it refuses, and what it leaves alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from retinanet_plugin import UserError
+from retinanet_plugin.tools.convert_weights import main
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("resnet") / "resnet18.pth"
+    torch.save(resnet18(weights=None).state_dict(), file)
+    return file
+
+
+def test_the_table_and_the_files(resnet: Path, tmp_path: Path, capsys) -> None:
+    main([str(resnet), str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{resnet}: torchvision ResNet"
+    # 20 convolutions and as many norms of 4 numbers a channel; nothing for pyramid and head
+    assert lines[2].split() == ["backbone", "100", "0", "0"]
+    assert lines[5].split() == ["all", "100", "0", "36"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["config.yaml", "conversion.json", "model_final.pth"]
+    with pytest.raises(UserError, match=r"already holds .*--overwrite"):
+        main([str(resnet), str(tmp_path / "out")])
+    main([str(resnet), str(tmp_path / "out"), "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--to", "torchvision"], "backbone alone"),
+        (["--config-file", "Base-RetinaNet.yaml"], "--config-file is for weights with this"),
+    ],
+)
+def test_options_that_do_not_go_with_the_file(
+    resnet: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        main([str(resnet), str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"model": {"encoder.weight": torch.zeros(2)}}, "of no known kind; known are RetinaNets"),
+        ({"model": {"epoch": 3}}, "it holds no tensors, but epoch"),
+        ({"state_dict": {"bbox_head.retina_cls.weight": torch.zeros(9)}}, "box subnet is absent"),
+        ({"conv1_w": torch.zeros(2)}, "MODEL.WEIGHTS takes as they are"),
+        ([1, 2], "no checkpoint that can be read safely"),
+        ({"head.cls_score.weight": torch.zeros(())}, "mine.pth: "),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "mine.pth")
+    with pytest.raises(UserError, match=said):
+        main([str(tmp_path / "mine.pth"), str(tmp_path / "out")])
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_file_that_would_run_a_command(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"bbox_head.retina_cls.weight": Command()}}, tmp_path / "bad.pth")
+    call = [sys.executable, "-W", "ignore", "-m", "retinanet_plugin.tools.convert_weights"]
+    answer = subprocess.run(
+        [*call, "bad.pth", "out"], cwd=tmp_path, capture_output=True, text=True, env=_env()
+    )
+    assert answer.returncode == 2 and answer.stderr.startswith("error: bad.pth is no checkpoint")
+    assert len(answer.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pth"]
+
+
+def _env() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": root}
