@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,9 +66,25 @@ def has_run(folder: str | Path) -> bool:
 
 
 def resumable(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+    """The checkpoints of a run, newest first: what ``last_checkpoint`` names, then by step.
+
+    ``model_final.pth`` has no step in its name. It comes last where a numbered one is named, as in
+    a run whose end was put off, else first. Times of files do not count: copies have their own.
+    """
     found = [p for p in folder.glob("model_*.pth") if _RESUMED_FROM.fullmatch(p.name)]
-    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+    try:
+        with (folder / "last_checkpoint").open(errors="replace") as file:
+            named = file.read(100)
+    except OSError:
+        named = ""
+    is_numbered = folder / named in found and _NUMBERED.fullmatch(named) is not None
+
+    def newness(path: Path) -> tuple[bool, int]:
+        is_final = path.stem == "model_final"
+        step = (-1 if is_numbered else sys.maxsize) if is_final else int(path.stem[len("model_") :])
+        return path.name == named, step
+
+    return sorted(found, key=newness, reverse=True)
 
 
 def remove_old(folder: Path, keep: int) -> None:

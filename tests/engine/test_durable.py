@@ -5,7 +5,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 
 import pytest
@@ -94,13 +93,26 @@ def test_a_file_cut_short_is_found(tmp_path, length):
     assert fault_of(tmp_path / "absent.pth") is not None
 
 
-def test_the_newest_comes_first_and_the_best_is_not_resumed_from(tmp_path):
-    for step, name in enumerate(("0000009", "0000004", "final", "best")):
-        save(tmp_path / f"model_{name}.pth", step)
-        os.utime(tmp_path / f"model_{name}.pth", (time.time(), 1000 + step))
-    assert [p.name for p in resumable(tmp_path)] == [
-        *("model_final.pth", "model_0000004.pth", "model_0000009.pth")
-    ]
+@pytest.mark.parametrize(
+    ("named", "newest"),
+    [
+        ("model_final.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("model_0000019.pth", ["0000019", "0000009", "0000004", "final"]),  # a longer MAX_ITER
+        ("model_0000009.pth", ["0000009", "0000019", "0000004", "final"]),
+        ("model_best.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("model_0000099.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("../model_0000009.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("\0" * 5000, ["final", "0000019", "0000009", "0000004"]),
+        (None, ["final", "0000019", "0000009", "0000004"]),
+    ],
+)
+def test_the_newest_comes_first_whatever_the_times_of_the_files(tmp_path, named, newest):
+    for time, name in enumerate(("0000019", "final", "0000009", "best", "0000004")):
+        (tmp_path / f"model_{name}.pth").touch()
+        os.utime(tmp_path / f"model_{name}.pth", (1000 + time, 1000 + time))
+    if named is not None:
+        (tmp_path / "last_checkpoint").write_text(named)
+    assert [p.name for p in resumable(tmp_path)] == [f"model_{name}.pth" for name in newest]
 
 
 def test_the_latest_steps_are_kept(tmp_path):
