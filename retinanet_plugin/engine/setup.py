@@ -19,6 +19,7 @@ from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
 from .durable import has_run
+from .lock import hold
 from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch, scale_to_workers
@@ -65,7 +66,10 @@ def prepare(args: argparse.Namespace) -> CfgNode:
 
 
 def choose_device(cfg: CfgNode) -> None:
-    """Turns ``MODEL.DEVICE`` from cuda, its default, to cpu where there is no GPU."""
+    """Turns ``MODEL.DEVICE`` from cuda, its default, to cpu where there is no GPU.
+
+    Several processes have been started for GPUs, if there are any, before the config is read.
+    """
     try:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
@@ -74,6 +78,18 @@ def choose_device(cfg: CfgNode) -> None:
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    workers = comm.get_world_size()
+    if (
+        workers > 1
+        and torch.cuda.is_available()
+        and (device.type == "cpu" or device.index is not None)
+    ):
+        raise UserError(
+            f"MODEL.DEVICE: {cfg.MODEL.DEVICE} given for {workers} processes, which take a GPU "
+            "each; leave it at cuda and choose GPUs by the environment variable "
+            "CUDA_VISIBLE_DEVICES=0,1,..., or none of them, for the CPU, by CUDA_VISIBLE_DEVICES= "
+            "before the command."
+        )
 
 
 def check_names(cfg: CfgNode) -> None:
@@ -128,7 +144,7 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 
 def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
-    """Refuses to train over a run that is already in ``OUTPUT_DIR``."""
+    """Refuses to train over a run that is, or is being, written to ``OUTPUT_DIR``."""
     if not cfg.OUTPUT_DIR or "\0" in cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR:
         raise UserError(
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR!r} cannot be a folder on this machine; give one that can "
@@ -149,6 +165,8 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({reason}); give a folder that "
             "can be written."
         ) from None
+    if training and comm.is_main_process():
+        hold(cfg.OUTPUT_DIR)
 
 
 def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:

@@ -1,9 +1,12 @@
 """Keys that do not go together are named before a run starts."""
 
 import pytest
+import torch
+from detectron2.utils import comm
 
 from retinanet_plugin import UserError, get_config
-from retinanet_plugin.engine.setup import check_evaluation
+from retinanet_plugin.engine import setup
+from retinanet_plugin.engine.setup import check_evaluation, check_output, choose_device
 
 PATIENCE, PERIOD = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.EVAL_PERIOD"
 
@@ -22,6 +25,32 @@ PATIENCE, PERIOD = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.EVAL_PERIOD"
 def test_evaluations_that_will_not_be(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_evaluation(get_config("Base-RetinaNet.yaml", words))
+
+
+@pytest.mark.parametrize("given", ["cpu", "cuda:1", "cuda:0", "cuda"])
+def test_several_processes_take_a_gpu_each(given: str, monkeypatch) -> None:
+    cfg = get_config("Base-RetinaNet.yaml", ["MODEL.DEVICE", given])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    choose_device(cfg)  # one may take any
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    if given == "cuda":
+        choose_device(cfg)
+    else:
+        with pytest.raises(UserError, match=f"MODEL.DEVICE: {given} given for 2 processes.*CUDA_V"):
+            choose_device(cfg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    choose_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+
+
+def test_training_keeps_its_folder_to_itself(tmp_path, monkeypatch) -> None:
+    held: list[str] = []
+    monkeypatch.setattr(setup, "hold", held.append)
+    cfg = get_config("Base-RetinaNet.yaml", ["OUTPUT_DIR", str(tmp_path / "out")])
+    check_output(cfg, training=False, resume=False)
+    assert held == []
+    check_output(cfg, training=True, resume=False)
+    assert held == [str(tmp_path / "out")]
 
 
 def test_those_that_will() -> None:
