@@ -117,8 +117,8 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     # How many steps whose loss or gradients are not finite are left out; one more ends training.
     new.SOLVER.SKIP_NOT_FINITE = 0
     new.DATALOADER = CfgNode()
-    # How many pictures that cannot be read are replaced by others, in each process; one more ends
-    # training.
+    # How many pictures that cannot be read are replaced by others, in each process and from each
+    # start on; one more ends training.
     new.DATALOADER.SKIP_UNREADABLE = 0
     new.TEST = CfgNode()
     # What train_net.py evaluates in: float32, bfloat16 or float16.
