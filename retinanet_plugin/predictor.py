@@ -25,11 +25,11 @@ from .data import register_own_datasets
 from .data.coco_json import read_coco
 from .data.pictures import read_picture, reason_of
 from .engine.amp import DTYPES, autocast
-from .engine.checkpoint import SafeCheckpointer, classes_in, local_file, read_classes
-from .engine.fast import speed_up_inference
+from .engine.checkpoint import local_file, read_classes
 from .engine.setup import check_names, choose_device
-from .engine.trainer import Trainer
 from .errors import UserError, did_you_mean
+from .export.network import is_exported, keys_of, load_network
+from .export.runtimes import ONNX_RUNTIMES, DetectronModel, load
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -39,18 +39,22 @@ class Predictor:
 
     Args:
         config: YAML file, the name of one that the plugin ships, or a configuration; None: the
-            ``config.yaml`` that training has left beside the weights.
-        weights: checkpoint of the whole model; None: ``model_best.pth`` or ``model_final.pth`` that
-            training has left beside the config, else the config's ``MODEL.WEIGHTS``.
+            ``config.yaml`` that training has left beside the weights. Exported files need none:
+            pictures are resized as they say, or as a config that is given nevertheless.
+        weights: checkpoint of the whole model, or a file that ``tools.export`` has written; None:
+            ``model_best.pth`` or ``model_final.pth`` that training has left beside the config, else
+            the config's ``MODEL.WEIGHTS``.
         device: where to work, such as "cuda:1" or "cpu"; None: the config's ``MODEL.DEVICE``, and
             the CPU where there is no GPU.
-        score_threshold: detections score above it; None: ``MODEL.RETINANET.SCORE_THRESH_TEST``.
+        score_threshold: detections score above it; None: ``MODEL.RETINANET.SCORE_THRESH_TEST``,
+            or that of the exported file, which none can be below.
         classes: names of the classes to keep; None: all.
         batch_size: of a list, the most pictures that the network gets at once. It gets those
             together that follow one another and have one size, so that no picture is padded and
             none's detections depend on another's.
         channels: of arrays, "BGR" as OpenCV has them or "RGB".
         overrides: of the config: key, value, key, value ...
+        runtime: what runs a ``.onnx`` file, "onnxruntime" or "openvino".
 
     Attributes:
         classes: names by class index: the checkpoint's, else those of the config's data set where
@@ -59,7 +63,7 @@ class Predictor:
             with these classes, else 1, 2, ...
         kept_classes: indices of those that are kept; None: all.
         score_threshold: of detections.
-        model: the network, in eval mode.
+        model: the network in eval mode, or what is called like it and runs the exported file.
         cfg: its configuration.
 
     Raises:
@@ -77,6 +81,7 @@ class Predictor:
         batch_size: int = 4,
         channels: str = "BGR",
         overrides: Sequence[str] = (),
+        runtime: str = ONNX_RUNTIMES[0],
     ) -> None:
         if channels not in ("BGR", "RGB") or batch_size < 1:
             raise UserError(
@@ -88,29 +93,50 @@ class Predictor:
             cfg.MODEL.DEVICE = str(device)
         choose_device(cfg)
         if device is not None and torch.device(cfg.MODEL.DEVICE) != torch.device(device):
-            raise UserError(
-                f'Predictor: device "{device}": no such GPU is here; give "cpu".'
-            )
+            raise UserError(f'Predictor: device "{device}": no such GPU is here; give "cpu".')
         if score_threshold is not None:
             cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(score_threshold)
-        check_names(cfg)
-        _resolve_num_classes(cfg)
-        model = Trainer.build_model(cfg)
-        loaded = SafeCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
-        speed_up_inference(model, cfg)
-        cfg.freeze()
         self.cfg = cfg
-        self.model = model.eval()
-        self.batch_size = batch_size
+        if is_exported(cfg.MODEL.WEIGHTS):
+            self._use_exported(overrides if config is None else None, score_threshold, runtime)
+        else:
+            self._use_network()
+        cfg.freeze()
         self.score_threshold = float(cfg.MODEL.RETINANET.SCORE_THRESH_TEST)
-        num_classes = int(cfg.MODEL.RETINANET.NUM_CLASSES)
-        self.classes = classes_in(loaded) or _classes_of_data(cfg)
-        if len(self.classes) != num_classes:
-            self.classes = [str(i) for i in range(num_classes)]
-        self.category_ids = _category_ids(cfg, self.classes)
+        self.batch_size = batch_size
         self.kept_classes = None if classes is None else _indices(classes, self.classes)
         self._channels = channels
         self._augment = AugmentationList(build_augmentation(cfg, is_train=False))
+
+    def _use_network(self) -> None:
+        check_names(self.cfg)
+        _resolve_num_classes(self.cfg)
+        self.model, _, classes = load_network(self.cfg)
+        num_classes = int(self.cfg.MODEL.RETINANET.NUM_CLASSES)
+        self.classes = classes or _classes_of_data(self.cfg)
+        if len(self.classes) != num_classes:
+            self.classes = [str(i) for i in range(num_classes)]
+        self.category_ids = _category_ids(self.cfg, self.classes)
+
+    def _use_exported(
+        self, overrides: Sequence[str] | None, threshold: float | None, runtime: str
+    ) -> None:
+        """Overrides follow what the file says; without any, the config holds."""
+        cfg, retinanet = self.cfg, self.cfg.MODEL.RETINANET
+        exported = load(cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, runtime)
+        least = exported.metadata["score_threshold"]
+        if threshold is not None and threshold < least:
+            raise UserError(
+                f"Predictor: score_threshold {threshold:g} given, but {cfg.MODEL.WEIGHTS} leaves "
+                f"out what does not score above {least:g}; give no less, or export it anew with "
+                "a lower MODEL.RETINANET.SCORE_THRESH_TEST."
+            )
+        if overrides is not None:
+            cfg.merge_from_list([*keys_of(exported.metadata), *overrides])
+        retinanet.SCORE_THRESH_TEST = max(least, threshold or retinanet.SCORE_THRESH_TEST)
+        cfg.TEST.DTYPE = "float32"  # the file has its own
+        self.model = DetectronModel(exported, cfg.INPUT.FORMAT)
+        self.classes, self.category_ids = exported.classes, exported.metadata["category_ids"]
 
     @overload
     def __call__(self, pictures: Picture) -> Instances: ...
@@ -196,6 +222,7 @@ class Predictor:
             results = self.model(batch)
         for result in results:
             found = result["instances"].to("cpu")
+            found = found[found.scores > self.score_threshold]  # a file has one of its own
             if self.kept_classes is not None:
                 found = found[torch.isin(found.pred_classes, self.kept_classes)]
             yield found
@@ -207,12 +234,13 @@ def _config(
     if config is None:
         if weights is None:
             raise UserError("Predictor: neither config nor weights given; give at least weights.")
-        config = Path(weights).expanduser().parent / "config.yaml"
-        if not config.is_file():
+        beside = Path(weights).expanduser().parent / "config.yaml"
+        if not is_exported(weights) and not beside.is_file():
             raise UserError(
-                f"Predictor: no {config} beside the weights; give the config that they were "
+                f"Predictor: no {beside} beside the weights; give the config that they were "
                 "trained with."
             )
+        config = "Base-RetinaNet.yaml" if is_exported(weights) else beside
     if isinstance(config, CfgNode):
         cfg = config.clone()
         cfg.defrost()

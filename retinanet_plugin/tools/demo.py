@@ -4,6 +4,7 @@
         --input street.jpg holidays/ 'shots/**/*.png' traffic.mp4 --output found
     python -m retinanet_plugin.tools.demo --config-file output/bccd_R18_FPN/config.yaml \
         --webcam 0 --output found --score-threshold 0.3 --classes RBC,WBC --opts MODEL.DEVICE cpu
+    python -m retinanet_plugin.tools.demo --weights model.onnx --input street.jpg --output found
 
 OUTPUT gets a drawn picture or video of each, detections.json (a list in COCO's results format) and
 pictures.json (COCO's images and categories: what each image_id and category_id is). What cannot be
@@ -26,6 +27,7 @@ from ..engine.imports import add_option, import_code
 from ..engine.memory import keep_freed_memory
 from ..engine.scores import highest_score
 from ..errors import UserError, one_sentence
+from ..export.runtimes import ONNX_RUNTIMES
 from ..predictor import Predictor
 from .words import whole
 
@@ -43,7 +45,14 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument(
         "--weights",
         metavar="FILE",
-        help="default: model_best.pth or model_final.pth beside the config, else its MODEL.WEIGHTS",
+        help="checkpoint, or a file of tools.export, which needs no config; default: "
+        "model_best.pth or model_final.pth beside the config, else its MODEL.WEIGHTS",
+    )
+    words.add_argument(
+        "--runtime",
+        choices=ONNX_RUNTIMES,
+        default=ONNX_RUNTIMES[0],
+        help="of an .onnx file; default: onnxruntime",
     )
     words.add_argument(
         "--input",
@@ -113,6 +122,7 @@ def main(words: Sequence[str] | None = None) -> int:
         classes=args.classes,
         batch_size=args.batch_size,
         overrides=args.opts,
+        runtime=args.runtime,
     )
     keep_freed_memory(predictor.cfg)
     outputs = Outputs(
