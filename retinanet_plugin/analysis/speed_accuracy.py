@@ -25,11 +25,12 @@ from torch import nn
 
 from ..config import find_config, get_config, shipped_configs
 from ..data import ReadableDatasetMapper
-from ..engine import SafeCheckpointer, Trainer
+from ..engine import Trainer
 from ..engine.amp import DTYPES, autocast
 from ..engine.checkpoint import local_file
 from ..engine.fast import speed_up_inference
 from ..errors import UserError
+from ..export.network import is_exported, load_network
 from ..tools.benchmark.measure import Run, seconds
 from ..tools.benchmark.models import imitate_training
 from .metrics import METRICS, last_metrics
@@ -79,9 +80,9 @@ class Subject:
 def read_subject(word: str, overrides: Sequence[str] = ()) -> Subject:
     """The model that a person names: a config, ``CONFIG=WEIGHTS``, or the folder of a run.
 
-    Of a config, ``MODEL.WEIGHTS`` are taken unless they are a backbone's; of a run
-    ``model_final.pth`` or its newest checkpoint, and the AP in ``metrics.json`` unless overrides
-    change what is evaluated.
+    WEIGHTS may be an exported file. Of a config, ``MODEL.WEIGHTS`` are taken unless they are a
+    backbone's; of a run ``model_final.pth`` or its newest checkpoint, and the AP in
+    ``metrics.json`` unless overrides change what is evaluated.
 
     Raises:
         UserError: where there is no such thing.
@@ -98,6 +99,8 @@ def read_subject(word: str, overrides: Sequence[str] = ()) -> Subject:
         cfg.MODEL.WEIGHTS = ""
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = local_file(cfg.MODEL.WEIGHTS)
+        if is_exported(cfg.MODEL.WEIGHTS):
+            cfg.TEST.DTYPE = "float32"  # its own is in the file
     name = f"{path.stem}={Path(weights).name}" if weights else path.stem
     return Subject(word, name, cfg, row=_row_of(path))
 
@@ -189,19 +192,18 @@ def noise_pictures(cfg: CfgNode, height: int, width: int, count: int) -> list[Pi
 # ---------------------------------------------------------------- models
 
 
-def build_subject(subject: Subject, pictures: Sequence[Picture]) -> nn.Module:
-    """The model as ``--eval-only`` runs it, in eval mode.
+def build_subject(subject: Subject, pictures: Sequence[Picture]) -> Any:
+    """The model as ``--eval-only`` runs it, in eval mode, or the exported file that is its weights.
 
     Random weights are made to behave as trained ones, where the head is as detectron2's, so that
     as many scores are above the threshold, and NMS has its usual work.
     """
     cfg = subject.cfg
-    model: nn.Module = Trainer.build_model(cfg)
     if cfg.MODEL.WEIGHTS:
-        SafeCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
-    else:
-        crops = [_middle(picture) for picture in pictures[:_CALIBRATE]]
-        model.load_state_dict(_weights_like_trained(cfg, crops))
+        return load_network(cfg)[0]
+    model: nn.Module = Trainer.build_model(cfg)
+    crops = [_middle(picture) for picture in pictures[:_CALIBRATE]]
+    model.load_state_dict(_weights_like_trained(cfg, crops))
     speed_up_inference(model, cfg)
     return model.eval()
 
@@ -229,7 +231,7 @@ def _weights_like_trained(cfg: CfgNode, pictures: Sequence[Picture]) -> dict[str
     return state
 
 
-def evaluate(subject: Subject, model: nn.Module, folder: Path) -> dict[str, float]:
+def evaluate(subject: Subject, model: Any, folder: Path) -> dict[str, float]:
     """AP, AP50 and AP75 in percent; files of the evaluation go into ``folder``."""
     cfg = subject.cfg.clone()
     cfg.defrost()
@@ -298,7 +300,7 @@ def time_in_turn(
     return times
 
 
-def inference(model: nn.Module, cfg: CfgNode) -> Callable[[Picture], Any]:
+def inference(model: Callable[..., Any], cfg: CfgNode) -> Callable[[Picture], Any]:
     """From a picture to its detections, in ``TEST.DTYPE``."""
     device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]
 
