@@ -50,7 +50,8 @@ def main(args: argparse.Namespace) -> Any:
 
 def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> None:
     """Reads the command line and starts the processes, unless torchrun has."""
-    args = parser(epilog).parse_args(words)
+    known = parser(epilog)
+    args = known.parse_args(words)
     with one_sentence(_KEPT):
         if started_by_torchrun():
             # After a failure it starts all processes anew, by the same command.
@@ -58,7 +59,9 @@ def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> Non
             with torchrun_group(), _stoppable():
                 main(args)
             return
-        workers = choose_workers(args.num_gpus, args.num_machines)
+        is_given = args.dist_url != known.get_default("dist_url")
+        dist_url = args.dist_url if is_given else None
+        workers = choose_workers(args.num_gpus, args.num_machines, args.machine_rank, dist_url)
         with _stoppable() if workers * args.num_machines == 1 else _workers_stoppable():
             launch(
                 main,

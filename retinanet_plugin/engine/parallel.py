@@ -18,14 +18,31 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import UserError
 
 
-def choose_workers(num_gpus: int, num_machines: int) -> int:
+def choose_workers(
+    num_gpus: int, num_machines: int, machine_rank: int = 0, dist_url: str | None = None
+) -> int:
     """How many processes to start on this machine, given how many GPUs were asked for.
 
     Without a GPU it is that number too, but for one CPU core each at least.
 
+    Args:
+        dist_url: where all machines meet; None: not given, which leaves a port of this one.
+
     Raises:
-        UserError: if there are fewer GPUs.
+        UserError: if there are fewer GPUs, or the machines cannot come together.
     """
+    if num_machines < 1:
+        raise UserError(f"--num-machines: {num_machines} given; give at least 1.")
+    if not 0 <= machine_rank < num_machines:
+        raise UserError(
+            f"--machine-rank: {machine_rank} given for --num-machines {num_machines}; give each "
+            f"machine its own number from 0 to {num_machines - 1}."
+        )
+    if num_machines > 1 and dist_url is None:
+        raise UserError(
+            f"--dist-url: none given for --num-machines {num_machines}; give all of them the "
+            "address of the first and a free port there, such as --dist-url tcp://HOST:29500."
+        )
     if num_gpus < 1:
         raise UserError(
             f"--num-gpus: {num_gpus} given; give at least 1, or MODEL.DEVICE cpu at the end of the "

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import train_net
+from retinanet_plugin import UserError
 from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import choose_workers, parallel
 
@@ -119,12 +120,28 @@ def test_a_worker_that_dies_ends_the_job_with_its_cause(folder: Path) -> None:
     assert "worker process" in error and "--resume" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((1, 0), "--num-machines: 0 given"),
+        ((1, 2, 2, "tcp://10.0.0.1:29500"), "--machine-rank: 2 given .* from 0 to 1"),
+        ((1, 2, -1, "tcp://10.0.0.1:29500"), "--machine-rank: -1 given"),
+        ((1, 2, 1), "--dist-url: none given for --num-machines 2"),
+    ],
+)
+def test_machines_that_cannot_come_together(words, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        choose_workers(*words)
+
+
 def test_how_many_workers_without_a_gpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(parallel, "_cores", lambda: 4)
     assert choose_workers(1, 1) == 1
     assert choose_workers(8, 1) == 4
-    assert choose_workers(8, 2) == 8  # of a machine; another's cores are not known
+    assert (
+        choose_workers(8, 2, 1, "tcp://127.0.0.1:29500") == 8
+    )  # of a machine; another's cores are not known
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "No GPU found (--num-gpus 1): running on the CPU, in one process."
     assert said[1].endswith("in 4 processes.")
