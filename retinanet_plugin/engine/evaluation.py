@@ -196,7 +196,11 @@ class Evaluation(HookBase):
             if drawn is None:
                 continue
             if self._period > 0:
-                shutil.copyfile(file, file.with_name(f"{file.stem}_{step:07d}{file.suffix}"))
+                copy = file.with_name(f"{file.stem}_{step:07d}{file.suffix}")
+                try:
+                    shutil.copyfile(file, copy)
+                except OSError as error:
+                    logger.error(f"{copy} cannot be written ({error.strerror or error})")
             half = cv2.resize(drawn, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             self.trainer.storage.put_image(
                 f"{dataset}/pictures", half[:, :, ::-1].transpose(2, 0, 1)

@@ -1,6 +1,8 @@
 """Predictions drawn beside the ground truth, to be looked at."""
 
+import errno
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ def draw_detections(
         out: PNG to write.
         count: number of pictures.
         min_score: detections below it are not drawn.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     pictures = DatasetCatalog.get(dataset)
     metadata = MetadataCatalog.get(dataset)
@@ -48,7 +53,8 @@ def draw_detections(
     padded = [
         np.pad(c, ((0, height - len(c)), (0, 16), (0, 0)), constant_values=255) for c in columns
     ]
-    cv2.imwrite(str(out), np.concatenate(padded, axis=1)[:, :, ::-1])
+    if not cv2.imwrite(str(out), np.concatenate(padded, axis=1)[:, :, ::-1]):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(out))  # OpenCV does not say why
 
 
 def _row(picture: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:

@@ -5,7 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from torch import Tensor, nn
+
+
+def highest_of_workers(score: float | None) -> float | None:
+    """The highest that any worker has seen, on the main process; None if it is not known."""
+    return max((x for x in comm.gather(score) if x is not None), default=None)
 
 
 @contextmanager

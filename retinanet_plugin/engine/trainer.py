@@ -25,7 +25,7 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ..data import ReadableDatasetMapper
@@ -38,8 +38,8 @@ from .fast import speed_up, speed_up_inference
 from .parallel import data_parallel
 from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import Checkpoints, EventHistory
-from .scores import highest_score
+from .resuming import Checkpoints, EventHistory, LastingWriter
+from .scores import highest_of_workers, highest_score
 from .step import TrainingStep
 from .validation import mapper_with_truth, validation_loss
 
@@ -91,6 +91,13 @@ class Trainer(DefaultTrainer):
         ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
         hooks = [EventHistory(), *(ours.get(type(h), h) for h in hooks)]
         return [ProgressLine(), *hooks] if on_terminal() else hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """As the base; files that cannot be written do not end the run."""
+        return [
+            x if isinstance(x, CommonMetricPrinter) else LastingWriter(x)
+            for x in super().build_writers()
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -183,10 +190,11 @@ class Trainer(DefaultTrainer):
                     both = DatasetEvaluators([evaluator, *([loss] if loss else [])])
                     with evaluation_progress(loader, name) as pictures:
                         results[name] = inference_on_dataset(model, pictures, both)
+                most = highest_of_workers(highest())
                 if comm.is_main_process():
                     logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
                     print_csv_format(results[name])
-                    _show(cfg, name, highest())
+                    _show(cfg, name, most)
         return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
@@ -242,7 +250,7 @@ def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
     """Says if COCO's evaluation had nothing to judge, and draws what was found.
 
     Args:
-        highest: score that this worker has seen, also below the threshold, if known.
+        highest: score that has been seen, also below the threshold, if known.
     """
     found = _results(cfg, dataset_name)
     if not found.is_file():  # another data set's metrics
@@ -255,8 +263,11 @@ def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
         )
     if cfg.TEST.DRAW_PICTURES > 0:
         picture = _picture(cfg, dataset_name)
-        draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
-        logger.info(f"Predictions beside ground truth: {picture}")
+        try:
+            draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
+            logger.info(f"Predictions beside ground truth: {picture}")
+        except OSError as error:
+            logger.error(f"{picture} cannot be written ({error.strerror or error})")
 
 
 def _report(folder: Path) -> None:

@@ -229,6 +229,15 @@ def test_training_draws_the_same_random_numbers(tmp_path: Path) -> None:
     assert len(drawn[0]) == 8 and torch.equal(*drawn)
 
 
+def test_pictures_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog) -> None:
+    def full(*words: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluation.shutil, "copyfile", full)
+    assert Steps(tmp_path, [1.0, 2.0]).go() == ""
+    assert "pictures_0000001.png cannot be written (No space left" in caplog.text
+
+
 def test_pictures_are_kept_evenly_and_not_too_many(tmp_path: Path) -> None:
     run = Steps(tmp_path, [1.0] * 60, period=1)
     run.go()

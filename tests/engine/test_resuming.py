@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import TrainerBase
-from detectron2.utils.events import EventStorage
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import EventStorage, JSONWriter
 
 from retinanet_plugin.engine import SafeCheckpointer, durable
-from retinanet_plugin.engine.resuming import Checkpoints, EventHistory
+from retinanet_plugin.engine.resuming import Checkpoints, EventHistory, LastingWriter
 from retinanet_plugin.errors import UserError
 
 
@@ -106,6 +107,14 @@ def test_a_full_disk_at_the_end_is_a_sentence(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"model_final\.pth cannot be written .*No space left"):
         Counting(tmp_path).go_on(3)
     assert Counting(tmp_path).checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+def test_metrics_on_a_full_disk_do_not_end_the_run(tmp_path, said) -> None:
+    run = Counting(tmp_path)
+    run.register_hooks([PeriodicWriter([LastingWriter(JSONWriter("/dev/full"))], period=1)])
+    assert run.go_on(7).model.weight.item() == 7
+    assert said.text.count("metrics cannot be written (No space left on device)") == 1
 
 
 def test_as_many_checkpoints_stay_as_asked_for(tmp_path) -> None:

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from retinanet_plugin.engine.parallel import share_statistics
+from retinanet_plugin.engine.scores import highest_of_workers
 from retinanet_plugin.engine.step import TrainingStep
 from retinanet_plugin.errors import sentence_of
 
@@ -38,10 +39,12 @@ def worker(rank: int, folder: str) -> None:
     with EventStorage():
         for step.iter in range(3):
             step.run_step()
+    known = highest_of_workers([None, 0.25][rank]), highest_of_workers(None)
     own = model.norm.running_mean.clone()
     share_statistics(model)
     found = {
         "skipped": step.state_dict()["skipped"],
+        "highest": known,
         "own": own.item(),
         "shared": model.norm.running_mean.item(),
         "steps": model.norm.num_batches_tracked.item(),
@@ -73,6 +76,10 @@ def test_both_are_evaluated_with_the_statistics_of_the_first(found) -> None:
     first, second = found[1]
     assert first["own"] != second["own"]
     assert first["own"] == first["shared"] == second["shared"]
+
+
+def test_the_highest_score_is_that_of_both(found) -> None:
+    assert found[1][0]["highest"] == [0.25, None]
 
 
 def test_one_whose_peer_has_gone_says_so(found) -> None:
