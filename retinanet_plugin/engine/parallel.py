@@ -5,6 +5,8 @@ command each, and says by environment variables which is which.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,9 +15,12 @@ import torch.distributed as dist
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+
+_PATIENCE = 600.0  # seconds in which all processes of a job are to come
 
 
 def choose_workers(
@@ -81,12 +86,48 @@ def torchrun_group() -> Iterator[None]:
                 "GPUs of this machine; give at most that."
             )
         torch.cuda.set_device(rank)
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    store, number, workers = next(rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if has_gpu else "gloo",
+        store=unused_part(store, number, workers),
+        rank=number,
+        world_size=workers,
+    )
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of torchrun's store that no earlier start of the processes has written to.
+
+    torchrun keeps one store over restarts, in which new processes would look for those that ended
+    (pytorch/pytorch#135712). Each says hello by a name of its own, and the first answers all that
+    did, also before the restart, until all have seen the name of the part.
+
+    Raises:
+        TimeoutError: if some do not come.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", own)
+        part = store.get(f"answer/{own}").decode()  # waits for it
+        store.set(f"{part}/seen/{rank}", "")
+        return dist.PrefixStore(part, store)
+    absent = set(range(1, world_size))
+    until = time.monotonic() + _PATIENCE
+    while absent:
+        for other in list(absent):
+            if store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", own)
+            if store.check([f"{own}/seen/{other}"]):
+                absent.remove(other)
+        if time.monotonic() > until:
+            raise TimeoutError(f"{len(absent)} of {world_size} processes have not come")
+        time.sleep(0.05)
+    return dist.PrefixStore(own, store)
 
 
 def share_cores() -> None:

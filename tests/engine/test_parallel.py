@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,19 @@ def test_a_worker_that_dies_ends_the_job_with_its_cause(folder: Path) -> None:
 def test_machines_that_cannot_come_together(words, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
         choose_workers(*words)
+
+
+def test_processes_that_are_started_again_meet_in_a_part_of_the_store_of_their_own() -> None:
+    store = torch.distributed.HashStore()
+    store.set("hello/1", "one that ended")
+    for _ in range(2):  # a start, and a restart
+        with ThreadPoolExecutor() as pool:
+            jobs = [pool.submit(parallel.unused_part, store, rank, 3) for rank in range(3)]
+            parts = [job.result(timeout=30) for job in jobs]
+        parts[0].set("address", "new")
+        assert all(part.get("address") == b"new" for part in parts)
+        again = parallel.unused_part(store, 0, 1)
+        assert not again.check(["address"])
 
 
 def test_how_many_workers_without_a_gpu(monkeypatch, capsys) -> None:
