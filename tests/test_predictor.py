@@ -12,10 +12,14 @@ from coco_sets import SIZES, forget_new_sets
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 from small_run import CLASSES, write_run
+from toy_onnx import write_toy
 
-from retinanet_plugin import Predictor, UserError
+from retinanet_plugin import Predictor, UserError, get_config
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.export import files
+from retinanet_plugin.export.detector import PictureDetector
+from retinanet_plugin.export.exporting import EAGER, Options, describe
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +171,55 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match='device "cuda": no such GPU'):
             Predictor(run / "config.yaml", device="cuda")
+
+
+# ---------------------------------------------------------------- exported files
+
+
+def test_an_exported_file_finds_the_same(run: Path, tmp_path: Path) -> None:
+    """Without any config beside it; a traced file, which is the one that takes no time to make."""
+    eager = Predictor(weights=run / "model_final.pth", overrides=EAGER)
+    path = tmp_path / "model.torchscript"
+    detector = PictureDetector(eager.model).eval()
+    files.write(detector, path, "torchscript", describe(eager, Options("torchscript")))
+    exported = Predictor(weights=path)
+    assert exported.classes == CLASSES
+    assert exported.category_ids == eager.category_ids
+    for picture in pictures(run):
+        assert same(exported(picture), eager(picture), 1e-4)
+    threshold = eager(pictures(run)[0]).scores.median().item()
+    kept = {"score_threshold": threshold, "classes": ["cat"]}
+    strict = Predictor(weights=path, **kept)(pictures(run)[0])
+    assert same(strict, Predictor(run / "config.yaml", **kept)(pictures(run)[0]), 1e-4)
+
+
+def test_what_an_exported_file_says_of_pictures(tmp_path: Path) -> None:
+    """Their size and channels, which a config or overrides may replace."""
+    pytest.importorskip("onnxruntime")
+    path = write_toy(tmp_path / "toy.onnx")
+    picture = np.zeros((60, 90, 3), np.uint8)
+    picture[:, :, 0] = 255  # blue
+    cfg = get_config(overrides=["INPUT.FORMAT", "RGB", "INPUT.MIN_SIZE_TEST", "10"])
+    for arguments, size in (
+        ({}, (24, 36)),
+        ({"overrides": ["INPUT.MIN_SIZE_TEST", "30"]}, (27, 40)),
+        ({"overrides": ["INPUT.MAX_SIZE_TEST", "33"]}, (22, 33)),
+        ({"config": cfg}, (10, 15)),
+    ):
+        blue = Predictor(weights=path, device="cpu", **arguments)
+        assert blue._prepare(picture)["image"].shape[1:] == size
+        (found,) = blue([picture])
+        assert found.pred_classes.tolist() == [0] and blue.classes[0] == "blue"
+        right = size[1] // 2 * 90 / size[1]
+        np.testing.assert_allclose(found.pred_boxes.tensor, [[0, 0, right, 60]], atol=1e-4)
+    assert (blue.category_ids, blue.score_threshold) == ([3, 5, 9], 0.05)
+    rgb = Predictor(weights=path, channels="RGB")
+    assert rgb(picture).pred_classes.tolist() == [2]
+    dim = Predictor(weights=path, score_threshold=0.5)
+    assert [len(x) for x in dim([picture // 3, picture, picture // 3])] == [0, 1, 0]
+    with pytest.raises(UserError, match=r"score_threshold 0.01 given, but .*toy.onnx leaves out"):
+        Predictor(weights=path, score_threshold=0.01)
+    with pytest.raises(UserError, match=r"INPUT.MIN_SIZE_TEST"):
+        Predictor(weights=path, overrides=["INPUT.MIN_SIZE_TEST", "small"])
+    with pytest.raises(UserError, match=r"no file .*absent.onnx"):
+        Predictor(weights=tmp_path / "absent.onnx")

@@ -1,0 +1,83 @@
+"""Exported files in the place of the network, by each runtime of ONNX files."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_onnx import METADATA, foretold, write_toy
+
+from retinanet_plugin import UserError, get_config
+from retinanet_plugin.export.network import is_exported, load_network
+from retinanet_plugin.export.runtimes import ONNX_RUNTIMES, Runtime, load
+
+each_runtime = pytest.mark.parametrize("name", ONNX_RUNTIMES)
+
+
+def toy(tmp_path: Path, name: str, **metadata: object) -> Runtime:
+    pytest.importorskip(name)
+    return load(write_toy(tmp_path / "toy.onnx", **metadata), runtime=name)
+
+
+@each_runtime
+def test_detections_of_batches_of_any_size(tmp_path: Path, name: str) -> None:
+    detect = toy(tmp_path, name)
+    assert (detect.name, detect.metadata, detect.classes) == (name, METADATA, METADATA["classes"])
+    for shape in ((1, 4, 6), (3, 9, 5), (2, 30, 40)):
+        pictures = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        pictures[0, :, :, 1] = 0
+        pictures[-1:] //= 40 if shape[0] > 1 else 1  # the last holds nothing
+        found = detect(pictures)
+        assert len(found) == shape[0] and len(found[0].scores) == 2
+        for one, picture in zip(found, pictures, strict=True):
+            boxes, scores, classes = foretold(picture)
+            assert one.boxes.tolist() == boxes and one.classes.tolist() == classes
+            np.testing.assert_allclose(one.scores, scores, atol=1e-6)
+
+
+def network(path: Path, *overrides: str, **options: object) -> object:
+    keys = ["MODEL.WEIGHTS", str(path), "MODEL.DEVICE", "cpu", *overrides]
+    return load_network(get_config(overrides=keys), **options)
+
+
+@each_runtime
+def test_in_the_place_of_the_network(tmp_path: Path, name: str) -> None:
+    """Channels are those of the config, and boxes at the size that is asked for."""
+    pytest.importorskip(name)
+    path = write_toy(tmp_path / "toy.onnx")
+    image = torch.zeros((3, 20, 10), dtype=torch.uint8)
+    image[2] = 51
+    for channels, kind in (("BGR", 2), ("RGB", 0)):
+        model, runs, classes = network(path, "INPUT.FORMAT", channels, runtime=name)
+        assert (runs, classes) == (name, METADATA["classes"])
+        (one, two) = model([{"image": image, "height": 40, "width": 30}, {"image": image}])
+        assert one["instances"].pred_classes.tolist() == [kind]
+        assert one["instances"].scores.tolist() == pytest.approx([0.2])
+        assert one["instances"].pred_boxes.tensor.tolist() == [[0, 0, 15, 40]]
+        assert two["instances"].pred_boxes.tensor.tolist() == [[0, 0, 5, 20]]
+
+
+def test_files_are_told_by_their_endings() -> None:
+    assert all(is_exported(f"a/b.{x}") for x in ("onnx", "pt2", "torchscript"))
+    assert not any(is_exported(x) for x in ("a.pth", "a.onnx/model.pkl", "detectron2://a", "onnx"))
+
+
+def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path / "toy.onnx")
+    with pytest.raises(UserError, match=r'runtime: unknown value "openvin" .*"openvino"'):
+        load(path, runtime="openvin")
+    with pytest.raises(UserError, match=r"toy.onnx: exported for the classes blue, green, r"):
+        network(path, classes=["green", "blue", "röd"])
+    for name in ONNX_RUNTIMES:
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(UserError, match=f"{name} is not installed; `pip install {name}`"):
+            load(path, runtime=name)
+
+
+@each_runtime
+def test_a_file_of_others(tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name)
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"bad.onnx: \w+ cannot load it"):
+        load(tmp_path / "bad.onnx", runtime=name)
