@@ -1,5 +1,6 @@
 """A model of this plugin as torchvision's RetinaNet: a state dictionary, and what builds it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,22 @@ _FACTORY = {  # what retinanet_resnet50_fpn and its second version share
     "num_convs": 4,
     "head_bias": False,
     "box_weights": [1.0, 1.0, 1.0, 1.0],
+    "anchors": {
+        "rounded": True,
+        "sizes": [[int(x * 2 ** (i / 3)) for i in range(3)] for x in (32, 64, 128, 256, 512)],
+        "ratios": [[0.5, 1.0, 2.0]] * 5,
+    },
+    "options": {
+        "min_size": 800,
+        "max_size": 1333,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "topk_candidates": 1000,
+        "detections_per_img": 300,
+    },
 }
-_BATCH_NORMS = ("BN", "FrozenBN")
 
 
 def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
@@ -95,14 +110,22 @@ def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
 
 
 def factory(settings: dict[str, Any]) -> str | None:
-    """The function of torchvision that makes such a model, if there is one."""
-    is_rounded = settings["anchors"]["rounded"] and settings["anchors"]["is_default"]
-    if not is_rounded or any(settings[key] != value for key, value in _FACTORY.items()):
+    """The function of torchvision that makes such a model by its defaults, if there is one."""
+    if not all(_same(settings[key], value) for key, value in _FACTORY.items()):
         return None
     name = {(True, ""): "", (False, "GN"): "_v2"}.get(
         (settings["p6_from_p5"], settings["head_norm"])
     )
     return None if name is None else f"retinanet_resnet50_fpn{name}"
+
+
+def _same(value: Any, other: Any) -> bool:
+    """With numbers equal but for rounding."""
+    if isinstance(other, dict):
+        return value.keys() == other.keys() and all(_same(value[x], other[x]) for x in other)
+    if isinstance(other, list):
+        return len(value) == len(other) and all(map(_same, value, other))
+    return math.isclose(value, other) if isinstance(other, float) else bool(value == other)
 
 
 def _refuse(cfg: CfgNode) -> None:
@@ -126,7 +149,7 @@ def _refuse(cfg: CfgNode) -> None:
             model.ANCHOR_GENERATOR.NAME,
             ["RetinaNetAnchorGenerator", "TorchvisionAnchorGenerator", "DefaultAnchorGenerator"],
         ),
-        "MODEL.RESNETS.NORM": (model.RESNETS.NORM, [*_BATCH_NORMS, "GN"]),
+        "MODEL.RESNETS.NORM": (model.RESNETS.NORM, ["BN", "FrozenBN", "GN"]),
         "MODEL.RESNETS.RES5_DILATION": (model.RESNETS.RES5_DILATION, [1]),
         "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (
             list(model.RESNETS.DEFORM_ON_PER_STAGE),
@@ -220,7 +243,6 @@ def _anchors(cfg: CfgNode) -> dict[str, Any]:
             "rounded": True,
             "sizes": sizes,
             "ratios": [list(x) for x in by_level] * (1 if len(by_level) == 5 else 5),
-            "is_default": sizes[0] == [32, 40, 50] and list(by_level) == [[0.5, 1.0, 2.0]],
         }
     cells = [
         rows.ratios_first(cell + generator.offset * stride, num_ratios, num_sizes).tolist()
