@@ -1,4 +1,4 @@
-"""Whether an exported file finds what the model finds, on pictures and shapes it was not made with."""
+"""Whether an exported file finds what the model finds, at sizes that it was not made with."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,10 +95,8 @@ class Comparison:
         while True:
             before = sum(int(x.sum()) for x in edge)
             for side in (0, 1):
-                for k in np.flatnonzero(alone[side] & ~edge[side]):
-                    edge[side][k] = self._is_at_edge(
-                        both[side], k, both[1 - side], edge[1 - side]
-                    )
+                for k in np.flatnonzero(alone[side] & ~edge[side]).tolist():
+                    edge[side][k] = self._is_at_edge(both[side], k, both[1 - side], edge[1 - side])
             now = sum(int(x.sum()) for x in edge)
             if now == before:
                 return int(alone[0].sum() + alone[1].sum()) - now

@@ -1,6 +1,6 @@
-"""A trained RetinaNet as one module, from a batch of pictures to detections, made to be exported."""
+"""A trained RetinaNet as one module from pictures to detections, made to be exported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ class PictureDetector(nn.Module):
         UserError: for a model of another kind.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -53,8 +56,10 @@ class PictureDetector(nn.Module):
         self.backbone, self.head = model.backbone, model.head
         self.anchor_generator, self.decoder = model.anchor_generator, model.decoder
         self.features = list(model.head_in_features)
-        self.stride = constraints.get("size_divisibility", 0) or model.backbone.size_divisibility
+        stride = constraints.get("size_divisibility", 0) or model.backbone.size_divisibility
+        self.stride = max(stride, 1)
         self.layout, self.dtype, self.select = layout, dtype, select
+        self.any_size = True
         self.flips = channels != model.input_format
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
@@ -91,12 +96,14 @@ class PictureDetector(nn.Module):
             images = images.flip(1)
         images = (images - self.pixel_mean) / self.pixel_std
         height, width = images.shape[2:]
-        return F.pad(images, (0, self._missing(width), 0, self._missing(height)))
+        images = F.pad(images, (0, self._missing(width), 0, self._missing(height)))
+        # torch.export takes for granted that convolutions of sizes it does not know give this.
+        return images.contiguous()
 
     def _missing(self, size: int) -> int:
         """What lacks to a multiple of the stride."""
         tiles = (size + self.stride - 1) // self.stride
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and self.any_size:
             # As a number of its own it keeps the sizes of all features simple, and free of guards
             # that would exclude sizes of 1.
             tiles = torch.full((), tiles, dtype=torch.int64).item()

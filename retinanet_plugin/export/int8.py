@@ -74,7 +74,7 @@ def _convolutions_before(makers: dict[str, Any], node: Any) -> Iterator[str]:
 
 
 def _reader(quantization: Any, pictures: Iterable[np.ndarray]) -> Any:
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self._pictures = iter(pictures)
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .runtimes import needed
+
 
 @torch.library.custom_op("retinanet_plugin::kept_by_nms", mutates_args=())
 def kept_by_nms(
@@ -43,7 +45,7 @@ def select_by_onnx(num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """``custom_translation_table`` of ``torch.onnx.export``."""
-    from onnxscript import opset18 as op
+    op: Any = needed("onnxscript", "onnxscript").opset18
 
     def translated(
         boxes: Any, scores: Any, classes: Any, num_classes: int, most: int, threshold: float
@@ -59,9 +61,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         )
         one = op.Constant(value_ints=[1])
         of_class = op.Equal(op.Unsqueeze(classes, one), labels)
-        by_class = op.Mul(
-            op.Unsqueeze(scores, one), op.Cast(of_class, to=1)
-        )
+        by_class = op.Mul(op.Unsqueeze(scores, one), op.Cast(of_class, to=1))
         selected = op.NonMaxSuppression(
             boxes,
             by_class,
@@ -71,9 +71,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         )
         # Rows of picture, class and candidate.
         place = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
-        found = op.Expand(
-            op.Constant(value_float=1.0), op.Slice(op.Shape(selected), [0], [1])
-        )
+        found = op.Expand(op.Constant(value_float=1.0), op.Slice(op.Shape(selected), [0], [1]))
         nothing = op.Mul(scores, op.Constant(value_float=0.0))
         return op.Cast(op.ScatterND(nothing, place, found), to=9)
 

@@ -1,9 +1,12 @@
 """Non-maximum suppression that can be exported: no shape depends on what is in a picture.
 
-Greedy NMS keeps the best box, drops those of its class that overlap it, and begins anew with what is
-left. Here that is done at most K times, for all pictures of a batch at once: the K best of what
+Greedy NMS keeps the best box, drops those of its class that overlap it, and begins anew with what
+is left. Here that is done at most K times, for all pictures of a batch at once: the K best of what
 torchvision's NMS keeps, in its order. The first of equal scores goes first.
 """
+
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +25,8 @@ def pick(
         threshold: IoU above which the lesser of two boxes is dropped.
     """
     if torch.jit.is_tracing():
-        return _scripted()(boxes, scores, classes, most, threshold)
+        picked: tuple[Tensor, Tensor] = _scripted()(boxes, scores, classes, most, threshold)
+        return picked
     if torch.compiler.is_exporting():
         return _exported(boxes, scores, classes, most, threshold)
     return _loop(boxes, scores, classes, most, threshold)
@@ -83,5 +87,6 @@ def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, :, 2] - boxes[:, :, 0]) * (boxes[:, :, 3] - boxes[:, :, 1])
 
 
-def _scripted():
+@functools.cache
+def _scripted() -> Any:
     return torch.jit.script(_loop)
