@@ -7,6 +7,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from retinanet_plugin import get_config
+from retinanet_plugin.convert.model import NoRandomValues
 from retinanet_plugin.engine import SafeCheckpointer
 from retinanet_plugin.modeling import FocalRetinaNet
 
@@ -56,12 +57,9 @@ def spread(
 def ours(folder: Path) -> FocalRetinaNet:
     """The model that a conversion has written."""
     cfg = get_config(folder / "config.yaml", ["MODEL.DEVICE", "cpu"])
-    return ours_of(cfg, folder / "model_final.pth")
-
-
-def ours_of(cfg, weights: Path) -> FocalRetinaNet:
-    model = FocalRetinaNet(cfg).eval()
-    SafeCheckpointer(model, complete=True).load(str(weights))
+    with NoRandomValues():
+        model = FocalRetinaNet(cfg).eval()
+    SafeCheckpointer(model, complete=True).load(str(folder / "model_final.pth"))
     return model
 
 

@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.convert.command import convert
-from retinanet_plugin.convert.model import Options
+from retinanet_plugin.convert.model import NoRandomValues, Options
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 CAFFE_MEAN = [103.53, 116.28, 123.675]
@@ -155,7 +155,8 @@ def test_detections_are_the_same(tmp_path: Path, gn: bool, mean: float) -> None:
 
 
 def test_caffes_resnet_is_known_from_the_config_in_the_file(tmp_path: Path) -> None:
-    body = resnet50(weights=None).eval()
+    with NoRandomValues():  # spread comes over them
+        body = resnet50(weights=None)
     model = spread_out(RetinaNet(body, [512, 1024, 2048], caffe=True), 255.0)
     meta = {"config": "backbone=dict(type='ResNet',\n style='caffe')", "CLASSES": ("a",) * 80}
     torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "mm.pth")

@@ -25,7 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.convert.command import convert
-from retinanet_plugin.convert.model import Options
+from retinanet_plugin.convert.model import NoRandomValues, Options
 from retinanet_plugin.engine import SafeCheckpointer
 from retinanet_plugin.modeling import FocalRetinaNet
 
@@ -34,7 +34,8 @@ FACTORIES = ["retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"]
 
 def new(name: str, num_classes: int = 91) -> RetinaNet:
     factory = getattr(torchvision.models.detection, name)
-    return factory(weights=None, weights_backbone=None, num_classes=num_classes).eval()
+    with NoRandomValues():  # spread, or the weights to load, come over them
+        return factory(weights=None, weights_backbone=None, num_classes=num_classes).eval()
 
 
 @pytest.fixture(scope="module", params=FACTORIES)
@@ -212,7 +213,8 @@ def test_our_models_detect_the_same_there(tmp_path: Path, base: str, overrides) 
             *overrides,
         ],
     )
-    model = FocalRetinaNet(cfg).eval()
+    with NoRandomValues():
+        model = FocalRetinaNet(cfg).eval()
     images = model.preprocess_image([{"image": PICTURES[0] * 255}]).tensor
 
     def outputs(pictures):
