@@ -262,7 +262,7 @@ def test_a_sum_that_differs_is_told(
         ([], ("MODEL.META_ARCHITECTURE", "RetinaNet"), "in FocalRetinaNet only"),
         ([], ("MODEL.RETINANET.NUM_CLASSES", "3"), "NUM_CLASSES is 3, but"),
         ([], ("MODEL.RETINANET.FOO", "3"), "unknown key"),
-        ([], ("MODEL.RETINANET.NUM_CONVS", "2"), "gives 84 of the model.s 88 parameters, 4 are absent"),
+        ([], ("MODEL.RETINANET.NUM_CONVS", "2"), "84 of the model.s 88 parameters, 4 are absent"),
         (["--out", "model.pth/x"], (), "--out: model.pth/x cannot be made"),
     ],
 )
