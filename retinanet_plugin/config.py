@@ -125,7 +125,7 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.TEST.DTYPE = "float32"
     # Test pictures drawn after an evaluation, predictions beside ground truth; 0: none.
     new.TEST.DRAW_PICTURES = 8
-    # Whether an evaluation also gives the losses on the test pictures, as validation/total_loss, ...
+    # Whether an evaluation also gives the losses on the test pictures: validation/total_loss, ...
     new.TEST.LOSS = True
     # Of the evaluations every TEST.EVAL_PERIOD steps, the one in which this is best is kept as
     # model_best.pth; a name in metrics.json, of which a loss is best when least.

@@ -7,11 +7,11 @@ r"""Milliseconds a picture and AP of several models, beside the paper's figure 2
         ablations/e_speed/R50_400.yaml ablations/e_speed/R50_800.yaml TEST.DTYPE bfloat16
 
 A model is a config (a file or the name of a shipped one), CONFIG=WEIGHTS, whose weights may be a
-file of tools.export, or the folder of a run, whose AP is read from its metrics.json. All are timed in turn, as train_net.py --eval-only runs
-them: warm, one picture at a time, from the resized picture in memory to its detections. A table
-in Markdown goes to the standard output, speed_accuracy.png and .json into the folder. Words at the
-end override keys of all configs; where they change what is evaluated, a run's AP is left out.
-"""
+file of tools.export, or the folder of a run, whose AP is read from its metrics.json. All are
+timed in turn, as train_net.py --eval-only runs them: warm, one picture at a time, from the
+resized picture in memory to its detections. A table in Markdown goes to the standard output,
+speed_accuracy.png and .json into the folder. Words at the end override keys of all configs; where
+they change what is evaluated, a run's AP is left out. """
 
 import argparse
 import logging
