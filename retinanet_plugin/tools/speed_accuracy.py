@@ -11,7 +11,8 @@ file of tools.export, or the folder of a run, whose AP is read from its metrics.
 timed in turn, as train_net.py --eval-only runs them: warm, one picture at a time, from the
 resized picture in memory to its detections. A table in Markdown goes to the standard output,
 speed_accuracy.png and .json into the folder. Words at the end override keys of all configs; where
-they change what is evaluated, a run's AP is left out. """
+they change what is evaluated, a run's AP is left out.
+"""
 
 import argparse
 import logging
