@@ -103,7 +103,7 @@ class Run:
         if list(self.folder.glob(".*.partial")):
             return "writing a checkpoint"
         evaluating = self.log().rfind("Start inference") > self.log().rfind("copypaste")
-        return "in an evaluation" if evaluating else "elsewhere"
+        return "in an evaluation" if evaluating else "in a step or at the start"
 
 
 def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[[], bool]]:
