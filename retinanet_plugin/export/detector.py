@@ -24,6 +24,10 @@ class PictureDetector(nn.Module):
         channels: of the pictures: "BGR" or "RGB".
         dtype: that backbone and head are in.
         select: non-maximum suppression, as :func:`picking.pick`.
+        compiled: whether a compiler gets it, which wants 2 rows and columns of the last level.
+
+    Attributes:
+        smallest_side: that pictures may have, in pixels.
 
     Raises:
         UserError: for a model of another kind.
@@ -40,6 +44,7 @@ class PictureDetector(nn.Module):
         channels: str = "BGR",
         dtype: torch.dtype = torch.float32,
         select: Select = pick,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, FocalRetinaNet):
@@ -58,8 +63,10 @@ class PictureDetector(nn.Module):
         self.features = list(model.head_in_features)
         stride = constraints.get("size_divisibility", 0) or model.backbone.size_divisibility
         self.stride = max(stride, 1)
+        shapes = model.backbone.output_shape()
+        self.last_stride = max(shapes[name].stride for name in self.features)
+        self.smallest_side = self.last_stride + 1 if compiled else 1
         self.layout, self.dtype, self.select = layout, dtype, select
-        self.any_size = True
         self.flips = channels != model.input_format
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
@@ -84,6 +91,8 @@ class PictureDetector(nn.Module):
             self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)
         ]
         boxes, scores, classes = (torch.cat(x, dim=1) for x in zip(*candidates, strict=True))
+        if self.decoder.clip_before_nms:
+            boxes = _clipped(boxes, height, width)
         most = min(self.decoder.max_detections, len(logits) * self.decoder.topk_candidates)
         index, scores = self.select(boxes, scores, classes, most, self.decoder.nms_thresh)
         boxes = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
@@ -103,7 +112,7 @@ class PictureDetector(nn.Module):
     def _missing(self, size: int) -> int:
         """What lacks to a multiple of the stride."""
         tiles = (size + self.stride - 1) // self.stride
-        if torch.compiler.is_exporting() and self.any_size:
+        if torch.compiler.is_exporting() and self.smallest_side == 1:
             # As a number of its own it keeps the sizes of all features simple, and free of guards
             # that would exclude sizes of 1.
             tiles = torch.full((), tiles, dtype=torch.int64).item()
@@ -159,18 +168,24 @@ def _finish(
     boxes: Tensor, scores: Tensor, classes: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Clips, drops what is empty then, and leaves no gap, as detectron2 does after detection."""
-    x1, y1, x2, y2 = boxes.unbind(2)
-    x1, x2 = (x.clamp(min=0).clamp(max=width) for x in (x1, x2))
-    y1, y2 = (y.clamp(min=0).clamp(max=height) for y in (y1, y2))
-    found = (scores > 0) & (x2 > x1) & (y2 > y1)
+    boxes = _clipped(boxes, height, width)
+    found = (scores > 0) & (boxes[:, :, 2:] > boxes[:, :, :2]).all(dim=2)
     most = scores.shape[1]
     last = torch.arange(most, device=scores.device) + most * (~found).long()
     order = last.sort(dim=1).indices
     found = found.gather(1, order)
-    boxes = torch.stack((x1, y1, x2, y2), dim=2).gather(1, order[:, :, None].expand(-1, -1, 4))
+    boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     return (
         boxes * found[:, :, None],
         scores.gather(1, order) * found,
         classes.gather(1, order) * found,
         found.sum(1),
     )
+
+
+def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (N, K, 4) within the picture."""
+    x1, y1, x2, y2 = boxes.unbind(2)
+    x1, x2 = (x.clamp(min=0).clamp(max=width) for x in (x1, x2))
+    y1, y2 = (y.clamp(min=0).clamp(max=height) for y in (y1, y2))
+    return torch.stack((x1, y1, x2, y2), dim=2)
