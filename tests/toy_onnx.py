@@ -52,8 +52,15 @@ METADATA: dict[str, Any] = {
 def write_toy(path: Path, **metadata: Any) -> Path:
     """Class and score are a channel and its mean, where above 0.05; each box is the left half."""
     onnx = pytest.importorskip("onnx")
-    model = onnx.parser.parse_model(_GRAPH)
-    for key, value in {**METADATA, **metadata}.items():
+    metadata = {**METADATA, **metadata}
+    graph = _GRAPH
+    if metadata["input"]["layout"] == "nchw":
+        given = "float[batch, 3, height, width] given"
+        graph = graph.replace("uint8[batch, height, width, 3] pictures", given)
+        turned = "pictures = Transpose <perm = [0, 2, 3, 1]> (given)"
+        graph = graph.replace("{\n", f"{{\n    {turned}\n", 1)
+    model = onnx.parser.parse_model(graph)
+    for key, value in metadata.items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
