@@ -24,14 +24,13 @@ from detectron2.structures import Boxes, Instances
 
 from ..errors import UserError, printable
 from ..modeling.registry import one_of
-from .detector import OUTPUTS
+from .detector import LAYOUTS, OUTPUTS
 
 # Outputs, by the order of OUTPUTS, of an input as the file wants it.
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 METADATA = "metadata.json"  # in the zip archives that .pt2 and TorchScript files are
 _LARGEST_METADATA = 2**24  # bytes; a thousand classes' names are far less
-_NEEDED = ("classes", "category_ids", "input", "resize", "score_threshold", "format")
 
 
 class Detections(NamedTuple):
@@ -131,13 +130,35 @@ def load(path: str | Path, device: str = "cpu", runtime: str = "onnxruntime") ->
             f"{path}: {kind} cannot load it ({reason}); export the model anew, with the versions "
             "that it is to run on."
         ) from None
-    lacking = [key for key in _NEEDED if key not in metadata]
+    lacking = [key for key in _NEEDED if not _is_right(key, metadata)]
     if lacking:
         raise UserError(
-            f"{path}: its metadata lack {', '.join(lacking)}, so it is not from "
-            "retinanet_plugin.tools.export; export the model anew."
+            f"{path}: its metadata lack {', '.join(lacking)} as retinanet_plugin.tools.export "
+            "writes them; export the model anew."
         )
     return Runtime(run, metadata, kind)
+
+
+# What others rely on, and whether a value is such.
+_NEEDED: dict[str, Callable[[Any], bool]] = {
+    "format": lambda x: isinstance(x, str),
+    "classes": lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
+    "category_ids": lambda x: isinstance(x, list) and all(isinstance(i, int) for i in x),
+    "input": lambda x: (
+        x["layout"] in LAYOUTS
+        and x["channels"] in ("BGR", "RGB")
+        and x["dtype"] in ("uint8", "float32")
+    ),
+    "resize": lambda x: all(isinstance(x[side], int) for side in ("short_side", "long_side")),
+    "score_threshold": lambda x: isinstance(x, int | float),
+}
+
+
+def _is_right(key: str, metadata: dict[str, Any]) -> bool:
+    try:
+        return _NEEDED[key](metadata[key])
+    except (KeyError, TypeError):
+        return False
 
 
 def kind_of(path: Path) -> str:

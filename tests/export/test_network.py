@@ -81,3 +81,14 @@ def test_a_file_of_others(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match=r"bad.onnx: \w+ cannot load it"):
         load(tmp_path / "bad.onnx", runtime=name)
+    for key, value in (
+        ("classes", "cat"),
+        ("category_ids", [1, "2"]),
+        ("resize", {"short_side": "800", "long_side": 1333}),
+        ("resize", [800, 1333]),
+        ("score_threshold", None),
+        ("input", {**METADATA["input"], "channels": "BRG"}),
+        ("input", {"name": "pictures", "layout": "nhwc"}),
+    ):
+        with pytest.raises(UserError, match=rf"toy.onnx: its metadata lack {key} as"):
+            toy(tmp_path, name, **{key: value})
