@@ -1,7 +1,8 @@
 """Whether an exported file finds what the model finds, at sizes that it was not made with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import cv2
@@ -52,54 +53,60 @@ class Comparison:
     def agreement(self) -> float:
         return self.agreed / self.confident if self.confident else 1.0
 
-    def add(self, found: Detections, expected: Detections, what: str) -> None:
+    def add(
+        self,
+        found: Detections,
+        expected: Detections,
+        what: str,
+        candidates: Callable[[], Detections],
+    ) -> None:
         """Compares two sets of detections of a picture.
 
         They correspond one by one where class, box and score agree within the tolerances; equal
         scores may come in another order. One without its like is at an edge, where the last bits
-        decide, if its score is at the threshold, or is that of the last of a full list; if another
-        of its class there has its score, or an IoU with it at the threshold of NMS, and so takes
-        its place; or if one that is at an edge itself suppresses it.
+        decide, if it is among the model's candidates, and if its score is at the threshold, or is
+        that of the last of a full list; if another of its class there has its score, or an IoU
+        with it at the threshold of NMS, and so takes its place; or if one that is at an edge itself
+        suppresses it.
+
+        Args:
+            candidates: gives the model's detections before NMS, if asked.
         """
         self.pictures += 1
         self.detections += len(expected.scores)
-        unused = np.ones(len(expected.scores), dtype=bool)
-        alone = np.zeros(len(found.scores), dtype=bool)
-        for k, (box, score, label) in enumerate(zip(*found, strict=True)):
-            off = np.abs(expected.boxes - box).max(axis=1, initial=0.0)
-            fits = unused & (expected.classes == label) & (off <= BOX_TOLERANCE)
-            fits &= np.abs(expected.scores - score) <= SCORE_TOLERANCE
-            if not fits.any():
-                alone[k] = True
-                continue
-            best = np.flatnonzero(fits)[np.argmin(off[fits])]
-            unused[best] = False
-            self.box = max(self.box, float(off[best]))
-            self.score = max(self.score, float(abs(expected.scores[best] - score)))
-        real = self._without_edges((found, expected), (alone, unused))
-        self.at_edge += int(alone.sum() + unused.sum() - real)
-        if real:
-            self.missed.append(
-                f"{what}: {len(found.scores)} detections, {len(expected.scores)} expected; "
-                f"{alone.sum()} and {unused.sum()} of them without their like"
-            )
+        like = _pairs(found, expected)
+        off, score = _differences(found, expected, like)
+        self.box, self.score = max(self.box, off), max(self.score, score)
+        alone = like < 0, np.isin(np.arange(len(expected.scores)), like, invert=True)
+        if alone[0].any() or alone[1].any():
+            known = _pairs(found, candidates()) >= 0
+            real = self._without_edges((found, expected), alone, known)
+            self.at_edge += int(alone[0].sum() + alone[1].sum()) - real
+            if real:
+                self.missed.append(
+                    f"{what}: {len(found.scores)} detections, {len(expected.scores)} expected; "
+                    f"{alone[0].sum()} and {alone[1].sum()} of them without their like"
+                )
         for one, other in ((found, expected), (expected, found)):
             self.confident += int((one.scores > _CONFIDENT).sum())
             self.agreed += _agreed(one, other)
 
     def _without_edges(
-        self, both: tuple[Detections, Detections], alone: tuple[np.ndarray, np.ndarray]
+        self,
+        both: tuple[Detections, Detections],
+        alone: tuple[np.ndarray, np.ndarray],
+        known: np.ndarray,
     ) -> int:
-        """How many of those that are alone are at no edge."""
+        """How many of those alone are at no edge; ``known``: which of the found are candidates."""
         edge = [np.zeros(len(x.scores), dtype=bool) for x in both]
-        while True:
-            before = sum(int(x.sum()) for x in edge)
+        possible = alone[0] & known, alone[1]
+        before = -1
+        while (now := int(edge[0].sum() + edge[1].sum())) != before:
+            before = now
             for side in (0, 1):
-                for k in np.flatnonzero(alone[side] & ~edge[side]).tolist():
+                for k in np.flatnonzero(possible[side] & ~edge[side]).tolist():
                     edge[side][k] = self._is_at_edge(both[side], k, both[1 - side], edge[1 - side])
-            now = sum(int(x.sum()) for x in edge)
-            if now == before:
-                return int(alone[0].sum() + alone[1].sum()) - now
+        return int(alone[0].sum() + alone[1].sum()) - now
 
     def _is_at_edge(self, one: Detections, k: int, other: Detections, edge: np.ndarray) -> bool:
         score = one.scores[k]
@@ -113,6 +120,27 @@ class Comparison:
         even = np.abs(other.scores - score) <= SCORE_TOLERANCE
         near = iou < self.nms_threshold + _IOU_TOLERANCE
         return bool((suppresses & as_good & (even | near | edge)).any())
+
+
+def _pairs(one: Detections, other: Detections) -> np.ndarray:
+    """Of each of ``one`` the nearest like of ``other``, each of which is taken once; -1: none."""
+    unused = np.ones(len(other.scores), dtype=bool)
+    like = np.full(len(one.scores), -1)
+    for k, (box, score, label) in enumerate(zip(*one, strict=True)):
+        off = np.abs(other.boxes - box).max(axis=1, initial=0.0)
+        fits = unused & (other.classes == label) & (off <= BOX_TOLERANCE)
+        fits &= np.abs(other.scores - score) <= SCORE_TOLERANCE
+        if fits.any():
+            like[k] = np.flatnonzero(fits)[np.argmin(off[fits])]
+            unused[like[k]] = False
+    return like
+
+
+def _differences(one: Detections, other: Detections, like: np.ndarray) -> tuple[float, float]:
+    """The largest, of boxes and of scores."""
+    here, there = like >= 0, like[like >= 0]
+    boxes = np.abs(one.boxes[here] - other.boxes[there]).max(initial=0.0)
+    return float(boxes), float(np.abs(one.scores[here] - other.scores[there]).max(initial=0.0))
 
 
 def _agreed(one: Detections, other: Detections) -> int:
@@ -142,14 +170,25 @@ def eager(model: torch.nn.Module, pictures: np.ndarray) -> list[Detections]:
     ]
 
 
+def _candidates(model: torch.nn.Module, pictures: np.ndarray, i: int) -> Detections:
+    """What NMS chooses from in one of the pictures."""
+    decoder: Any = model.decoder
+    kept = decoder.nms_thresh, decoder.max_detections
+    decoder.nms_thresh, decoder.max_detections = 1.0, 10**9
+    try:
+        return eager(model, pictures)[i]
+    finally:
+        decoder.nms_thresh, decoder.max_detections = kept
+
+
 def batches(
-    pictures: Sequence[np.ndarray], shapes: Iterable[tuple[float, float]] = SHAPES
+    pictures: Sequence[np.ndarray], smallest_side: int = 1
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Batches of 1 and 4 of the pictures (H, W, 3), at several sizes, with a name each."""
     height, width = pictures[0].shape[:2]
     turn = 0
-    for down, across in shapes:
-        size = max(round(height * down), 1), max(round(width * across), 1)
+    for down, across in SHAPES:
+        size = tuple(max(round(x), smallest_side) for x in (height * down, width * across))
         for count in BATCHES:
             chosen = [pictures[(turn + i) % len(pictures)] for i in range(count)]
             turn += count
@@ -170,6 +209,11 @@ def compare(
     for name, pictures in given:
         expected = eager(model, pictures)
         found = runtime(pictures[..., ::-1] if flips else pictures)
-        for i, (one, other) in enumerate(zip(found, expected, strict=True), start=1):
-            comparison.add(one, other, f"picture {i} of a batch of {name}")
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            comparison.add(
+                one,
+                other,
+                f"picture {i + 1} of a batch of {name}",
+                partial(_candidates, model, pictures, i),
+            )
     return comparison

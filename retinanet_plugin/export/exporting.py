@@ -4,8 +4,8 @@ import copy
 import hashlib
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import detectron2
 import numpy as np
 import torch
 import torchvision
+from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from tqdm import tqdm
 
 from .. import __version__
 from ..analysis.speed_accuracy import load_pictures, noise_pictures
+from ..config import get_config
 from ..data import check_datasets, register_own_datasets
 from ..engine import Trainer
 from ..engine.amp import DTYPES
@@ -40,8 +42,8 @@ PRECISIONS = {
     "torchscript": ("float32", "float16", "bfloat16"),
 }
 _COMPARED = 8  # pictures of the test set
-# What makes a CPU's PyTorch faster and no other runtime.
-EAGER = ("MODEL.WINOGRAD", "False", "MODEL.COMPILE", "False", "TEST.DTYPE", "float32")
+# Without what makes a CPU's PyTorch faster and no other runtime.
+_EAGER = ("MODEL.WINOGRAD", "False", "MODEL.COMPILE", "False", "TEST.DTYPE", "float32")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class Options:
             raise UserError(f"--compile: --format {self.file_format} given; only pt2 is compiled.")
 
 
+def load_model(config: str | Path, weights: str | Path, overrides: Sequence[str]) -> Predictor:
+    """The model, as exporting wants it; its categories are the data set's where that is here."""
+    cfg = get_config(config, [*overrides, *_EAGER])
+    with suppress(UserError):
+        register_own_datasets(cfg, training=False)
+    return Predictor(cfg, weights)
+
+
 def export(
     predictor: Predictor,
     path: Path,
@@ -89,7 +99,7 @@ def export(
     """Writes the file, if it finds what the model finds.
 
     Args:
-        predictor: of a configuration with ``EAGER``.
+        predictor: see :func:`load_model`.
         path: ends in the format's name; replaced if it is there.
         say: is told what is done.
 
@@ -105,12 +115,14 @@ def export(
             f"{options.file_format}."
         )
     pictures, where_from = pictures_to_compare(predictor)
+    if options.precision == "int8":
+        data_set(predictor.cfg, training=True)  # before the long work
     metadata = describe(predictor, options)
     with _scratch(path) as scratch:
         _write(predictor, scratch, options, metadata, say)
         say(f"comparing it with the model on {where_from}")
         runtime = load(scratch, predictor.cfg.MODEL.DEVICE)
-        given = list(checking.batches(pictures))
+        given = list(checking.batches(pictures, runtime.metadata["smallest_side"]))
         with tqdm(given, desc="compared", unit=" batches", disable=None) as batches:
             channels = predictor.cfg.INPUT.FORMAT
             comparison = checking.compare(runtime, predictor.model, channels, batches)
@@ -133,8 +145,14 @@ def _write(
     for part in (model.backbone, model.head):
         part.to(dtype).to(memory_format=torch.contiguous_format)
     detector = PictureDetector(
-        model, layout=options.layout, channels=options.channels, dtype=dtype
+        model,
+        layout=options.layout,
+        channels=options.channels,
+        dtype=dtype,
+        compiled=options.compiled,
     ).eval()
+    _require_side(detector, predictor.cfg.INPUT.MIN_SIZE_TEST)
+    metadata = {**metadata, "smallest_side": detector.smallest_side}
     whole = path.with_name("float32.onnx") if options.precision == "int8" else path
     input_dtype = getattr(torch, options.input_dtype)
     files.write(
@@ -150,18 +168,37 @@ def _write(
         quantise(whole, path, _calibration(predictor, options))
 
 
+def _require_side(detector: PictureDetector, side: int) -> None:
+    if 0 < side < detector.smallest_side:
+        raise UserError(
+            f"--compile: a compiled file takes pictures from {detector.smallest_side} pixels a "
+            f"side on, but INPUT.MIN_SIZE_TEST is {side}; leave --compile out, or raise it by "
+            f"--opts INPUT.MIN_SIZE_TEST {detector.smallest_side}."
+        )
+
+
 def _calibration(predictor: Predictor, options: Options) -> Iterator[np.ndarray]:
     cfg = predictor.cfg
-    register_own_datasets(cfg)
-    check_datasets(cfg)
-    (name, *_) = cfg.DATASETS.TRAIN
-    for picture in tqdm(
-        load_pictures(cfg, name, options.calibration), desc="calibration", disable=None
-    ):
+    pictures = load_pictures(cfg, data_set(cfg, training=True), options.calibration)
+    for picture in tqdm(pictures, desc="calibration", unit=" pictures", disable=None):
         image = picture["image"].numpy()
         image = image[::-1] if options.channels != cfg.INPUT.FORMAT else image
         image = image.transpose(1, 2, 0) if options.layout == "nhwc" else image
         yield np.ascontiguousarray(image[None], dtype=options.input_dtype)
+
+
+def data_set(cfg: CfgNode, *, training: bool = False) -> str:
+    """The config's first training or test set, registered and looked at.
+
+    Raises:
+        UserError: if there is none, or it is not here.
+    """
+    split = "TRAIN" if training else "TEST"
+    register_own_datasets(cfg, training=training)
+    check_datasets(cfg, training=training)
+    if not cfg.DATASETS[split]:
+        raise UserError(f"DATASETS.{split}: empty; name a data set, whose pictures are needed.")
+    return str(cfg.DATASETS[split][0])
 
 
 def pictures_to_compare(predictor: Predictor) -> tuple[list[np.ndarray], str]:
@@ -171,11 +208,10 @@ def pictures_to_compare(predictor: Predictor) -> tuple[list[np.ndarray], str]:
     """
     cfg = predictor.cfg
     try:
-        register_own_datasets(cfg, training=False)
-        check_datasets(cfg, training=False)
-        found = load_pictures(cfg, cfg.DATASETS.TEST[0], _COMPARED)
-        what = f"{len(found)} pictures of {cfg.DATASETS.TEST[0]}"
-    except (UserError, IndexError):
+        name = data_set(cfg)
+        found = load_pictures(cfg, name, _COMPARED)
+        what = f"{len(found)} pictures of {name}"
+    except UserError:
         side = cfg.INPUT.MIN_SIZE_TEST or 480
         found = noise_pictures(cfg, side, side * 4 // 3, _COMPARED)
         what = "noise, as the config's test pictures are not here"
@@ -260,11 +296,8 @@ def versions() -> dict[str, str]:
 
 def accuracy(predictor: Predictor, runtime: Runtime | None = None) -> dict[str, float]:
     """The boxes' metrics on the config's first test set, in percent: the file's, or the model's."""
-    cfg = predictor.cfg
-    register_own_datasets(cfg, training=False)
-    check_datasets(cfg, training=False)
-    name = cfg.DATASETS.TEST[0]
-    cfg = cfg.clone()
+    cfg = predictor.cfg.clone()
+    name = data_set(cfg)
     with tempfile.TemporaryDirectory() as folder:
         cfg.defrost()
         cfg.OUTPUT_DIR = folder

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from .detector import OUTPUTS, PictureDetector
@@ -46,8 +46,9 @@ def write(
     Raises:
         UserError: if what writes it is not installed, or cannot.
     """
-    # Traced on a batch and a shape that no size of the network repeats.
-    example = torch.zeros((2, 224, 288, 3), dtype=input_dtype, device=detector.pixel_mean.device)
+    # 224 x 288 pixels with the usual levels: the last has 2 rows and 3 columns.
+    sides = detector.last_stride * 7 // 4, detector.last_stride * 9 // 4
+    example = torch.zeros((2, *sides, 3), dtype=input_dtype, device=detector.pixel_mean.device)
     if detector.layout == "nchw":
         example = example.permute(0, 3, 1, 2).contiguous()
     with _quiet():
@@ -61,7 +62,12 @@ def write(
 
 
 def _write_pt2(
-    detector: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, Any], *, compiled: bool
+    detector: PictureDetector,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, Any],
+    *,
+    compiled: bool,
 ) -> None:
     program = _program(detector, example)
     text = json.dumps(metadata)
@@ -104,11 +110,13 @@ def _write_onnx(
     onnx.save(model, str(path))
 
 
-def _program(detector: nn.Module, example: Tensor) -> Any:
+def _program(detector: PictureDetector, example: Tensor) -> Any:
     """Of ``torch.export``, without the traces that name files of this machine."""
-    places = (0, 1, 2) if example.shape[-1] == 3 else (0, 2, 3)
+    places = (0, 1, 2) if detector.layout == "nhwc" else (0, 2, 3)
+    least = (1, detector.smallest_side, detector.smallest_side)
     dynamic = {
-        place: torch.export.Dim(name) for place, name in zip(places, _DIMENSIONS, strict=True)
+        place: torch.export.Dim(name, min=smallest)
+        for place, name, smallest in zip(places, _DIMENSIONS, least, strict=True)
     }
     program = torch.export.export(detector, (example,), dynamic_shapes=(dynamic,), strict=False)
     for module in program.graph_module.modules():

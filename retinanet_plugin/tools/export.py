@@ -16,6 +16,7 @@ it. docs/export.md tells the rest.
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -24,15 +25,18 @@ from ..analysis.outputs import write_text
 from ..engine.imports import add_option, import_code
 from ..errors import UserError, one_sentence
 from ..export.card import card_path, model_card, time_both
+from ..export.checking import Comparison
 from ..export.exporting import (
-    EAGER,
     PRECISIONS,
     Options,
     accuracy,
+    data_set,
     export,
+    load_model,
     pictures_to_compare,
 )
 from ..export.files import FORMATS
+from ..export.runtimes import Runtime
 from ..predictor import Predictor
 from .benchmark.__main__ import describe_machine
 from .words import whole
@@ -110,12 +114,33 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.format == "torchscript":
         say("PyTorch has deprecated TorchScript; choose onnx or pt2 where you can.")
     import_code(args.imports)
-    predictor = Predictor(args.config, args.weights, overrides=[*args.opts, *EAGER])
-    runtime, comparison = export(predictor, path, options, say=say)
-    measured = {}
+    predictor = load_model(args.config, args.weights, args.opts)
     if args.evaluate:
+        data_set(predictor.cfg)  # before the long work
+    runtime, comparison = export(predictor, path, options, say=say)
+    if not comparison.detections:
+        say("warning: the model found nothing in the pictures compared, so little was compared.")
+    try:
+        measured = describe_file(path, predictor, runtime, comparison, evaluate=args.evaluate)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{path} is whole and has been compared, but its card was not written; --overwrite "
+            "makes both anew"
+        ) from None
+    for name, metrics in measured.items():
+        print(f"AP of {name}: {metrics['AP']:.2f}")
+    print(f"{path}\n{card_path(path)}")
+
+
+def describe_file(
+    path: Path, predictor: Predictor, runtime: Runtime, comparison: Comparison, *, evaluate: bool
+) -> dict[str, dict[str, float]]:
+    """Writes the card; the metrics of the model and of the file, if they are to be measured."""
+    measured = {}
+    if evaluate:
         say("evaluating the model and the file")
-        measured = {"the model": accuracy(predictor), "this file": accuracy(predictor, runtime)}
+        with redirect_stdout(sys.stderr):
+            measured = {"the model": accuracy(predictor), "this file": accuracy(predictor, runtime)}
     pictures, _ = pictures_to_compare(predictor)
     card = model_card(
         path,
@@ -128,11 +153,7 @@ def main(words: Sequence[str] | None = None) -> None:
         shape=pictures[0].shape[:2],
     )
     write_text(card_path(path), card)
-    for name, metrics in measured.items():
-        print(f"AP of {name}: {metrics['AP']:.2f}")
-    if not comparison.detections:
-        say("warning: the model found nothing in the pictures compared, so little was compared.")
-    print(f"{path}\n{card_path(path)}")
+    return measured
 
 
 def say(text: str) -> None:
