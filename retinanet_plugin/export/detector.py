@@ -63,8 +63,8 @@ class PictureDetector(nn.Module):
         self.features = list(model.head_in_features)
         stride = constraints.get("size_divisibility", 0) or model.backbone.size_divisibility
         self.stride = max(stride, 1)
-        shapes = model.backbone.output_shape()
-        self.last_stride = max(shapes[name].stride for name in self.features)
+        # Of what the backbone computes, used or not.
+        self.last_stride = max(x.stride for x in model.backbone.output_shape().values())
         self.smallest_side = self.last_stride + 1 if compiled else 1
         self.layout, self.dtype, self.select = layout, dtype, select
         self.flips = channels != model.input_format

@@ -46,11 +46,7 @@ def write(
     Raises:
         UserError: if what writes it is not installed, or cannot.
     """
-    # 224 x 288 pixels with the usual levels: the last has 2 rows and 3 columns.
-    sides = detector.last_stride * 7 // 4, detector.last_stride * 9 // 4
-    example = torch.zeros((2, *sides, 3), dtype=input_dtype, device=detector.pixel_mean.device)
-    if detector.layout == "nchw":
-        example = example.permute(0, 3, 1, 2).contiguous()
+    example = example_of(detector, input_dtype)
     with _quiet():
         if file_format == "torchscript":
             script = torch.jit.trace(detector, example, check_trace=False)
@@ -59,6 +55,16 @@ def write(
             _write_pt2(detector, example, path, metadata, compiled=compiled)
         else:
             _write_onnx(detector, example, path, metadata)
+
+
+def example_of(detector: PictureDetector, dtype: torch.dtype) -> Tensor:
+    """Two black pictures to trace it with, so large that the last level has 2 rows and 3 columns.
+
+    That is 224 x 288 pixels with the usual levels.
+    """
+    sides = detector.last_stride * 7 // 4, detector.last_stride * 9 // 4
+    example = torch.zeros((2, *sides, 3), dtype=dtype, device=detector.pixel_mean.device)
+    return example.permute(0, 3, 1, 2).contiguous() if detector.layout == "nchw" else example
 
 
 def _write_pt2(

@@ -17,7 +17,9 @@ from exported_run import CLASSES, blocks, grey, write_run
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.export import exporting, int8
+from retinanet_plugin.export import files as writing
 from retinanet_plugin.export.checking import Comparison, eager
+from retinanet_plugin.export.detector import PictureDetector
 from retinanet_plugin.export.exporting import Options, export
 from retinanet_plugin.export.runtimes import Detections, Runtime, load
 from retinanet_plugin.tools import export as command
@@ -175,6 +177,22 @@ def test_half_precision_float_rgb_and_channels_first(predictor: Predictor, tmp_p
     result = Comparison(0.05, 0.7, 100)
     result.add(found, expected, "", partial(Detections, *expected))
     assert result.agreement > 0.8 > compare(runtime, predictor, pictures).agreement
+
+
+@torch.no_grad()
+def test_what_a_compiler_gets(tmp_path: Path) -> None:
+    """Compiling takes minutes; what is compiled must be right, though the last level is unused."""
+    model = exporting.load_model(
+        (run := write_run(tmp_path, levels=["p4"])) / "config.yaml", run / "model_final.pth", []
+    ).model
+    detector = PictureDetector(model.to(memory_format=torch.contiguous_format), compiled=True)
+    assert detector.smallest_side == 129
+    program = writing._program(detector.eval(), writing.example_of(detector, torch.uint8))
+    for shape in ((1, 129, 129), (3, 150, 301)):
+        boxes, _, _, counts = program.module()(torch.from_numpy(blocks(*shape)))
+        expected = eager(model, blocks(*shape))
+        assert counts.tolist() == [len(x.scores) for x in expected] and counts.min() > 10
+        np.testing.assert_allclose(boxes[0, : counts[0]].numpy(), expected[0].boxes, atol=0.01)
 
 
 def test_a_head_and_a_loss_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
