@@ -19,7 +19,7 @@ from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.export import files
 from retinanet_plugin.export.detector import PictureDetector
-from retinanet_plugin.export.exporting import EAGER, Options, describe
+from retinanet_plugin.export.exporting import EAGER_OVERRIDES, Options, describe
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
 
 def test_an_exported_file_finds_the_same(run: Path, tmp_path: Path) -> None:
     """Without any config beside it; a traced file, which is the one that takes no time to make."""
-    eager = Predictor(weights=run / "model_final.pth", overrides=EAGER)
+    eager = Predictor(weights=run / "model_final.pth", overrides=EAGER_OVERRIDES)
     path = tmp_path / "model.torchscript"
     detector = PictureDetector(eager.model).eval()
     files.write(detector, path, "torchscript", describe(eager, Options("torchscript")))

@@ -43,7 +43,7 @@ PRECISIONS = {
 }
 _COMPARED = 8  # pictures of the test set
 # Without what makes a CPU's PyTorch faster and no other runtime.
-_EAGER = ("MODEL.WINOGRAD", "False", "MODEL.COMPILE", "False", "TEST.DTYPE", "float32")
+EAGER_OVERRIDES = ("MODEL.WINOGRAD", "False", "MODEL.COMPILE", "False", "TEST.DTYPE", "float32")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Options:
 
 def load_model(config: str | Path, weights: str | Path, overrides: Sequence[str]) -> Predictor:
     """The model, as exporting wants it; its categories are the data set's where that is here."""
-    cfg = get_config(config, [*overrides, *_EAGER])
+    cfg = get_config(config, [*overrides, *EAGER_OVERRIDES])
     with suppress(UserError):
         register_own_datasets(cfg, training=False)
     return Predictor(cfg, weights)
