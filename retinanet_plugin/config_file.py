@@ -115,7 +115,7 @@ def _find_base(name: object, path: Path, title: str) -> Path:
             )
         return Path(base)
     parts = Path(name).parts
-    for end in (parts[-2:], parts[-1:]):  # it may be named with its folder: "ablations/..."
+    for end in (parts[i:] for i in range(len(parts))):  # "configs/..." of any checkout is ours too
         if os.path.isfile(shipped.joinpath(*end)) and ".." not in end:
             return shipped.joinpath(*end)
     raise UserError(

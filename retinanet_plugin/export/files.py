@@ -50,7 +50,7 @@ def write(
     with _quiet():
         if file_format == "torchscript":
             script = torch.jit.trace(detector, example, check_trace=False)
-            script.save(str(path), _extra_files={METADATA: json.dumps(metadata)})
+            script.save(str(path), _extra_files={METADATA: _text(metadata)})
         elif file_format == "pt2":
             _write_pt2(detector, example, path, metadata, compiled=compiled)
         else:
@@ -76,7 +76,7 @@ def _write_pt2(
     compiled: bool,
 ) -> None:
     program = _program(detector, example)
-    text = json.dumps(metadata)
+    text = _text(metadata)
     if not compiled:
         torch.export.save(program, path, extra_files={METADATA: text})
         return
@@ -112,8 +112,13 @@ def _write_onnx(
     model = program.model_proto
     _clean(model)
     for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=json.dumps(value))
+        model.metadata_props.add(key=key, value=_text(value))
     onnx.save(model, str(path))
+
+
+def _text(value: Any) -> str:
+    """As JSON, in which names stay readable in any language."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _program(detector: PictureDetector, example: Tensor) -> Any:

@@ -87,21 +87,33 @@ class DetectronModel:
         self._flips = channels != runtime.metadata["input"]["channels"]
 
     def __call__(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Of each dict with an ``image`` (3, H, W), and perhaps ``height`` and ``width``."""
-        return [{"instances": self._detect(x)} for x in batched_inputs]
+        """Of each dict with an ``image`` (3, H, W), and perhaps ``height`` and ``width``.
 
-    def _detect(self, given: dict[str, Any]) -> Instances:
-        image = given["image"].permute(1, 2, 0).numpy()
-        (found,) = self._runtime(image[None, :, :, ::-1] if self._flips else image[None])
-        height, width = image.shape[:2]
-        instances = Instances(
-            (height, width),
-            pred_boxes=Boxes(torch.from_numpy(found.boxes.copy())),
-            scores=torch.from_numpy(found.scores.copy()),
-            pred_classes=torch.from_numpy(found.classes.copy()),
-        )
-        size = given.get("height", height), given.get("width", width)
-        return detector_postprocess(instances, *size)
+        Pictures of one size go through the file together, others one by one.
+        """
+        images = [x["image"].permute(1, 2, 0).numpy() for x in batched_inputs]
+        if self._flips:
+            images = [x[:, :, ::-1] for x in images]
+        alike = len({x.shape for x in images}) == 1
+        batches = [np.stack(images)] if alike else [x[None] for x in images]
+        found = [one for batch in batches for one in self._runtime(batch)]
+        return [
+            {"instances": _instances(one, given)}
+            for one, given in zip(found, batched_inputs, strict=True)
+        ]
+
+
+def _instances(found: Detections, given: dict[str, Any]) -> Instances:
+    """As detectron2's models give them, at the size that is asked for."""
+    height, width = given["image"].shape[1:]
+    instances = Instances(
+        (height, width),
+        pred_boxes=Boxes(torch.from_numpy(found.boxes.copy())),
+        scores=torch.from_numpy(found.scores.copy()),
+        pred_classes=torch.from_numpy(found.classes.copy()),
+    )
+    size = given.get("height", height), given.get("width", width)
+    return detector_postprocess(instances, *size)
 
 
 def load(path: str | Path, device: str = "cpu", runtime: str = "onnxruntime") -> Runtime:

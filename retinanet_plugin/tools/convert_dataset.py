@@ -12,6 +12,7 @@ where they are, unless --copy.
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -23,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..analysis.outputs import output_files, write_text
-from ..config import get_config
+from ..config import find_config, get_config
+from ..config_file import shipped_configs
 from ..data.formats import KINDS, LabelledSet, Options, read_set
 from ..data.formats.files import absolute
 from ..data.formats.reading import recognise
@@ -127,6 +129,14 @@ def copy_pictures(found: LabelledSet, target: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def base_name(given: str, out: Path) -> str:
+    """How ``OUT/config.yaml`` names the config that ``--base`` gives, wherever it is read from."""
+    path, shipped = find_config(given).resolve(), shipped_configs().resolve()
+    if path.is_relative_to(shipped):
+        return path.relative_to(shipped).as_posix()
+    return Path(os.path.relpath(path, out.resolve())).as_posix()
+
+
 def table(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Boxes of each class in each split, in Markdown."""
     yield f"| class | {' | '.join(parts)} | {' | '.join(f'{x} %' for x in parts)} |"
@@ -200,7 +210,7 @@ def main(words: Sequence[str] | None = None) -> None:
         copy_pictures(found, images)
     for file, content in zip(files, parts.values(), strict=False):
         write_text(file, json.dumps(content))
-    write_text(files[-1], ready_config(parts, out, images, args.base, base))
+    write_text(files[-1], ready_config(parts, out, images, base_name(args.base, out), base))
     print("\n".join(table(parts)))
     for file in files:
         print(file)

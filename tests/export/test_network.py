@@ -10,7 +10,7 @@ from toy_onnx import METADATA, foretold, write_toy
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.export.network import is_exported, load_network
-from retinanet_plugin.export.runtimes import ONNX_RUNTIMES, Runtime, load
+from retinanet_plugin.export.runtimes import ONNX_RUNTIMES, DetectronModel, Runtime, load
 
 each_runtime = pytest.mark.parametrize("name", ONNX_RUNTIMES)
 
@@ -56,6 +56,22 @@ def test_in_the_place_of_the_network(tmp_path: Path, name: str) -> None:
         assert one["instances"].scores.tolist() == pytest.approx([0.2])
         assert one["instances"].pred_boxes.tensor.tolist() == [[0, 0, 15, 40]]
         assert two["instances"].pred_boxes.tensor.tolist() == [[0, 0, 5, 20]]
+
+
+def test_pictures_of_one_size_go_through_it_together(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    runtime, sizes = toy(tmp_path, "onnxruntime"), []
+    run, runtime._run = runtime._run, lambda x: sizes.append(len(x)) or run(x)
+    model = DetectronModel(runtime, "BGR")
+    images = torch.arange(0, 250, 50, dtype=torch.uint8).reshape(5, 1, 1, 1).repeat(1, 3, 4, 6)
+    found = model([{"image": image, "height": 8, "width": 6} for image in images])
+    assert sizes == [5] and found[0]["instances"].scores.numel() == 0
+    assert [x["instances"].scores[0].item() for x in found[1:]] == pytest.approx(
+        [50 / 255, 100 / 255, 150 / 255, 200 / 255]
+    )
+    assert found[1]["instances"].pred_boxes.tensor[0].tolist() == [0, 0, 3, 8]
+    model([{"image": images[0]}, {"image": images[1, :, 1:]}])
+    assert sizes == [5, 1, 1]
 
 
 def test_files_are_told_by_their_endings() -> None:

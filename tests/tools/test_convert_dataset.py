@@ -121,6 +121,20 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert cfg.SOLVER.BASE_LR == pytest.approx(0.01 * cfg.SOLVER.IMS_PER_BATCH / 16)
 
 
+def test_a_base_of_ones_own_is_found_from_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = WRITERS["csv"](tmp_path / "set")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("VERSION: 2\nSOLVER: {MOMENTUM: 0.77}\n")
+    monkeypatch.chdir(tmp_path)
+    convert(source, Path("out"), "--base", "mine/config.yaml")
+    assert get_config("out/config.yaml").SOLVER.MOMENTUM == 0.77
+    convert(source, Path("out"), "--overwrite", "--base", "ablations/b_gamma/gamma_1.0.yaml")
+    monkeypatch.chdir(tmp_path.parent)
+    assert get_config(tmp_path / "out" / "config.yaml").MODEL.RETINANET.FOCAL_LOSS_GAMMA == 1.0
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
