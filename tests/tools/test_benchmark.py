@@ -1,5 +1,6 @@
 """The benchmark command: its arithmetic, its inputs, and a whole run at a tiny size."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from toy_onnx import write_toy
 
 from retinanet_plugin import UserError
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.export.runtimes import ONNX_RUNTIMES
 from retinanet_plugin.modeling import DetectionDecoder
 from retinanet_plugin.tools.benchmark import __main__ as command
 from retinanet_plugin.tools.benchmark import compare, measure, models, workers
@@ -354,6 +358,28 @@ def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_exported_files_beside_their_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(command, "keep_freed_memory", lambda cfg: False)
+    network = Trainer.build_model(tiny().cfg())
+    torch.save({"model": network.state_dict()}, tmp_path / "model.pth")
+    exported, numbers = write_toy(tmp_path / "toy.onnx"), tmp_path / "numbers.json"
+    words = [*TINY[:-2], "--size", "64x96", "--batch", "2", "--rounds", "2"]
+    words += ["--models", str(tmp_path / "model.pth"), str(exported), "--json", str(numbers)]
+    assert command.main([*words, "--", *KEYS]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(numbers.read_text())["models"]
+    runtimes = [name for name in ONNX_RUNTIMES if importlib.util.find_spec(name)]
+    assert [x["runtime"] for x in found] == ["PyTorch, float32", *runtimes]
+    assert [x["bytes"] for x in found[1:]] == [exported.stat().st_size] * len(runtimes)
+    assert all(len(x["seconds"]["all"]) == 2 for x in found)
+    ratio = found[0]["seconds"]["median"] / found[1]["seconds"]["median"]
+    assert f"| toy.onnx | {runtimes[0]} |" in shown and f"| {ratio:.3g} |" in shown
+    assert "A batch of 2, noise of 64 x 96" in shown
+
+
 def test_wrong_results_do_not_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,7 +413,10 @@ def test_what_cannot_run_is_noted(
         (["--size", "0x64"], '--size: "0x64" given'),
         (["--only", "los"], 'unknown name "los"; known: class-loss'),
         (["--sweep", "sizes", "colour"], 'unknown name "colour"; known: classes'),
-        (["--only", "loss", "--sweep"], "both given"),
+        (["--only", "loss", "--sweep"], "several given"),
+        (["--models", "a.onnx", "--sweep"], "several given"),
+        (["--models", "a.onnx", "--plot", "a.png"], "--plot: draws parts and sweeps"),
+        (["--models", "no.onnx"], "--models: no file no.onnx"),
         (["--device", "gpu"], '--device: "gpu" given'),
         (["--config", "no.yaml"], "no.yaml"),
         (["--json", "no/such/folder/x.json"], "--json: no/such/folder/x.json cannot be written"),

@@ -3,6 +3,8 @@
     python -m retinanet_plugin.tools.benchmark
     python -m retinanet_plugin.tools.benchmark --only class-loss labels --size 640x640 --boxes 50
     python -m retinanet_plugin.tools.benchmark --sweep classes --json sweep.json --plot sweep.png
+    python -m retinanet_plugin.tools.benchmark --config output/quickstart/config.yaml \\
+        --size 128x128 --models output/quickstart/model_final.pth model.onnx model.pt2
 
 The sides run in turn, each in a process of its own: ours as train_net.py runs it, the others as
 they come. Before that, what they give is compared. Peak memory is that of a fresh process. Words
@@ -28,8 +30,10 @@ import detectron2
 import torch
 import torchvision
 
+from ...engine.memory import keep_freed_memory
 from ...errors import UserError, one_sentence
 from ..words import whole
+from . import files
 from .compare import SWEEPS, Comparison, Options, add_floor, probe
 from .measure import better, measure_rates, release
 from .models import Setting
@@ -53,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="NAME",
         help=f"measure these instead, or all: {', '.join(SWEEPS)}",
+    )
+    words.add_argument(
+        "--models",
+        nargs="+",
+        metavar="FILE",
+        help="time these instead: checkpoints of the config, and files of tools.export",
     )
     words.add_argument("--config", default="retinanet_R50_FPN_1x.yaml", help="file or shipped name")
     words.add_argument("--size", default="800x1216", help="height x width of the pictures")
@@ -185,6 +195,20 @@ def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     return results
 
 
+def benchmark_models(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """The times of the files of ``--models``, as JSON."""
+    keep_freed_memory(setting.cfg())
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return {
+        "machine": describe_machine(setting.device, torch.get_num_threads()),
+        "setting": asdict(setting),
+        "models": files.measure(files.named(args.models), setting, args.rounds, say),
+    }
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for; returns the exit status."""
     args = parser().parse_args(words)
@@ -197,13 +221,20 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     check_names(args.only or [], list(PARTS), "--only")
     check_names(args.sweep or [], list(SWEEPS), "--sweep")
-    if args.only and args.sweep is not None:
-        raise UserError("--only, --sweep: both given; a sweep has its own parts, so give one.")
+    if sum(x is not None for x in (args.only, args.sweep, args.models)) > 1:
+        raise UserError(
+            "--only, --sweep, --models: several given, and each measures something else; give one."
+        )
+    if args.models is not None and args.plot is not None:
+        raise UserError("--plot: draws parts and sweeps, not --models; leave it out.")
     check_output(args.json, "--json")
     check_output(args.plot, "--plot")
-    results = benchmark(args, setting)
+    results = benchmark(args, setting) if args.models is None else benchmark_models(args, setting)
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=1))
+    if args.models is not None:
+        print(files.markdown(results))
+        return 0
     if args.plot is not None:
         from .plot import draw  # matplotlib, which takes a second, for those who draw
 

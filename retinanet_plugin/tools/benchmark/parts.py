@@ -354,28 +354,32 @@ def _torchvision_step(bench: Bench, dtype: torch.dtype) -> Run:
 # Inference: from pictures to detections.
 
 
-def _inference(bench: Bench, model: nn.Module, dtype: torch.dtype, given: Sequence[Any]) -> Run:
+def inference(
+    device: torch.device, model: Callable[..., Any], dtype: torch.dtype, given: Sequence[Any]
+) -> Run:
+    """The detections in a batch by a model in evaluation mode."""
+
     @torch.no_grad()
     def run(_: None) -> Any:
-        with autocast(bench.device.type, dtype):
+        with autocast(device.type, dtype):
             return model(given)
 
-    return Run(run, lambda: model.eval() and None, network=model)
+    return Run(run, network=model if isinstance(model, nn.Module) else None)
 
 
 def _our_inference(bench: Bench, dtype: torch.dtype) -> Run:
     half = dtype is torch.bfloat16
     model = bench.ours_half_inference if half else bench.ours_inference
-    return _inference(bench, model, dtype, bench.pictures)
+    return inference(bench.device, model.eval(), dtype, bench.pictures)
 
 
 def _detectron2_inference(bench: Bench, dtype: torch.dtype) -> Run:
-    return _inference(bench, bench.detectron2, dtype, bench.pictures)
+    return inference(bench.device, bench.detectron2.eval(), dtype, bench.pictures)
 
 
 def _torchvision_inference(bench: Bench, dtype: torch.dtype) -> Run:
     images = torchvision_images(bench.pictures, bench.device)
-    return _inference(bench, bench.torchvision, dtype, images)
+    return inference(bench.device, bench.torchvision.eval(), dtype, images)
 
 
 def _compare_found(

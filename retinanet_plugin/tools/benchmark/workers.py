@@ -23,7 +23,7 @@ from .parts import PARTS
 CANNOT = (UserError, RuntimeError, MemoryError)
 
 # The threads of the side that ran before wait for more work in a loop, for some milliseconds.
-_OTHERS_SLEEP = 0.02
+OTHERS_SLEEP = 0.02
 _LAST_WORDS = 2.0  # seconds to end by itself, and tidily
 
 
@@ -74,7 +74,7 @@ class Side:
     def seconds(self) -> float:
         """The time of one run."""
         assert self._run is not None and self._bench is not None
-        time.sleep(_OTHERS_SLEEP)
+        time.sleep(OTHERS_SLEEP)
         return seconds(self._run, self._bench.device)
 
     def finish(self) -> None:
