@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -141,7 +142,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise TypeError(f"it holds a {type(content).__name__}")
             return content
         except Exception as error:  # what is damaged raises nearly anything
-            reason = printable(str(error).strip().split("\n")[0], 200) or type(error).__name__
+            reason = _why_unreadable(str(error)) or type(error).__name__
             raise UserError(
                 f"MODEL.WEIGHTS: {filename} is no checkpoint that can be read safely ({reason}); "
                 "give a .pth of tensors or a .pkl of numpy arrays, or fetch the file anew if it is "
@@ -233,6 +234,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         return "give weights of this model, or the config that they were trained with"
 
 
+def _why_unreadable(said: str) -> str:
+    """The part of an error of reading that a person can use; PyTorch's is advice on its options."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", said):
+        return f"it asks for {asked[1]}"
+    if "TorchScript archive" in said:
+        return "it is a TorchScript archive, which is a program"
+    said = said.rpartition("WeightsUnpickler error: ")[2].strip()
+    return printable(re.split(r"\n|\. (?=[A-Z])", said)[0], 200)
+
+
 def classes_in(checkpoint: dict[str, Any]) -> list[str] | None:
     """The names of the classes that a checkpoint was trained on; None where it does not tell."""
     classes = checkpoint.get("classes")
@@ -311,19 +322,18 @@ def local_file(path: str, source: str = "MODEL.WEIGHTS") -> str:
     Raises:
         UserError: if there is none.
     """
+    is_start = source == "MODEL.WEIGHTS"  # of training, which can begin without
+    otherwise = ", or '' to start from random weights" if is_start else ""
     try:
         local = PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
     except Exception as error:  # whatever the handler of a scheme raises: no network, 404, ...
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{source}: {path} cannot be downloaded ({reason}); give a file on this machine, "
-            "or '' to start from random weights, as Base-Scratch-R18.yaml does."
+            f"{source}: {path} cannot be downloaded ({reason}); give a file on this machine"
+            f"{otherwise and f'{otherwise}, as Base-Scratch-R18.yaml does'}."
         ) from None
     if not os.path.isfile(local):
-        raise UserError(
-            f"{source}: no file {path}; give a file on this machine, or '' to start from "
-            "random weights."
-        )
+        raise UserError(f"{source}: no file {path}; give a file on this machine{otherwise}.")
     return str(local)
 
 
