@@ -28,10 +28,10 @@ class ErrorKind:
     Args:
         kind: one of :data:`KINDS`.
         count: of detections with any score; of boxes for "missed".
-        count_at_threshold: of those with at least :attr:`Errors.threshold`, the others left away.
+        count_at_threshold: where only detections with at least :attr:`Errors.threshold` are there.
         d_ap50: percent of AP50 that would be gained if this kind alone were mended; None where
             there is no ground truth.
-        count_by_class: by the class of the detection; of the box for "missed".
+        count_by_class: of those, by the class of the detection; of the box for "missed".
         d_ap50_by_class: what each class's AP50 would gain; None for one without ground truth.
     """
 
@@ -139,7 +139,7 @@ def errors(matches: Matches, threshold: float) -> Errors:
     label, right, judged = matches.detections.label, kinds.detection == _RIGHT, matches.judged
     boxes = matches.num_boxes
     counts, shown = _counts(matches, kinds), matches.above(threshold)
-    counts_shown = _counts(shown, kinds_of(shown)).sum(axis=1)
+    counts_shown = _counts(shown, kinds_of(shown))
 
     def gain(
         label: np.ndarray, right: np.ndarray, kept: np.ndarray, left: np.ndarray
@@ -164,9 +164,9 @@ def errors(matches: Matches, threshold: float) -> Errors:
             ErrorKind(
                 kind,
                 int(counts[i].sum()),
-                int(counts_shown[i]),
+                int(counts_shown[i].sum()),
                 _mean(gains[i]),
-                counts[i].tolist(),
+                counts_shown[i].tolist(),
                 _rounded(gains[i]),
             )
             for i, kind in enumerate(KINDS)

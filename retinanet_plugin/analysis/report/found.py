@@ -214,9 +214,8 @@ def _errors_by_class(test_set: TestSet, errors: Errors) -> str:
         [name, *(f"{kind.count_by_class[i]:,}" for kind in errors.kinds)]
         for i, name in enumerate(test_set.class_names)
     ]
-    return numbers(
-        ["class", *(_KINDS[k.kind][0] for k in errors.kinds)], rows, title="By class, at any score"
-    )
+    header = ["class", *(_KINDS[k.kind][0] for k in errors.kinds)]
+    return numbers(header, rows, title=f"By class, at the score {errors.threshold:.2f}")
 
 
 # ---------------------------------------------------------------- accuracy
