@@ -287,13 +287,12 @@ def _is_outline(value: Any) -> bool:
 
 
 _TEXT = "a text that is not empty, without line breaks and other control characters"
-CATEGORY_FIELDS = (
-    Field("id", is_id, "a whole number"),
-    Field("name", _is_name, f"{_TEXT}, of at most {MAX_NAME} characters"),
-)
+CLASS_NAME = Field("name", _is_name, f"{_TEXT}, of at most {MAX_NAME} characters")
+CATEGORY_FIELDS = (Field("id", is_id, "a whole number"), CLASS_NAME)
+FILE_NAME = Field("file_name", _is_text, _TEXT)
 PICTURE_FIELDS = (  # which picture an entry of images is of
     Field("id", is_id, "a whole number"),
-    Field("file_name", _is_text, _TEXT),
+    FILE_NAME,
     Field("file_name", _stays_inside, 'relative to the image folder, without drive or ".."'),
 )
 SIZE_FIELDS = tuple(

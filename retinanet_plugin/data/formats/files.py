@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config_file import load_yaml
 from ...errors import UserError
-from ..coco_entries import show
+from ..coco_entries import CLASS_NAME, show
 from ..pictures import SIDEWAYS, names_in, open_picture, orientation_of, reason_of
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -147,11 +147,14 @@ def _names_of_rows(file: Path) -> list[str]:
 
 
 def unique_names(file: Path, names: list[str]) -> list[str]:
-    """``names``, which must be some, not empty, and each its own."""
+    """``names``, which must be some, such as COCO JSON may have, and each its own."""
     for i, name in enumerate(names):
-        if not name or name in names[:i]:
-            fault = f"class {show(name)} comes twice" if name else f"class {i} has no name"
-            raise UserError(f"{file}: {fault}; give each class a name of its own")
+        if not CLASS_NAME.fits(row := {"name": name}):
+            raise UserError(f"{file}: class {i}: {CLASS_NAME.fault(row)}")
+        if name in names[:i]:
+            raise UserError(
+                f"{file}: class {show(name)} comes twice; give each class a name of its own"
+            )
     if not names:
         raise UserError(f"{file}: names no class; write one a line")
     return names

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError, did_you_mean
-from ..coco_entries import MAX_COORDINATE, Row, box_faults, shortened, show
+from ..coco_entries import (
+    CLASS_NAME,
+    FILE_NAME,
+    MAX_COORDINATE,
+    Row,
+    box_faults,
+    shortened,
+    show,
+)
 from .files import SPLITS, absolute, size_of
 
 TRAIN = SPLITS[0]
@@ -146,8 +154,10 @@ class Faults:
 
 
 def found_picture(file: Path, where: str, faults: Faults) -> Picture | None:
-    """A picture with its size; None, and a fault, where it is absent or cannot be read."""
+    """A picture with its size; None, and a fault, where it is absent or cannot be used."""
     try:
+        if not FILE_NAME.fits(row := {"file_name": str(file)}):
+            raise UserError(FILE_NAME.fault(row))
         return Picture(file, size_of(file))
     except UserError as error:
         faults.add(LEFT_OUT, f"{where}{error}")
@@ -178,8 +188,8 @@ def assemble(
         classes: all names, in the order of their ids 1, 2, ...; None: those that occur, sorted.
 
     Raises:
-        UserError: for an unknown class, for a box that is empty or reaches more than a pixel
-            outside its picture, and for what ``faults`` holds.
+        UserError: for an unknown class, or one whose name no COCO JSON may have; for a box that is
+            empty or reaches more than a pixel outside its picture, and for what ``faults`` holds.
     """
     boxes = [box for picture in pictures for box in picture.boxes]
     names = sorted({box.label for box in boxes}) if classes is None else list(classes)
@@ -190,6 +200,8 @@ def assemble(
                 f"{box.file}, line {box.line}: unknown class {show(box.label)}"
                 f"{did_you_mean(box.label, names)}; known: {shortened(map(show, names))}"
             )
+        if classes is None and not CLASS_NAME.fits(row := {"name": box.label}):
+            raise UserError(f"{box.file}, line {box.line}: class {CLASS_NAME.fault(row)}")
     annotations = _annotations(pictures, ids, faults)
     mended = faults.settle()
     if not pictures or not ids:

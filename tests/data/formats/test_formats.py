@@ -1,6 +1,7 @@
 """All formats give the same COCO boxes, splits and data sets of detectron2; which is recognised."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,32 @@ def test_boxes_outside_and_empty(tmp_path: Path, kind: str) -> None:
     mended = read_set(folder, options=Options(fix=True))
     assert found(mended.content)["a.jpg"] == [("dög", pytest.approx([20, 10, 20, 10], abs=1e-3))]
     assert "boxes dropped: 1" in " ".join(mended.notes)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "c" * 251, "left \u202e right"])
+def test_names_that_training_would_refuse(tmp_path: Path, name: str) -> None:
+    """A terminal would obey them; the COCO JSON is not written only to be refused."""
+    write_pictures(tmp_path / "images")
+    (tmp_path / "boxes.csv").write_text(f"images/a.jpg,1,1,9,9,{name}\n", encoding="utf-8")
+    must = "it must be a text that is not empty, without line breaks and other control"
+    with pytest.raises(UserError, match=rf'boxes\.csv, line 1: class name is ".*"; {must}') as error:
+        read(tmp_path / "boxes.csv")
+    assert str(error.value).isprintable()
+    (tmp_path / "names.txt").write_text(f"cat\n{name}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf'names\.txt: class 1: name is ".*"; {must}'):
+        read(tmp_path / "boxes.csv", classes=tmp_path / "names.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+@pytest.mark.parametrize("name", [b"a\nb.png", b"\xfc.png"])  # the latter is no UTF-8
+def test_names_of_pictures_that_training_would_refuse(tmp_path: Path, name: bytes) -> None:
+    folder = WRITERS["yolo"](tmp_path / "set")
+    pictures = os.fsencode(folder / "images" / "train")
+    os.replace(pictures + b"/a.jpg", pictures + b"/" + name)
+    with pytest.raises(UserError, match='file_name is ".*"; it must be a text .*--fix') as error:
+        read(folder)
+    assert str(error.value).isprintable()
+    assert sorted(found(read(folder, fix=True))) == ["b.png", "c.JPG", "d e.png"]
 
 
 def test_classes_that_a_file_fixes(tmp_path: Path) -> None:
