@@ -88,6 +88,14 @@ def test_sizes_and_depths_of_table_e(data: str, largest: int, depths: tuple[int,
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.RESNETS.DEPTH) == (350, 34)
 
 
+def test_time_grows_with_pixels_and_depth() -> None:
+    """detectron2's zoo: a step takes 0.200 s with ResNet-50, 0.280 s with ResNet-101."""
+    plan = only("e_speed", data="quickstart")
+    small, large, deep = (run_of(plan, row).cost for row in ("R50_400", "R50_800", "R101_400"))
+    assert large / small == 4
+    assert deep / small == pytest.approx(0.280 / 0.200, rel=0.05)
+
+
 def test_a_given_depth_and_scale_are_those_of_all_tables(tmp_path: Path) -> None:
     """Of the data's own depth and sizes, where the rows do not differ in them."""
     (tmp_path / "mine.yaml").write_text("MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n")
@@ -195,8 +203,12 @@ def test_rows_of_ones_own(tmp_path: Path) -> None:
         (["b_gamma"], {"overrides": ["SEED", "2"]}, "give --seeds instead"),
         (["b_gamma"], {"overrides": ["SOLVER.MAX_ITER", "2"], "steps": 2}, "beside --steps"),
         (["e_speed"], {"scale": 0.0}, "--scale: 0.0"),
+        (["b_gamma"], {"data": "quickstart", "scale": 0.001}, "128 pixels ones of 0; .* 0.25"),
+        (["e_speed"], {"scale": 0.07}, "400 pixels ones of 28; .* 0.08"),
+        (["b_gamma"], {"seeds": [2**32]}, "--seeds: 4294967296 given"),
         (["e_speed"], {"depths": {50: 18}}, "--depth: .*give --data"),
         (["e_speed"], {"data": "quickstart", "depths": {34: 18}}, "none of 34"),
+        (["e_speed"], {"data": "quickstart", "depths": {50: 19}}, "no ResNet of depth 19; .* 18"),
         (["b_gamma"], {"data": "quickstart", "depths": {101: 34}}, "b_gamma have .*none of 101"),
     ],
 )

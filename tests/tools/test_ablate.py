@@ -295,6 +295,12 @@ def test_mistakes_before_any_row_runs(ablate: Ablate, words: list[str], sentence
     assert ablate.ran == []
 
 
+def test_an_output_that_cannot_be_a_folder(ablate: Ablate) -> None:
+    (ablate.folder / "out").write_text("")
+    with pytest.raises(UserError, match="--output: out cannot be made"):
+        ablate("b_gamma")
+
+
 def test_weights_and_batches_of_all_rows_are_looked_at_first(ablate: Ablate, monkeypatch) -> None:
     (ablate.folder / "mine.yaml").write_text("MODEL: {WEIGHTS: absent.pth}\n")
     with pytest.raises(UserError, match=r"absent\.pth"):

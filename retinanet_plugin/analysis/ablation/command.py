@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ...engine.parallel import choose_workers
 from ...engine.setup import check_names, check_weights, choose_device
 from ...errors import STOPPED, UserError
 from ...modeling.cls_losses import build_cls_loss
+from ..outputs import output_files
 from ..tables import TABLES
 from .plan import PAPER, Options, Run, data_config, make_plans
 from .progress import Terminal, minutes
@@ -63,7 +65,7 @@ def ablate(names: Sequence[str], options: Options, *, jobs: int, num_gpus: int, 
                 f"{num_gpus} (row {run.name}); give a multiple of their number."
             )
         build_cls_loss(run.cfg)
-    options.output.mkdir(parents=True, exist_ok=True)
+    output_files(options.output, [], overwrite=False, option="--output")
     failed: dict[str, str] = {}
 
     def report(run: Run) -> None:
@@ -126,8 +128,8 @@ def _what_is_done(
         parts.append(f"{begun} go on from a checkpoint")
     where = ", ".join(f"{k} {v}" for k, v in environments[0].items())
     parts.append(f"{len(environments)} at once ({where})")
-    if data_config(data).name == "quickstart.yaml" if data != PAPER else False:
-        unit = 128**2 * 8
+    if data != PAPER and data_config(data).name == "quickstart.yaml":
+        unit = 128**2 * 8 * sqrt(50)
         seconds = sum(run.max_iter * run.cost / unit * _QUICKSTART_STEP + _AROUND for run in todo)
         parts.append(f"{minutes(seconds)} on two cores as in docs/checks.md")
     return "; ".join(parts)
