@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import UserError
-from .metrics import read_scalars
+from .metrics import read_scalars, short_names
 
 LOG_KEY = "MODEL.RETINANET.LOG_LOSS_SHARES"
 COLUMNS = {
@@ -48,17 +48,12 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the folders, named by these; by their whole paths where names are equal.
+    """The runs in the folders, named by these; by more of their paths where names are equal.
 
     Raises:
         UserError: for a folder without a log, or whose log lacks the numbers.
     """
-    names = [folder.resolve().name for folder in folders]
-    unique = len(set(names)) == len(names)
-    return [
-        read_run(folder, name if unique else str(folder))
-        for folder, name in zip(folders, names, strict=True)
-    ]
+    return [read_run(*run) for run in zip(folders, short_names(folders), strict=True)]
 
 
 def read_run(folder: Path, name: str) -> Run:

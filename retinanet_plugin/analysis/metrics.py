@@ -10,6 +10,15 @@ from typing import Any
 METRICS = ("AP", "AP50", "AP75")
 
 
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of paths, as long as tells them apart: ``gamma_2.0/seed_1``; of the same, equal."""
+    parts = [path.resolve().parts for path in paths]
+    kinds, length = len(set(parts)), 1
+    while len({p[-length:] for p in parts}) < kinds:
+        length += 1
+    return [str(Path(*p[-length:])) for p in parts]
+
+
 def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[str]:
     """The lines from byte ``since`` on, of the ``last`` bytes; none where there is no file."""
     try:

@@ -33,7 +33,7 @@ from ..errors import UserError
 from ..export.network import is_exported, load_network
 from ..tools.benchmark.measure import Run, seconds
 from ..tools.benchmark.models import imitate_training
-from .metrics import METRICS, last_metrics
+from .metrics import METRICS, last_metrics, read_lines, short_names
 from .tables import TABLES, Row
 
 # Random weights are adapted to so many pictures, to the middle of so many pixels of each.
@@ -115,8 +115,8 @@ def _read_run(folder: Path, overrides: Sequence[str]) -> Subject:
     cfg = get_config(config, overrides)
     weights = folder / "model_final.pth"
     if not weights.is_file():
-        last = folder / "last_checkpoint"
-        weights = folder / (last.read_text().strip() if last.is_file() else weights.name)
+        (name,) = read_lines(folder / "last_checkpoint")[:1] or [weights.name]
+        weights = folder / name.strip()
     if not weights.is_file():
         raise UserError(
             f"{folder}: has no {weights.name}; wait for the run's first checkpoint, or give "
@@ -156,9 +156,14 @@ def _row_of(path: Path) -> Row | None:
 
 
 def with_unique_names(subjects: Sequence[Subject]) -> list[Subject]:
-    """Where two have the same name, they are called as the person did, and if need be numbered."""
+    """Where some have the same name, more of their paths is added, and if need be a number."""
     names = [subject.name for subject in subjects]
-    longer = [s.given if names.count(s.name) > 1 else s.name for s in subjects]
+    longer = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [i for i, other in enumerate(names) if other == name]
+        paths = [Path(subjects[i].given) for i in alike]
+        for i, short in zip(alike, short_names(paths), strict=True):
+            longer[i] = short
     for i in range(len(subjects)):
         again = f" ({longer[:i].count(longer[i]) + 1})" if longer[i] in longer[:i] else ""
         names[i] = longer[i] + again

@@ -8,11 +8,9 @@ from matplotlib.figure import Figure
 
 from .metrics import METRICS
 from .speed_accuracy import Measured
+from .speed_chart import colours_of, draw_paper, finish, name_point
 from .tables import TABLES
 
-# By backbone, the same in both charts; others follow in order.
-_COLOURS = {"ResNet-50": "#2a6f97", "ResNet-101": "#b0413e"}
-_MORE_COLOURS = ("#e0a030", "#6a3d8f", "#4d8b6a", "#1b1b1b", "#8c6d46")
 _GREY = "#5b6670"
 
 
@@ -108,7 +106,7 @@ def draw(results: Sequence[Measured], machine: Mapping[str, Any]) -> Figure:
     height = 6.2 if known else max(5.2, 1.8 + 0.42 * len(results))
     figure = Figure(figsize=(14, height), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = _colours(results)
+    colours = colours_of(result.subject.backbone for result in results)
     if known:
         _draw_points(left, results, colours)
     else:
@@ -117,19 +115,12 @@ def draw(results: Sequence[Measured], machine: Mapping[str, Any]) -> Figure:
     pictures = ", ".join(sorted({result.pictures for result in results}))
     left.set_title(f"Here: {data or pictures}, {machine['device']}")
     left.set_xlabel("milliseconds a picture: median, and quartiles")
-    _draw_paper(right)
+    draw_paper(right)
     start = "Speed against accuracy" if known else "Speed here, and the paper's against accuracy"
     figure.suptitle(
         f"{start}. Machines and data differ: compare the shapes, not the numbers", size=13
     )
     return figure
-
-
-def _colours(results: Sequence[Measured]) -> dict[str, str]:
-    backbones = list(dict.fromkeys(result.subject.backbone for result in results))
-    others = [name for name in backbones if name not in _COLOURS]
-    more = {name: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, name in enumerate(others)}
-    return {**_COLOURS, **more}
 
 
 def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, str]) -> None:
@@ -150,6 +141,7 @@ def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, 
                 color=colours[backbone],
                 capsize=3,
                 label=backbone,
+                clip_on=False,
             )
     # Of two curves the names of one are below, those of the other above.
     sides = list(dict.fromkeys(r.subject.backbone for r in results if r.metrics))
@@ -159,7 +151,9 @@ def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, 
             above = bool((sides.index(backbone) if len(sides) > 1 else i) % 2)
             aside = 5 if len(sides) > 1 else 0
             point = (place, result.metrics["AP"])
-            _name(axes, result.subject.name, point, colours[backbone], above=above, aside=aside)
+            name_point(
+                axes, result.subject.name, point, colours[backbone], above=above, aside=aside
+            )
         else:
             axes.axvline(place, color=_GREY, linestyle=":", linewidth=1, zorder=0)
             axes.annotate(
@@ -172,28 +166,7 @@ def _draw_points(axes: Axes, results: Sequence[Measured], colours: Mapping[str, 
                 color=_GREY,
             )
     axes.margins(x=0.15, y=0.2)
-    axes.set_xlim(left=max(axes.get_xlim()[0], 0))
-    axes.set_ylabel("AP")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e7ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="lower right")
-
-
-def _name(
-    axes: Axes, name: str, point: tuple[float, float], colour: str, *, above: bool, aside: int
-) -> None:
-    """``aside`` so many points, to the left where above and to the right where below."""
-    axes.annotate(
-        name,
-        point,
-        xytext=(-aside, 7 - aside / 2) if above else (aside, -7 + aside / 2),
-        textcoords="offset points",
-        ha=("right" if above else "left") if aside else "center",
-        va="bottom" if above else "top",
-        size=8,
-        color=colour,
-    )
+    finish(axes)
 
 
 def _spread(results: Sequence[Measured]) -> list[list[float]]:
@@ -222,28 +195,3 @@ def _draw_bars(axes: Axes, results: Sequence[Measured], colours: Mapping[str, st
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_paper(axes: Axes) -> None:
-    """Figure 2 of the paper, from table 1e; the numbers are the short sides of the pictures."""
-    table = TABLES["e_speed"]
-    for backbone, colour in _COLOURS.items():
-        known = [
-            (row.milliseconds, row.ap, row.name.rpartition("_")[2])
-            for row in table.rows
-            if row.label.startswith(f"{backbone},") and row.milliseconds and row.ap
-        ]
-        axes.plot(
-            [x for x, _, _ in known], [y for _, y, _ in known], "o-", color=colour, label=backbone
-        )
-        for x, y, side in known:
-            above = backbone == "ResNet-101" and side != "400"  # where there is room
-            _name(axes, side, (x, y), colour, above=above, aside=5)
-    axes.set_title(f"The paper (table 1e): {table.data}, Nvidia M40")
-    axes.set_xlabel("milliseconds a picture")
-    axes.set_ylabel("AP")
-    axes.margins(x=0.08, y=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e7ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="lower right")

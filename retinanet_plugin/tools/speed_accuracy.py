@@ -145,17 +145,19 @@ def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
 
 def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[Measured]:
     """Builds all, evaluates where that is asked for, and then times them in turn."""
-    models, pictures, metrics = {}, {}, {}
+    built, pictures, metrics = {}, {}, {}
     for subject in subjects:
         name = subject.name
         print(f"building {name}", file=sys.stderr, flush=True)
         pictures[name] = load(subject, args)
-        model = build_subject(subject, pictures[name])
-        models[name] = inference(model, subject.cfg)
-        if args.evaluate:
-            folder = args.out / re.sub(r"[^\w.=-]+", "_", name)
-            with redirect_stdout(sys.stderr):  # COCO's own tables are not ours
-                metrics[name] = evaluate(subject, model, folder)
+        built[name] = build_subject(subject, pictures[name])
+    for subject in subjects if args.evaluate else ():  # only now: a checkpoint may be broken
+        name = subject.name
+        register_data(subject, args)
+        folder = args.out / re.sub(r"[^\w.=-]+", "_", name)
+        with redirect_stdout(sys.stderr):  # COCO's own tables are not ours
+            metrics[name] = evaluate(subject, built[name], folder)
+    models = {subject.name: inference(built[subject.name], subject.cfg) for subject in subjects}
     count = min(map(len, pictures.values()))
     pictures = {name: own[:count] for name, own in pictures.items()}
     device = torch.device(subjects[0].cfg.MODEL.DEVICE)

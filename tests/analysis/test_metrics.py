@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from retinanet_plugin.analysis.metrics import last_metrics
+from retinanet_plugin.analysis.metrics import last_metrics, short_names
 
 
 def evaluation(ap: float, prefix: str = "bbox") -> dict[str, float]:
@@ -26,3 +26,15 @@ def test_the_last_evaluation_counts(tmp_path: Path) -> None:
     assert last_metrics(file, ["a"], 10) is None
     file.write_text(json.dumps(evaluation(float("nan"))))
     assert last_metrics(file, ["a"], 10) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+
+
+def test_short_names(tmp_path: Path) -> None:
+    given = ["b_gamma/gamma_2.0/seed_1", "./b_gamma/gamma_0.0/seed_1", "b_gamma/gamma_2.0/seed_1/"]
+    names = ["gamma_2.0/seed_1", "gamma_0.0/seed_1", "gamma_2.0/seed_1"]
+    assert short_names([tmp_path / x for x in given]) == names
+    assert short_names([tmp_path / x for x in ("a/x", "b/a/x", "y")]) == [
+        str(Path(tmp_path.name, "a", "x")),
+        str(Path("b", "a", "x")),
+        str(Path(*tmp_path.parts[-2:], "y")),
+    ]
+    assert short_names([Path(tmp_path.root)]) == [tmp_path.root]

@@ -105,10 +105,10 @@ def test_a_config_and_its_weights(tmp_path: Path) -> None:
 
 
 def test_names_tell_models_apart() -> None:
-    words = ["a/run", "b/run", "c.yaml", "b/run"]
+    words = ["/x/a/seed_1", "/x/b/seed_1", "c.yaml", "../x/d.yaml", "/x/b/seed_1"]
     subjects = [Subject(w, w.rpartition("/")[2], None) for w in words]
     names = [s.name for s in with_unique_names(subjects)]
-    assert names == ["a/run", "b/run", "c.yaml", "b/run (2)"]
+    assert names == ["a/seed_1", "b/seed_1", "c.yaml", "d.yaml", "b/seed_1 (2)"]
 
 
 def test_words_that_override_begin_at_the_first_key(tmp_path: Path, monkeypatch: Any) -> None:
@@ -254,6 +254,18 @@ def test_the_command_on_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (random["name"], random["metrics"]) == ("config", None)
     with pytest.raises(UserError, match=r"already holds speed_accuracy.png"):
         run(folder, *words)
+
+
+def test_a_broken_checkpoint_is_found_before_anything_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, broken = (write_run(tmp_path / name, tiny_config()) for name in ("good", "broken"))
+    (broken / "model_final.pth").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(command, "register_data", lambda *given: None)
+    monkeypatch.setattr(command, "evaluate", lambda *given: pytest.fail("evaluated"))
+    words = ["--size", "64x64", "--evaluate", "--out", tmp_path / "out", "MODEL.DEVICE", "cpu"]
+    with pytest.raises(UserError, match=r"broken/model_final.pth is no checkpoint"):
+        run(good, broken, *words)
 
 
 def test_the_command_evaluates_as_train_net(

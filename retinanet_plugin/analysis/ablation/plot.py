@@ -1,18 +1,17 @@
 """The rows' AP as a picture: measured on the left, the paper's on the right, each on its scale."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..speed_chart import colours_of, draw_paper, finish, name_point
 from .measured import Measured
 from .plan import PAPER, Plan
 
 _OURS, _PAPER, _GREY, _GRID = "#2a6f97", "#e0a030", "#6b6b6b", "#dddddd"
 _PAPER_TEXT = "#9a6a10"  # darker, to be read
-_LINES = (("#2a6f97", "o"), ("#e0a030", "D"), ("#b0413e", "s"))
 _ROW, _AROUND, _WIDTH, _SPEED_HEIGHT = 0.45, 1.4, 10.0, 4.8  # inches
 _ROOM = 0.14  # at the sides, for numbers, as a share of the axis
 
@@ -27,12 +26,13 @@ def draw(plan: Plan, rows: Sequence[Measured]) -> Figure:
     data = "as configured" if plan.options.data == PAPER else f"on {Path(plan.options.data).stem}"
     seeds = max((len(m.results) for m in rows), default=0)
     spread = f", {seeds} seeds (bar: standard deviation)" if seeds > 1 else ""
-    left.set_title(f"Here, {data}{spread}", fontsize=10, color=_OURS)
-    right.set_title(f"The paper, on {plan.table.data}", fontsize=10, color=_PAPER_TEXT)
+    left.set_title(f"Here, {data}{spread}", fontsize=10, color="black" if speed else _OURS)
     if speed:
-        _curves(left, [point for m in rows for point in _here(m)])
-        _curves(right, [point for m in rows for point in _printed(m)])
+        _curves(left, rows)
+        draw_paper(right)
+        right.title.set_size(10)
     else:
+        right.set_title(f"The paper, on {plan.table.data}", fontsize=10, color=_PAPER_TEXT)
         _measured(left, rows)
         _paper(right, rows)
         left.set_yticks(range(len(rows)), [m.row.label for m in rows])
@@ -92,53 +92,33 @@ def _grid(axes: Axes) -> None:
 # ---------------------------------------------------------------- AP over latency
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A row in the plane of latency and AP."""
-
-    line: str
-    milliseconds: float
-    ap: float
-    spread: float
-    pixels: str
-
-
-def _here(m: Measured) -> Iterator[_Point]:
-    ap, milliseconds = m.mean(), m.milliseconds
-    if ap is not None and milliseconds is not None:
-        yield _Point(f"ResNet-{m.depth}", milliseconds, ap, m.spread() or 0.0, str(m.pixels))
-
-
-def _printed(m: Measured) -> Iterator[_Point]:
-    if m.row.ap is not None and m.row.milliseconds is not None:
-        line, pixels = m.row.label.removesuffix(" pixels").split(", ")
-        yield _Point(line, m.row.milliseconds, m.row.ap, 0.0, pixels)
-
-
-def _curves(axes: Axes, points: Sequence[_Point]) -> None:
-    """A line for each backbone, whose points bear their pixels."""
-    for i, line in enumerate(dict.fromkeys(p.line for p in points)):
-        on_it = [p for p in points if p.line == line]
-        colour, marker = _LINES[i % len(_LINES)]
-        xs, ys = [p.milliseconds for p in on_it], [p.ap for p in on_it]
-        axes.plot(xs, ys, marker=marker, color=colour, ms=6, label=line)
-        if any(p.spread for p in on_it):
-            spreads = [p.spread for p in on_it]
-            axes.errorbar(xs, ys, yerr=spreads, fmt="none", color=colour, capsize=3)
-        for p in on_it if i else on_it[:: max(len(on_it) - 1, 1)]:  # of the first line, its ends
-            axes.annotate(
-                p.pixels,
-                (p.milliseconds, p.ap),
-                xytext=(-5, 5) if i else (6, -5),
-                textcoords="offset points",
-                ha="right" if i else "left",
-                va="bottom" if i else "top",
-                size=8.5,
-                color=_PAPER_TEXT if colour == _PAPER else colour,
-            )
+def _curves(axes: Axes, rows: Sequence[Measured]) -> None:
+    """A line for each depth, whose points bear their pixels; beside :func:`draw_paper`."""
+    depths = dict.fromkeys(m.depth for m in rows)
+    colours = colours_of(f"ResNet-{depth}" for depth in depths)
+    for i, depth in enumerate(depths):
+        line = f"ResNet-{depth}"
+        points = [
+            (m.milliseconds, m.mean(), m.spread() or 0.0, m.pixels)
+            for m in rows
+            if m.depth == depth and m.milliseconds is not None and m.mean() is not None
+        ]
+        if not points:
+            continue
+        xs, ys, spreads, pixels = zip(*points, strict=True)
+        colour = colours[line]
+        axes.errorbar(
+            xs,
+            ys,
+            yerr=spreads if any(spreads) else None,
+            fmt="o-",
+            color=colour,
+            capsize=3,
+            label=line,
+            clip_on=False,
+        )
+        for x, y, side in zip(xs, ys, pixels, strict=True):
+            name_point(axes, str(side), (x, y), colour, above=bool(i % 2), aside=5)
     axes.margins(x=_ROOM, y=_ROOM)
     axes.set_xlabel("milliseconds a picture (numbers: pixels of the short side)")
-    axes.set_ylabel("AP")
-    if points:
-        axes.legend(loc="lower right", frameon=False)
-    _grid(axes)
+    finish(axes)

@@ -11,6 +11,9 @@ from .plot import draw
 from .progress import minutes
 
 
+_PAPERS = ("paper's AP", "paper's AP50", "paper's AP75")
+
+
 def write_report(plan: Plan, failed: Mapping[str, str]) -> None:
     """``results.md``, ``results.csv`` and ``results.png`` in the table's folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -26,10 +29,10 @@ def write_report(plan: Plan, failed: Mapping[str, str]) -> None:
 def markdown(plan: Plan, failed: Mapping[str, str]) -> str:
     """The table, how it was made, and whether the paper's order holds."""
     rows = measure(plan, failed)
-    head = ["", "AP", "AP50", "AP75", "seeds", "paper's AP", "AP50", "AP75", "time a run"]
+    head = ["", "AP", "AP50", "AP75", "seeds", *_PAPERS, "time a run"]
     timed = any(m.row.milliseconds for m in rows)
     if timed:
-        head += ["here", "ms a picture", "paper's"]
+        head += ["here", "ms a picture", "paper's ms"]
     lines = [head, ["---"] * len(head), *(_line(m, timed=timed) for m in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     blocks = [f"## {plan.table.title}", _how(plan, rows), table, _order(rows), *_notes(rows)]
