@@ -241,6 +241,8 @@ def _why_unreadable(said: str) -> str:
     if "TorchScript archive" in said:
         return "it is a TorchScript archive, which is a program"
     said = said.rpartition("WeightsUnpickler error: ")[2].strip()
+    if said.startswith("Unsupported operand"):
+        return "PyTorch has not written it"
     return printable(re.split(r"\n|\. (?=[A-Z])", said)[0], 200)
 
 
