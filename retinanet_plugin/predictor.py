@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from .config import find_config, get_config
 from .data import register_own_datasets
 from .data.coco_json import read_coco
-from .data.pictures import read_picture, reason_of
+from .data.pictures import read_picture, reason_of, refuse_deep
 from .engine.amp import DTYPES, autocast
 from .engine.checkpoint import local_file, read_classes
 from .engine.setup import check_names, choose_device
@@ -193,6 +193,7 @@ class Predictor:
             if isinstance(picture, str | Path):
                 return read_picture(str(picture), into)
             if isinstance(picture, Image.Image):
+                refuse_deep(picture)
                 upright: np.ndarray = convert_PIL_to_numpy(ImageOps.exif_transpose(picture), into)
                 return upright
         except Exception as error:  # PIL's decoders raise nearly everything on damaged files

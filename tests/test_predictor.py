@@ -149,6 +149,7 @@ def test_the_number_of_classes_is_the_checkpoints(run: Path) -> None:
         (np.zeros((4, 4, 3)), "an array of float64 and shape .4, 4, 3. is no picture; give uint8"),
         (np.zeros((4, 4, 4), np.uint8), "shape .4, 4, 4. is no picture"),
         (np.zeros((0, 4, 3), np.uint8), "is no picture"),
+        (Image.new("I;16", (4, 4)), "cannot be read .its grey has more than 8 bits"),
         (3, "a int is no picture"),
     ],
 )

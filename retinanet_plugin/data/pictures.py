@@ -65,8 +65,8 @@ def open_picture(file: str | Path) -> Iterator[Image.Image]:
     """A picture, of which only the header has been read.
 
     Raises:
-        OSError: for what is no ordinary file, or of none of ``FORMATS``; and what PIL's readers
-            raise, among it its guard against decompression bombs.
+        OSError: for what is no ordinary file, or of none of ``FORMATS``, or has too deep a grey;
+            and what PIL's readers raise, among it its guard against decompression bombs.
     """
     if os.path.exists(file) and not os.path.isfile(file):
         # Reading a pipe or device could last for ever
@@ -79,7 +79,17 @@ def open_picture(file: str | Path) -> Iterator[Image.Image]:
         except UnidentifiedImageError:
             raise OSError(f"it is none of {', '.join(_formats())}") from None
         with image:
+            refuse_deep(image)
             yield image
+
+
+def refuse_deep(image: Image.Image) -> None:
+    """OSError for more than 8 bits of grey: Pillow, and so detectron2, would make them white."""
+    if image.mode[0] in "IF":  # 16 and 32 bits, and floating point
+        raise OSError(
+            f"its grey has more than 8 bits (Pillow's mode {image.mode}), which would turn white; "
+            "save it with 8, spreading the brightness that matters over 0 to 255"
+        )
 
 
 @cache

@@ -24,7 +24,7 @@ from PIL import Image
 from retinanet_plugin.data import pictures
 from retinanet_plugin.data.coco_entries import Entries
 from retinanet_plugin.data.own import register_own_datasets
-from retinanet_plugin.data.pictures import ReadableDatasetMapper, check_pictures
+from retinanet_plugin.data.pictures import ReadableDatasetMapper, check_pictures, read_picture
 from retinanet_plugin.errors import UserError, sentence_of
 
 
@@ -109,6 +109,31 @@ def test_folder_in_place_of_a_picture(folder: Path) -> None:
     (folder / "b.png").unlink()
     (folder / "b.png").mkdir()
     assert "cannot be read as a picture (Is a directory)" in sentence(entries(), folder)
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [("a.png", np.uint16), ("a.tif", np.uint16), ("a.tif", np.int32), ("a.tif", np.float32)],
+)
+def test_grey_that_would_turn_white(tmp_path: Path, name: str, dtype: type) -> None:
+    deep = np.linspace(0, 60_000, 30 * 40).reshape(30, 40).astype(dtype)
+    Image.fromarray(deep).save(tmp_path / name)
+    white = read_image(str(tmp_path / name), format="BGR") == 255
+    assert white.mean() > 0.99  # as detectron2 reads it
+    with pytest.raises(OSError, match=r"its grey has more than 8 bits .* save it with 8"):
+        read_picture(str(tmp_path / name), "BGR")
+    row = {"id": 1, "file_name": name, "width": 40, "height": 30}
+    rows = Entries(Path("a.json"), "images", [row])
+    assert f"{name} cannot be read as a picture (its grey has more" in sentence(rows, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_other_modes_are_read(tmp_path: Path, name: str, mode: str) -> None:
+    shades = Image.linear_gradient("L").resize((40, 30))
+    shades.convert(mode).save(tmp_path / name)
+    expected = np.asarray(shades.convert(mode).convert("RGB"))
+    np.testing.assert_array_equal(read_picture(str(tmp_path / name), "RGB"), expected)
 
 
 def test_other_size(folder: Path) -> None:

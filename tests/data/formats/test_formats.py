@@ -190,7 +190,7 @@ def test_names_that_training_would_refuse(tmp_path: Path, name: str) -> None:
     write_pictures(tmp_path / "images")
     (tmp_path / "boxes.csv").write_text(f"images/a.jpg,1,1,9,9,{name}\n", encoding="utf-8")
     must = "it must be a text that is not empty, without line breaks and other control"
-    with pytest.raises(UserError, match=rf'boxes\.csv, line 1: class name is ".*"; {must}') as error:
+    with pytest.raises(UserError, match=rf'csv, line 1: class name is ".*"; {must}') as error:
         read(tmp_path / "boxes.csv")
     assert str(error.value).isprintable()
     (tmp_path / "names.txt").write_text(f"cat\n{name}\n", encoding="utf-8")
@@ -204,7 +204,7 @@ def test_names_of_pictures_that_training_would_refuse(tmp_path: Path, name: byte
     folder = WRITERS["yolo"](tmp_path / "set")
     pictures = os.fsencode(folder / "images" / "train")
     os.replace(pictures + b"/a.jpg", pictures + b"/" + name)
-    with pytest.raises(UserError, match='file_name is ".*"; it must be a text .*--fix') as error:
+    with pytest.raises(UserError, match=r'file_name is ".*"; it must be a text .*--fix') as error:
         read(folder)
     assert str(error.value).isprintable()
     assert sorted(found(read(folder, fix=True))) == ["b.png", "c.JPG", "d e.png"]
