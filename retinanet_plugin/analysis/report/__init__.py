@@ -26,7 +26,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     out = out or folder / "report.html"
     found = gather(folder)
-    name = Path(found.run.folder).name
+    name = "/".join(Path(found.run.folder).parts[-2:])  # the last alone is often "output"
     html = page(
         f"Report of {name}",
         report_body(found),

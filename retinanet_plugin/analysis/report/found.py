@@ -314,7 +314,7 @@ def _confusion(test_set: TestSet) -> str:
     about = note(
         "What became of each box: a row is what it is, a column what it was detected as, "
         "matched at IoU 0.50 as for AP. The last column holds boxes missed, the last row "
-        "detections of nothing."
+        "detections of nothing, or of a box that another detection has found."
     )
     if len(names) <= MAX_MATRIX:
         return f"{about}<div data-confusion></div>{_matrix(first, names)}"
@@ -351,7 +351,7 @@ def _matrix(confusion: Confusion, names: Sequence[str]) -> str:
     }
     head = "".join(f"<th>{text(name)}</th>" for name in (*names, "missed"))
     lines = []
-    for row, name in enumerate((*names, "nothing there")):
+    for row, name in enumerate((*names, "no box")):
         line = []
         for column in range(len(names) + 1):
             count, share = cells.get((row, column), (0, 0.0))
