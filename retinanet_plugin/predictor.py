@@ -6,6 +6,7 @@ predictor = Predictor("output/run/config.yaml", "output/run/model_final.pth")
 detections = predictor("street.jpg")
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -232,10 +233,12 @@ class Predictor:
 def _config(
     config: str | Path | CfgNode | None, weights: str | Path | None, overrides: Sequence[str]
 ) -> CfgNode:
+    if weights is not None:
+        weights = local_file(os.path.expanduser(weights), "Predictor: weights")
     if config is None:
         if weights is None:
             raise UserError("Predictor: neither config nor weights given; give at least weights.")
-        beside = Path(weights).expanduser().parent / "config.yaml"
+        beside = Path(weights).parent / "config.yaml"
         if not is_exported(weights) and not beside.is_file():
             raise UserError(
                 f"Predictor: no {beside} beside the weights; give the config that they were "
@@ -254,7 +257,7 @@ def _config(
         cfg.MODEL.WEIGHTS = str(weights)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS: empty, so there is no model; give a checkpoint.")
-    cfg.MODEL.WEIGHTS = local_file(cfg.MODEL.WEIGHTS)
+    cfg.MODEL.WEIGHTS = local_file(cfg.MODEL.WEIGHTS, "Predictor: weights")
     return cfg
 
 

@@ -158,17 +158,23 @@ def test_what_is_no_picture(predictor: Predictor, picture: object, sentence: str
         predictor(picture)
 
 
-def test_mistakes(run: Path, tmp_path: Path) -> None:
+def test_mistakes(run: Path, tmp_path: Path, monkeypatch) -> None:
     shutil.copy(run / "model_final.pth", tmp_path)
     for arguments, sentence in (
         ({}, "neither config nor weights given"),
         ({"weights": tmp_path / "model_final.pth"}, "no .*config.yaml beside the weights"),
+        (
+            {"weights": tmp_path / "no.pth"},
+            r"weights: no file .*no\.pth; give a file on this machine\.",
+        ),
         ({"config": run / "config.yaml", "device": "gpu"}, "MODEL.DEVICE"),
         ({"config": run / "config.yaml", "channels": "BRG"}, '"BRG"'),
         ({"config": "Base-Scratch-R18.yaml"}, "MODEL.WEIGHTS: empty"),
     ):
         with pytest.raises(UserError, match=sentence):
             Predictor(**arguments)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Predictor(run / "config.yaml", "~/model_final.pth").classes == CLASSES
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match='device "cuda": no such GPU'):
             Predictor(run / "config.yaml", device="cuda")

@@ -159,6 +159,11 @@ def read_config(folder: Path) -> CfgNode:
     if not path.is_file():
         raise UserError(f"no file {path}; give the OUTPUT_DIR of a training run.")
     cfg = get_config(path)
+    if not any((folder / name).exists() for name in ("metrics.json", "inference")):
+        raise UserError(
+            f"{folder} holds a config, but neither metrics.json nor inference, so no run; give the "
+            f"OUTPUT_DIR of one ({path} says {cfg.OUTPUT_DIR})."
+        )
     cfg.OUTPUT_DIR = str(folder)
     return cfg
 

@@ -108,6 +108,7 @@ def test_the_log_tells_speed_and_versions(tmp_path: Path) -> None:
 
 def test_what_is_not_told_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(get_config(overrides=["MODEL.DEVICE", "cpu"]).dump())
+    (tmp_path / "metrics.json").touch()
     run = read_run(tmp_path, read_config(tmp_path), ("somewhere",))
     assert (run.best, run.last, run.series, run.steps) == (None, None, {}, 0)
     assert run.speed.device == "cpu"
@@ -124,6 +125,9 @@ def test_settings_are_what_differs_from_the_defaults(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.yaml.*give the OUTPUT_DIR"):
+        read_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/output\n")
+    with pytest.raises(UserError, match=rf"holds a config, but .* no run; .* {tmp_path}/output\)"):
         read_config(tmp_path)
 
 
