@@ -41,7 +41,16 @@ def quantise(source: Path, target: Path, pictures: Iterable[np.ndarray]) -> None
     model, stored = onnx.load(str(target)), onnx.load(str(source)).metadata_props
     del model.metadata_props[:]
     model.metadata_props.extend(stored)
+    _leave_out_unused_operators(model)
     onnx.save(model, str(target))
+
+
+def _leave_out_unused_operators(model: Any) -> None:
+    """Of the sets that ONNX Runtime declares: other runtimes may know only those used."""
+    used = {node.domain for node in model.graph.node}
+    declared = [x for x in model.opset_import if x.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(declared)
 
 
 def _kept(graph: Any) -> list[str]:
