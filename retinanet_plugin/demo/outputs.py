@@ -34,7 +34,7 @@ class Outputs:
         overwrite: whether to replace what an earlier call has left.
 
     Raises:
-        UserError: where the folder cannot be used.
+        UserError: where the folder cannot be used, and as the block ends, where the disk is full.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Outputs:
         self._ids = list(category_ids)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()) and not (overwrite and (folder / DETECTIONS).is_file()):
+            ours = any((folder / f"{part}{DETECTIONS}").is_file() for part in ("", f"{_PART}."))
+            if any(folder.iterdir()) and not (overwrite and ours):
                 remedy = "another folder" if overwrite else "another folder, or --overwrite"
                 raise UserError(
                     f"--output: {folder} is not empty{', nor of this command' * overwrite}; give "
@@ -81,8 +82,10 @@ class Outputs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._detections.close()
-        self._images.close()
+        try:
+            self._detections.close()
+        finally:
+            self._images.close()
 
     def path_for(self, name: PurePath, *, is_video: bool) -> Path:
         """A file of its own for what is drawn of a source, in its folder, which is made."""
@@ -118,9 +121,12 @@ class _JsonList:
         self._separator = ",\n"
 
     def close(self) -> None:
-        self._file.write(f"\n{self._tail}\n")
-        self._file.close()
-        self._part.replace(self._path)
+        try:
+            with self._file:
+                self._file.write(f"\n{self._tail}\n")
+            self._part.replace(self._path)
+        except OSError as error:
+            raise _no_room(self._path, error, f" ({self._part.name} has what there is)") from None
 
 
 class _Names:
@@ -152,7 +158,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     """As a PNG or JPEG, by the path's ending; (H, W, 3) uint8 in BGR.
 
     Raises:
-        OSError: where it cannot be written.
+        UserError: where it cannot be written.
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else []
     content = cv2.imencode(path.suffix, picture, quality)[1]
@@ -160,8 +166,17 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     try:
         part.write_bytes(content.tobytes())
         part.replace(path)
+    except OSError as error:
+        raise _no_room(path, error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _no_room(path: Path, error: OSError, kept: str = "") -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}); make room on the disk, or give another "
+        f"--output{kept}."
+    )
 
 
 class Video:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 from pathlib import Path, PurePath
 
 import cv2
@@ -81,6 +82,29 @@ def test_json_is_whole_when_stopped(tmp_path: Path) -> None:
         outputs.add(found(0.9), file_name="a.jpg", drawn="a.jpg")
         raise KeyboardInterrupt
     assert len(json.loads((tmp_path / "detections.json").read_text())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_sentence_and_can_be_begun_anew(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            UserError, match=r"detections\.json: .*\(No space left.*make room"
+        ),
+        Outputs(tmp_path, ["cat", "dog"], [1, 2]) as outputs,
+    ):
+        outputs.add(found(0.9), file_name="a.jpg", drawn="a.jpg")
+        with open("/dev/full", "w") as full:
+            os.dup2(full.fileno(), outputs._detections._file.fileno())
+    assert len(COCO(tmp_path / "pictures.json").imgs) == 1  # whole nevertheless
+    assert not (tmp_path / "detections.json").exists()
+    with Outputs(tmp_path, [], [], overwrite=True):
+        pass
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png: cannot be written \(No such file .*--output"):
+        write_picture(tmp_path / "gone" / "a.png", np.zeros((4, 4, 3), np.uint8))
 
 
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
