@@ -190,6 +190,22 @@ def test_rows_of_ones_own(tmp_path: Path) -> None:
         assert run.folder.parent.name == "steeper"
 
 
+def test_a_row_of_ones_own_on_a_shipped_row(tmp_path: Path) -> None:
+    """On other data, what the shipped row says of its own data counts for nothing."""
+    text = '_BASE_: "ablations/%s"\nMODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n'
+    (tmp_path / "mine.yaml").write_text(text % "Base-R50-600.yaml")
+    (tmp_path / "sized.yaml").write_text(text % "no_fpn.yaml" + "INPUT: {MIN_SIZE_TEST: 96}\n")
+    files = [tmp_path / "mine.yaml", tmp_path / "sized.yaml"]
+    plan = only("b_gamma", data="quickstart", own_rows=files)
+    mine, sized = (run_of(plan, name).cfg for name in ("mine", "sized"))
+    assert mine.INPUT == run_of(plan, "gamma_2.0").cfg.INPUT
+    assert mine.MODEL.RETINANET.PRIOR_PROB == sized.MODEL.RETINANET.PRIOR_PROB == 0.02
+    assert (sized.INPUT.MIN_SIZE_TRAIN, sized.INPUT.MIN_SIZE_TEST) == ((128,), 96)
+    shipped = run_of(only("variants", data="quickstart"), "no_fpn").cfg
+    assert sized.MODEL.ANCHOR_GENERATOR == shipped.MODEL.ANCHOR_GENERATOR
+    assert run_of(only("b_gamma", own_rows=files), "mine").cfg.INPUT.MIN_SIZE_TEST == 600
+
+
 @pytest.mark.parametrize(
     "names, options, sentence",
     [

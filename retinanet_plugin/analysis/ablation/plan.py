@@ -306,14 +306,19 @@ class _Maker:
 
     def _lines(self, row: Row, path: Path) -> dict[str, Any]:
         """The keys that are the row's own, with their values."""
-        own = dict(leaves(_own_lines(path)))
-        if row.name not in self.of_table:
-            own = {k: v for k, v in own.items() if not k.startswith(_NEVER_A_ROWS)}
-            return self._lines_of_options() | own
-        own = {k: v for k, v in own.items() if not k.startswith(_OF_DATA)}
-        if _ANCHOR_SIZES in own:  # in pixels: as large beside the data's anchors as the paper's
+        own, of_person = dict(leaves(_own_lines(path))), dict(leaves(_lines_of_person(path)))
+        of_data = _NEVER_A_ROWS if self.on_paper else _OF_DATA
+        own = {
+            k: v
+            for k, v in own.items()
+            if not k.startswith(_NEVER_A_ROWS if k in of_person else of_data)
+        }
+        # In pixels: as large beside the data's anchors as the paper's.
+        if _ANCHOR_SIZES in own and _ANCHOR_SIZES not in of_person:
             ratio = self.data.MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE / _SMALLEST_ANCHOR
             own[_ANCHOR_SIZES] = [[x * ratio for x in level] for level in own[_ANCHOR_SIZES]]
+        if row.name not in self.of_table:
+            return self._lines_of_options() | own
         cfg = self.resolved[row.name]
         if self._varies(_DEPTH):
             own[_DEPTH] = depth = self.depths[cfg.MODEL.RESNETS.DEPTH]
@@ -380,6 +385,12 @@ def _own_lines(path: Path) -> dict[str, Any]:
     """A file and its bases, leaving out the shipped ones at the top of ``configs/``."""
     top = shipped_configs().resolve()
     return load_yaml(path, leave_out=lambda file: file.resolve().parent == top)
+
+
+def _lines_of_person(path: Path) -> dict[str, Any]:
+    """A file and its bases, leaving out all shipped ones."""
+    shipped = shipped_configs().resolve()
+    return load_yaml(path, leave_out=lambda file: shipped in file.resolve().parents)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

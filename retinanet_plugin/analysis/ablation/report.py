@@ -10,7 +10,6 @@ from .plan import PAPER, Plan
 from .plot import draw
 from .progress import minutes
 
-
 _PAPERS = ("paper's AP", "paper's AP50", "paper's AP75")
 
 
