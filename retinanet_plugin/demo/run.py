@@ -12,9 +12,9 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..data.pictures import read_picture, reason_of
+from ..engine.drawing import draw, enlargement
 from ..errors import UserError, printable
 from ..predictor import Predictor
-from .drawing import draw, enlargement
 from .inputs import Frames, Source
 from .outputs import Outputs, Video, write_picture
 

@@ -11,13 +11,17 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw
 from torch import as_tensor
 
 from ..data.pictures import read_picture
+from ..errors import printable
+from .drawing import draw, font_of
 
 _WIDTH = 420  # pixels of each drawn picture
 _CAPTION = 28  # pixels of the line above it
+_MOST_LETTERS = 36  # of a file's name there
+_MOST_CLASSES = 10_000  # of a data set that names none
 
 
 def draw_detections(
@@ -43,7 +47,8 @@ def draw_detections(
     for detection in json.loads(results_json.read_text()):
         if detection["score"] >= min_score:
             detections[detection["image_id"]].append(detection)
-    chosen = [pictures[i * len(pictures) // count] for i in range(min(count, len(pictures)))]
+    count = min(count, len(pictures))
+    chosen = [pictures[i * len(pictures) // count] for i in range(count)]
     rows = [_row(picture, detections[picture["image_id"]], metadata) for picture in chosen]
     out.parent.mkdir(parents=True, exist_ok=True)
     # A long column of rows is hard to look at: fold it into two.
@@ -53,47 +58,45 @@ def draw_detections(
     padded = [
         np.pad(c, ((0, height - len(c)), (0, 16), (0, 0)), constant_values=255) for c in columns
     ]
-    if not cv2.imwrite(str(out), np.concatenate(padded, axis=1)[:, :, ::-1]):
+    if not cv2.imwrite(str(out), np.concatenate(padded, axis=1)):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(out))  # OpenCV does not say why
 
 
 def _row(picture: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
-    image = read_picture(picture["file_name"], "RGB")
+    image = read_picture(picture["file_name"], "BGR")
     scale = _WIDTH / image.shape[1]
-    truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(
-        {**picture, "annotations": [_box_only(a) for a in picture.get("annotations", [])]}
-    )
-    found = Visualizer(image, metadata, scale=scale).draw_instance_predictions(
-        _instances(detections, image.shape[:2], metadata)
-    )
-    name = Path(picture["file_name"]).name
-    left = _titled(truth.get_image(), f"{name}: truth, {len(picture.get('annotations', []))}")
-    right = _titled(found.get_image(), f"predicted, {len(detections)}")
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(image, (_WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=how)
+    truths = picture.get("annotations", [])
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: the ids are the classes
+    truth = _instances(truths, [a["category_id"] for a in truths], scale, image.shape[:2])
+    kinds = [ids.get(d["category_id"], d["category_id"]) for d in detections]
+    found = _instances(detections, kinds, scale, image.shape[:2])
+    found.scores = as_tensor([d["score"] for d in detections])
+    classes = metadata.get("thing_classes") or list(map(str, range(_MOST_CLASSES)))
+    name = printable(Path(picture["file_name"]).name, _MOST_LETTERS)
+    left = _titled(draw(image, truth, classes), f"{name}: truth, {len(truth)}")
+    right = _titled(draw(image, found, classes), f"predicted, {len(found)}")
     gap = np.full((left.shape[0], 4, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
 
-def _box_only(annotation: dict[str, Any]) -> dict[str, Any]:
-    return {k: annotation[k] for k in ("bbox", "bbox_mode", "category_id")}
-
-
-def _instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:
-    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: the ids are the classes
-    boxes = np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4)
-    return Instances(
-        size,
-        pred_boxes=Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)),
-        scores=as_tensor([d["score"] for d in detections]),
-        pred_classes=as_tensor(
-            [ids.get(d["category_id"], d["category_id"]) for d in detections]
-        ).long(),
-    )
+def _instances(
+    rows: list[dict[str, Any]], kinds: list[int], scale: float, size: tuple[int, int]
+) -> Instances:
+    """Of annotations, or of detections, which have no ``bbox_mode``, in a picture of ``size``."""
+    corners = [
+        BoxMode.convert(row["bbox"], row.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
+        for row in rows
+    ]
+    boxes = Boxes(as_tensor(np.array(corners, dtype=np.float32).reshape(-1, 4) * scale))
+    return Instances(size, pred_boxes=boxes, pred_classes=as_tensor(kinds).long())
 
 
 def _titled(image: np.ndarray, text: str) -> np.ndarray:
-    title = np.full((_CAPTION, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(title, text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
-    return np.concatenate([title, image])
+    title = Image.new("RGB", (image.shape[1], _CAPTION), "white")
+    ImageDraw.Draw(title).text((4, 5), text, fill=(40, 40, 40), font=font_of(14))
+    return np.concatenate([np.asarray(title), image])
 
 
 def _stack(rows: list[np.ndarray]) -> np.ndarray:

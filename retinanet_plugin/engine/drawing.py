@@ -1,8 +1,8 @@
-"""Detections drawn into pictures, quickly enough for video.
+"""Boxes with labels drawn into pictures, quickly enough for video.
 
-The same drawing serves pictures and video. detectron2's ``Visualizer`` is matplotlib's: it takes a
-hundred times as long, and shifts and fades its labels from frame to frame. Here OpenCV draws the
-boxes, and each text is set once, by Pillow, whose fonts know more than ASCII.
+The same drawing serves pictures, video and what an evaluation draws. detectron2's ``Visualizer`` is
+matplotlib's: it takes a hundred times as long, and shifts and fades its labels from frame to frame.
+Here OpenCV draws the boxes, and each text is set once, by Pillow, whose fonts know more than ASCII.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,7 +39,8 @@ def draw(
 
     Args:
         picture: (H, W, 3) uint8, BGR.
-        found: ``pred_boxes``, ``scores`` and ``pred_classes``; the first are drawn on top.
+        found: ``pred_boxes``, ``pred_classes`` and, but for ground truth, ``scores``; the first are
+            drawn on top.
         classes: names by class index.
         enlarge: how many times as large the copy is.
     """
@@ -49,11 +50,12 @@ def draw(
     height, width = canvas.shape[:2]
     line, letters = max(2, round(min(height, width) / 300)), _size_of_letters(height, width)
     boxes = (found.pred_boxes.tensor * enlarge).round().int().tolist()
-    kinds, scores = found.pred_classes.tolist(), found.scores.tolist()
-    labels = [
-        _label(f"{printable(classes[kind], _MOST_LETTERS)} {score:.2f}", letters, kind)
-        for kind, score in zip(kinds, scores, strict=True)
-    ]
+    kinds = found.pred_classes.tolist()
+    texts = [printable(classes[kind], _MOST_LETTERS) for kind in kinds]
+    if found.has("scores"):
+        scores = found.scores.tolist()
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores, strict=True)]
+    labels = [_label(text, letters, kind) for text, kind in zip(texts, kinds, strict=True)]
     for kind, (left, top, right, bottom) in reversed(list(zip(kinds, boxes, strict=True))):
         corners = (left, top), (right, bottom)
         cv2.rectangle(canvas, *corners, (0, 0, 0), line + 2)  # seen on any ground
@@ -76,7 +78,7 @@ def _colour(kind: int) -> tuple[int, int, int]:
 @lru_cache(maxsize=4096)
 def _label(text: str, letters: int, kind: int) -> np.ndarray:
     """(h, w, 3) BGR: the text on its class's colour, black or white, whichever is read better."""
-    font, margin = _font(letters), letters // 4
+    font, margin = font_of(letters), letters // 4
     red, green, blue = ((x / 255) ** 2.2 for x in _colour(kind))
     light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18  # where WCAG's contrasts are equal
     size = ceil(font.getlength(text)) + 2 * margin, sum(font.getmetrics())
@@ -87,8 +89,8 @@ def _label(text: str, letters: int, kind: int) -> np.ndarray:
 
 
 @cache
-def _font(letters: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own, which is there with it: Latin, Greek, Cyrillic and more."""
+def font_of(letters: int) -> ImageFont.FreeTypeFont:
+    """Of a height in pixels: matplotlib's own, which knows Latin, Greek, Cyrillic and more."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(str(path), letters)
 

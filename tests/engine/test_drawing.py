@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from retinanet_plugin.demo.drawing import COLOURS, draw, enlargement
+from retinanet_plugin.engine.drawing import COLOURS, draw, enlargement
 
 
 def picture(height: int = 300, width: int = 400) -> np.ndarray:
