@@ -108,9 +108,18 @@ class PictureScale:
 
 
 def training_scales(cfg: CfgNode) -> list[PictureScale]:
-    """Each that training chooses from; of a range its ends and three between them."""
+    """Each that training chooses from; of a range its ends and three between them.
+
+    Raises:
+        UserError: for a size that no picture can have.
+    """
     sizes: Sequence[int] = cfg.INPUT.MIN_SIZE_TRAIN
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if not sizes or min(sizes) < 0:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN: {sizes} given; give the pixels of the pictures' short side, "
+            "one number or more, or 0 for pictures as they are."
+        )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) == 2:
         sizes = np.linspace(*sizes, _NUM_RANGE_SIZES).round().astype(int).tolist()
     return [PictureScale(size, cfg.INPUT.MAX_SIZE_TRAIN) for size in sorted(set(sizes))]

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from ..analysis.anchor_coverage import AnchorKeys, Anchors, measure
@@ -28,11 +27,9 @@ from ..data import check_datasets, register_own_datasets
 from ..data.own import FROM_DATA
 from ..engine import import_code
 from ..engine.setup import check_names
-from ..errors import UserError, did_you_mean, one_sentence
+from ..errors import UserError, one_sentence
 from ..modeling import AnchorAssigner
-from .words import looking_at_data
-
-_SPLITS = ("train", "test")
+from .words import chosen_datasets, looking_at_data
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,16 +48,7 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     check_names(cfg)
     cfg.MODEL.DEVICE = "cpu"
     register_own_datasets(cfg, training=args.dataset != "test")
-    if args.dataset not in (*_SPLITS, *DatasetCatalog):
-        raise UserError(
-            f'--dataset: no data set "{args.dataset}" is registered'
-            f"{did_you_mean(args.dataset, [*_SPLITS, *DatasetCatalog])}; give train or test for "
-            "the config's, or the name of a registered one."
-        )
-    if args.dataset == "test":
-        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
-    elif args.dataset != "train":
-        cfg.DATASETS.TRAIN = (args.dataset,)
+    cfg.DATASETS.TRAIN = chosen_datasets(cfg, args.dataset)
     cfg.DATASETS.TEST = ()
     cfg.MODEL.RETINANET.NUM_CLASSES = FROM_DATA  # whatever the config says: anchors have no class
     check_datasets(cfg)

@@ -28,11 +28,10 @@ from ..config import get_config
 from ..data import ReadableDatasetMapper, check_datasets, register_own_datasets
 from ..engine import SafeCheckpointer, Trainer, import_code
 from ..engine.setup import check_names, check_weights, choose_device
-from ..errors import UserError, did_you_mean, one_sentence
+from ..errors import UserError, one_sentence
 from ..modeling import FocalRetinaNet
-from .words import looking_at_data, whole
+from .words import chosen_datasets, looking_at_data, whole
 
-_SPLITS = ("test", "train")
 _AGREE = 1e-4  # relative
 _LARGEST_GAMMA = 20  # with which the loss of the easiest is still a number of float64
 
@@ -86,16 +85,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     check_names(cfg)
     check_weights(cfg, training=False, resume=False)
     register_own_datasets(cfg, training=args.dataset == "train")
-    if args.dataset == "train":
-        cfg.DATASETS.TEST = cfg.DATASETS.TRAIN
-    elif args.dataset != "test":
-        if args.dataset not in DatasetCatalog:
-            raise UserError(
-                f'--dataset: no data set "{args.dataset}" is registered'
-                f"{did_you_mean(args.dataset, [*_SPLITS, *DatasetCatalog])}; give test or train "
-                "for the config's, or the name of a registered one."
-            )
-        cfg.DATASETS.TEST = (args.dataset,)
+    cfg.DATASETS.TEST = chosen_datasets(cfg, args.dataset)
     check_datasets(cfg, training=False)
     cfg.freeze()
     return cfg

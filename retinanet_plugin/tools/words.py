@@ -4,7 +4,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
 from ..engine.imports import add_option
+from ..errors import UserError, did_you_mean
 
 
 def looking_at_data(name: str, description: str | None, split: str) -> argparse.ArgumentParser:
@@ -31,6 +35,22 @@ def looking_at_data(name: str, description: str | None, split: str) -> argparse.
     add_option(words)
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     return words
+
+
+def chosen_datasets(cfg: CfgNode, chosen: str) -> tuple[str, ...]:
+    """The registered data sets that ``--dataset`` names, those of ``DATASETS`` included.
+
+    Raises:
+        UserError: where no such data set is registered.
+    """
+    splits = {"train": cfg.DATASETS.TRAIN, "test": cfg.DATASETS.TEST}
+    if chosen not in (*splits, *DatasetCatalog):
+        raise UserError(
+            f'--dataset: no data set "{chosen}" is registered'
+            f"{did_you_mean(chosen, [*splits, *DatasetCatalog])}; give train or test for the "
+            "config's, or the name of a registered one."
+        )
+    return tuple(splits.get(chosen, (chosen,)))
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -234,6 +234,12 @@ def test_scales_of_training(sampling: str, sizes: tuple[int, ...], expected: lis
     assert training_scales(cfg) == [PictureScale(size, 1333) for size in expected]
 
 
+@pytest.mark.parametrize("sizes", ["()", "(640, -5)"])
+def test_sizes_that_no_picture_has(sizes: str) -> None:
+    with pytest.raises(UserError, match=r"INPUT.MIN_SIZE_TRAIN: \(.* given; give the pixels"):
+        training_scales(small_config("INPUT.MIN_SIZE_TRAIN", sizes))
+
+
 # ---------------------------------------------------------------- clusters and suggestions
 
 
