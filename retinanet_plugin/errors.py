@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from .starting import STOPPED, started
+from .starting import TO_BE_RESUMED as TO_BE_RESUMED
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
-TO_BE_RESUMED = 75  # EX_TEMPFAIL of sysexits.h: SIGTERM or SIGUSR1 ended training, --resume goes on
 
 _SMALLER = (
     "lower SOLVER.IMS_PER_BATCH or the size of the pictures (INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN; "

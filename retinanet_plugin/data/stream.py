@@ -7,8 +7,11 @@ processes all see the same pictures, cut and flipped in the same way.
 """
 
 import logging
+import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -170,7 +173,7 @@ class TrainingLoader:
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
         )
 
     @property
@@ -283,8 +286,21 @@ def _unchanged(picture: Any) -> Any:
     return picture
 
 
-def _leave_signals(worker: int) -> None:
-    """A terminal's Ctrl-C reaches loader workers too, but the step that is to end needs them."""
+def leave_signals(worker: int) -> None:
+    """For loader workers: of all signals that end training, only their parent's SIGTERM ends them.
+
+    A terminal's and a scheduler's reach them too, but the step that is to end needs them.
+    """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells who has sent it; Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (parent.pid if parent else 0):
+        pass
+    os._exit(0)

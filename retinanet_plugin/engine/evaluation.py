@@ -144,12 +144,9 @@ class Evaluation(HookBase):
         sign = -1 if "loss" in name else 1
         is_better = math.isnan(self._best) or sign * value > sign * self._best
         if math.isfinite(value) and is_better:
-            self._best, self._best_at, self._without_better = value, step, 0
-            try:
-                self._checkpointer.save(BEST, iteration=step, metrics={name: value})
-                logger.info(f"{found}; the best so far: {BEST}.pth")
-            except OSError as error:  # as for other checkpoints, a full disk does not end the run
-                logger.error(f"{found}; the best so far, but not kept: {error.strerror or error}")
+            self._without_better = 0
+            if self._save_best(step, {name: value}, found):
+                self._best, self._best_at = value, step
         else:
             self._without_better += 1
             of = f" of {self._patience}" if self._patience else ""
@@ -157,6 +154,19 @@ class Evaluation(HookBase):
                 f"{found}; {self._said()} (evaluations without a better one: "
                 f"{self._without_better}{of})"
             )
+
+    def _save_best(self, step: int, metric: dict[str, float], found: str) -> bool:
+        """Whether it is in the file, in which each worker believes the first."""
+        problem = ""
+        try:
+            self._checkpointer.save(BEST, iteration=step, metrics=metric)
+        except OSError as error:  # as for other checkpoints, a full disk does not end the run
+            problem = error.strerror or str(error)
+        if problem:
+            logger.error(f"{found}; the best so far, but not kept: {problem}")
+        else:
+            logger.info(f"{found}; the best so far: {BEST}.pth")
+        return not comm.all_gather(problem)[0]
 
     def _of_interest(self, metrics: Mapping[str, float]) -> tuple[str, float]:
         """The metric by which weights are best, of the first test set if there are several."""

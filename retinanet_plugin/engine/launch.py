@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -62,6 +63,8 @@ def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> Non
         is_given = args.dist_url != known.get_default("dist_url")
         dist_url = args.dist_url if is_given else None
         workers = choose_workers(args.num_gpus, args.num_machines, args.machine_rank, dist_url)
+        if workers * args.num_machines > 1:
+            _start_tracker()
         with _stoppable() if workers * args.num_machines == 1 else _workers_stoppable():
             launch(
                 main,
@@ -71,6 +74,17 @@ def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> Non
                 dist_url=args.dist_url,
                 args=(args,),
             )
+
+
+def _start_tracker() -> None:
+    """Starts the process by which Python tidies up after others, so that SIGUSR1 leaves it alone.
+
+    A scheduler sends that to all processes; without it the others print a traceback a lock.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which a new process inherits
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager

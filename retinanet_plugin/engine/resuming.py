@@ -5,13 +5,11 @@ of the pictures (:mod:`..data.stream`) and the random numbers of a step.
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 
 from ..errors import UserError
 from .checkpoint import SafeCheckpointer
@@ -73,32 +71,6 @@ def save_final(checkpointer: SafeCheckpointer, step: int) -> None:
 def not_written(name: str, folder: str, error: OSError) -> str:
     """Which checkpoint is not there, and why."""
     return f"{name}.pth cannot be written to {folder} ({error.strerror or error})"
-
-
-class LastingWriter(EventWriter):
-    """Another writer of metrics whose files, if they cannot be written, do not end the run."""
-
-    def __init__(self, writer: EventWriter) -> None:
-        self._writer = writer
-        self._failed = False
-
-    def write(self) -> None:
-        self._try(self._writer.write)
-
-    def close(self) -> None:
-        self._try(self._writer.close)
-
-    def _try(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                logger.error(
-                    f"metrics cannot be written ({error.strerror or error}); training goes on, and "
-                    "lines of theirs may be absent"
-                )
-            self._failed = True
 
 
 class EventHistory(HookBase):

@@ -19,6 +19,7 @@ from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
 from .checkpoint import local_file
 from .durable import has_run
+from .lasting import no_traceback_of_logs
 from .lock import hold
 from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
@@ -51,6 +52,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     check_evaluation(cfg)
     check_output(cfg, training=training, resume=args.resume)
     start_logs(cfg.OUTPUT_DIR)
+    no_traceback_of_logs()
     logger = logging.getLogger("retinanet_plugin")
     if on_terminal():
         logger.info(f"Everything is logged in {os.path.join(cfg.OUTPUT_DIR, 'log.txt')}")

@@ -15,13 +15,14 @@ from types import FrameType
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils import comm
 
-from ..errors import STOPPED, TO_BE_RESUMED
+from ..errors import STOPPED, TO_BE_RESUMED, printable, sentence_of
 from .parallel import started_by_torchrun
 from .resuming import Checkpoints, not_written
 
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
 _SAME = 1.0  # seconds in which two signals are one: a terminal's, and its forwarding
+_GRACE = 50  # seconds that a worker has after SIGTERM
 
 
 def status_of(number: int) -> int:
@@ -72,6 +73,12 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
                 problem = hook.keep()
             print(f"stopped: {problem}{_what_is_kept(trainer)}", file=sys.stderr, flush=True)
             raise SystemExit(status_of(hook.number)) from None
+        except Exception as error:
+            if not hook.is_requested:
+                raise
+            why = printable(sentence_of(error) or f"{type(error).__name__}: {error}", 300)
+            print(f"stopped: within a step ({why}); {_what_is_kept(trainer)}", file=sys.stderr)
+            raise SystemExit(status_of(hook.number)) from None
 
 
 @contextmanager
@@ -79,22 +86,33 @@ def _leave_to_the_first() -> Iterator[None]:
     """Where signals are noted only: each step needs all workers to come to its end.
 
     The first worker ends then, and with it the connection to it: this one ends as it does, and not
-    by an error. Where detectron2 has started the workers it also ends them, by SIGTERM.
+    by an error.
     """
     received: signal.Signals | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal received
         received = signal.Signals(number)
+        _end_some_time(number)
 
-    noted = [x for x in SIGNALS if x != signal.SIGTERM or started_by_torchrun()]
-    with handled_by(note, noted):
+    with handled_by(note):
         try:
             yield
         except Exception:
             if received is None:
                 raise
             raise SystemExit(status_of(received)) from None
+
+
+def _end_some_time(number: int) -> None:
+    """Sets a worker a limit to end by itself after SIGTERM.
+
+    That comes from a scheduler, to all processes, or from detectron2's launch, as another worker
+    has died: this one may wait for that, for as long as NCCL does. torchrun has such a limit too.
+    """
+    is_launched = comm.get_world_size() > 1 and not started_by_torchrun()
+    if number == signal.SIGTERM and is_launched and hasattr(signal, "alarm"):
+        signal.alarm(_GRACE)
 
 
 class _StopAfterStep(HookBase):
@@ -104,6 +122,10 @@ class _StopAfterStep(HookBase):
         self.number = signal.SIGINT
         self._requested_at: float | None = None
         self._in_step = self._in_evaluation = False
+
+    @property
+    def is_requested(self) -> bool:
+        return self._requested_at is not None
 
     def request(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -116,6 +138,7 @@ class _StopAfterStep(HookBase):
         self.number = signal.Signals(number)
         if not self._in_step:
             raise KeyboardInterrupt
+        _end_some_time(number)
         print(
             "stopping: this step is finished and kept first; once more stops at once.",
             file=sys.stderr,
@@ -128,6 +151,8 @@ class _StopAfterStep(HookBase):
     def after_step(self) -> None:
         self._in_step, self._in_evaluation = False, True
         if self._requested_at is not None:
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)  # a checkpoint takes as long as it does
             raise KeyboardInterrupt
 
     def after_train(self) -> None:

@@ -15,10 +15,8 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     inference_on_dataset,
     print_csv_format,
@@ -29,16 +27,23 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ..data import ReadableDatasetMapper
-from ..data.stream import TrainingLoader, build_training_loader, seed_step
+from ..data.stream import TrainingLoader, build_training_loader, leave_signals, seed_step
 from ..errors import UserError, sentence_of
 from .amp import DTYPES, autocast
 from .checkpoint import SafeCheckpointer
 from .evaluation import BestCheckpointer, Evaluation, StoppedEarly
 from .fast import speed_up, speed_up_inference
+from .lasting import (
+    LastingCOCOEvaluator,
+    LastingLVISEvaluator,
+    LastingWriter,
+    cannot,
+    remove,
+)
 from .parallel import data_parallel
 from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import Checkpoints, EventHistory, LastingWriter
+from .resuming import Checkpoints, EventHistory
 from .scores import highest_of_workers, highest_score
 from .step import TrainingStep
 from .validation import mapper_with_truth, validation_loss
@@ -156,7 +161,9 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str, *, with_truth: bool = False) -> Any:
         """With the ground truth if asked for, which a loss needs and a detector does not."""
         mapper = mapper_with_truth(cfg) if with_truth else ReadableDatasetMapper(cfg, False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = leave_signals
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -164,9 +171,9 @@ class Trainer(DefaultTrainer):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         folder = str(inference_folder(cfg, dataset_name))
         if kind in ("coco", "coco_panoptic_seg"):
-            return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+            return LastingCOCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
         if kind == "lvis":
-            return LVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+            return LastingLVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
         if kind == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         raise UserError(
@@ -182,8 +189,7 @@ class Trainer(DefaultTrainer):
         results: OrderedDict[str, Any] = OrderedDict()
         with autocast(torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]):
             for i, name in enumerate(cfg.DATASETS.TEST):
-                for earlier in (_results(cfg, name), _picture(cfg, name)):
-                    earlier.unlink(missing_ok=True)
+                is_clear = remove([_results(cfg, name), _picture(cfg, name)])
                 with validation_loss(cfg, model) as loss, highest_score(model) as highest:
                     evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
                     loader = cls.build_test_loader(cfg, name, with_truth=loss is not None)
@@ -194,7 +200,8 @@ class Trainer(DefaultTrainer):
                 if comm.is_main_process():
                     logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
                     print_csv_format(results[name])
-                    _show(cfg, name, most)
+                    if is_clear:
+                        _show(cfg, name, most)
         return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
@@ -267,7 +274,8 @@ def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
             draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
             logger.info(f"Predictions beside ground truth: {picture}")
         except OSError as error:
-            logger.error(f"{picture} cannot be written ({error.strerror or error})")
+            logger.error(cannot("written", picture, error))
+            remove([picture])  # half of it
 
 
 def _report(folder: Path) -> None:

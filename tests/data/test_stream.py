@@ -3,19 +3,21 @@
 import os
 import random
 import signal
+import subprocess
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.common import AspectRatioGroupedDataset
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from retinanet_plugin.data.stream import (
     Draw,
     PictureStream,
     SeededPictures,
     TrainingLoader,
+    leave_signals,
     random_numbers_of,
 )
 from retinanet_plugin.errors import UserError
@@ -162,3 +164,21 @@ def test_loader_workers_leave_ctrl_c_to_the_training_process() -> None:
     stream = PictureStream(torch.zeros(4, dtype=torch.int64), 2, seed=0)
     loader = TrainingLoader(Interrupted(), stream, 2, num_workers=1)  # type: ignore[arg-type]
     assert len(next(iter(loader))) == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="Linux tells who has sent a signal")
+def test_only_its_parents_sigterm_ends_a_loader_worker():
+    """A scheduler sends it to all processes of a job, and the last step needs them."""
+    loader = DataLoader(range(10), num_workers=1, worker_init_fn=leave_signals)  # type: ignore
+    iterator = iter(loader)
+    next(iterator)
+    (worker,) = iterator._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert [int(x) for x in iterator] == list(range(1, 10))
+    iterator = iter(loader)
+    next(iterator)
+    (worker,) = iterator._workers
+    iterator._shutdown = True  # it is not to wonder
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(30)
+    assert worker.exitcode == 0

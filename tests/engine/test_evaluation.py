@@ -189,6 +189,21 @@ def test_last_weights_that_cannot_be_written_are_a_sentence(tmp_path, monkeypatc
         run.go()
 
 
+def test_the_best_that_cannot_be_kept_leaves_it_to_the_next(tmp_path, monkeypatch, caplog) -> None:
+    run = Steps(tmp_path, [10, 40, 30, 20], **{PATIENCE: 2})
+    save = run.evaluation._checkpointer.save
+
+    def full(name: str, **data: Any) -> None:
+        if run.iter == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(name, **data)
+
+    monkeypatch.setattr(run.evaluation._checkpointer, "save", full)
+    assert run.go() == ""
+    assert "the best so far, but not kept: No space left" in caplog.text
+    assert best(tmp_path) == (5, 30)
+
+
 def test_what_has_never_been_a_number_stops_too(tmp_path: Path) -> None:
     said = Steps(tmp_path, [NAN] * 5, **{PATIENCE: 3}).go()
     assert "Stopping at step 6 of 10" in said and "no number so far" in said

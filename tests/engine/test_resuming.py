@@ -15,7 +15,8 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage, JSONWriter
 
 from retinanet_plugin.engine import SafeCheckpointer, durable
-from retinanet_plugin.engine.resuming import Checkpoints, EventHistory, LastingWriter
+from retinanet_plugin.engine.lasting import LastingWriter
+from retinanet_plugin.engine.resuming import Checkpoints, EventHistory
 from retinanet_plugin.errors import UserError
 
 

@@ -60,6 +60,25 @@ def test_a_step_that_cannot_be_kept_is_said_so(tmp_path, capsys) -> None:
     )
 
 
+class Broken(Full):
+    """A trainer whose second step needs a process that the signal has ended."""
+
+    def run_step(self) -> None:
+        if self.iter == 1:
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("DataLoader worker is gone")
+
+
+def test_a_step_that_a_signal_has_broken_leaves_the_one_before_it(tmp_path, capsys) -> None:
+    trainer = cast(Any, Broken(tmp_path))
+    with pytest.raises(SystemExit) as ended, stop_by_signal(trainer):
+        trainer.train(0, 9)
+    assert ended.value.code == TO_BE_RESUMED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("stopped: within a step (RuntimeError: DataLoader worker is gone); ")
+    assert "go on from model_0000000.pth" in said
+
+
 def test_without_a_signal_its_error_is_one(monkeypatch) -> None:
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     with pytest.raises(RuntimeError, match="closed"), stop_by_signal(TRAINER):
@@ -67,7 +86,7 @@ def test_without_a_signal_its_error_is_one(monkeypatch) -> None:
 
 
 def test_sigterm_ends_no_worker_before_its_step(monkeypatch) -> None:
-    """But for the first, workers leave SIGTERM as it is: launch ends them by it."""
+    """To them it is another signal: by SIGTERM launch ends them."""
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(
         launch.multiprocessing, "active_children", lambda: [SimpleNamespace(pid=x) for x in (7, 8)]
@@ -76,6 +95,16 @@ def test_sigterm_ends_no_worker_before_its_step(monkeypatch) -> None:
     with launch._workers_stoppable():
         signal.raise_signal(signal.SIGTERM)
     assert sent == [(7, signal.SIGUSR1), (8, signal.SIGUSR1)]
+
+
+def test_a_worker_that_waits_for_one_that_has_died_ends_in_time(monkeypatch) -> None:
+    """launch sends SIGTERM then."""
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(SystemExit), stop_by_signal(TRAINER):
+        signal.raise_signal(signal.SIGTERM)
+        assert 0 < signal.alarm(0) <= 60
+        raise RuntimeError("Connection closed by peer")
 
 
 @pytest.mark.parametrize("is_told", [True, False])

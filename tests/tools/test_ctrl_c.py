@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports PyTorch, which takes seconds, ends it by a sentence."""
+"""A signal while a command imports PyTorch, which takes seconds, ends it by a sentence."""
 
 import signal
 import subprocess
@@ -8,17 +8,24 @@ from typing import Any, cast
 
 import pytest
 
-from retinanet_plugin.errors import one_sentence
+from retinanet_plugin.errors import TO_BE_RESUMED, one_sentence
 from retinanet_plugin.starting import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "retinanet_plugin.tools.loss_curves"], ["train_net.py"]]
+    ("command", "number", "status"),
+    [
+        (["-m", "retinanet_plugin.tools.loss_curves"], signal.SIGINT, STOPPED),
+        (["-m", "retinanet_plugin.tools.loss_curves"], signal.SIGTERM, -signal.SIGTERM),
+        (["train_net.py"], signal.SIGINT, STOPPED),
+        (["train_net.py"], signal.SIGUSR1, TO_BE_RESUMED),
+        (["-m", "retinanet_plugin.tools.train"], signal.SIGTERM, TO_BE_RESUMED),
+    ],
 )
-def test_ctrl_c_during_imports_ends_by_a_sentence(
-    command: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_signal_during_imports_ends_by_a_sentence(
+    command: list[str], number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # one ignored is inherited
@@ -32,13 +39,13 @@ def test_ctrl_c_during_imports_ends_by_a_sentence(
     assert process.stderr is not None
     for line in process.stderr:  # a line a module, as soon as it is imported
         if line.split()[-1] == "retinanet_plugin.starting":
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     out, err = process.communicate()
-    assert process.returncode == STOPPED
+    assert process.returncode == status
     assert out == ""
     said = [line for line in err.splitlines() if not line.startswith("import time:")]
-    assert said == ["stopped: nothing was begun; run it again."]
+    assert said == (["stopped: nothing was begun; run it again."] if status > 0 else [])
 
 
 def test_what_a_library_makes_of_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
