@@ -44,7 +44,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._complete = complete
+        self.complete = complete
         self._classes = list(classes) if classes else None
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -153,7 +153,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         theirs = classes_in(checkpoint)
         differing = _differing(theirs, self._classes)
         try:
-            if differing and not self._complete:
+            if differing and not self.complete:
                 self._take_shared_classes(checkpoint["model"], theirs or [], differing)
             incompatible = super()._load_model(checkpoint)
         except Exception as error:  # of arrays of text, sparse tensors, ...
@@ -169,13 +169,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         used = len(parameters) - len(absent) - len(reshaped)
         if used < len(parameters):
             counts = _counted(len(parameters), absent, reshaped, shapes, incompatible)
-            if self._complete or not used:
+            if self.complete or not used:
                 raise UserError(
                     f"MODEL.WEIGHTS: {counts}; {self._remedy(absent, reshaped, theirs)}."
                 )
             initial = "; the class convolution starts from the prior" if _SCORES in shapes else ""
             logging.getLogger("retinanet_plugin").info(f"MODEL.WEIGHTS: {counts}{initial}.")
-        if differing and self._complete:
+        if differing and self.complete:
             raise UserError(
                 f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {differing}; name "
                 "the categories of the data set as there and in that order, or give weights that "

@@ -43,7 +43,14 @@ from .lasting import (
 from .parallel import data_parallel
 from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import Checkpoints, EventHistory
+from .resuming import (
+    Checkpoints,
+    EventHistory,
+    check_state,
+    complete,
+    settings_of,
+    warn_of_changes,
+)
 from .scores import highest_of_workers, highest_score
 from .step import TrainingStep
 from .validation import mapper_with_truth, validation_loss
@@ -105,16 +112,29 @@ class Trainer(DefaultTrainer):
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume)
+        """As the base; a run that does not go on as itself is refused, or said to be another.
+
+        Raises:
+            UserError: for a checkpoint of another model, optimizer or program.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            with complete(self.checkpointer):
+                super().resume_or_load(True)
+        else:
+            super().resume_or_load(False)
         self._trainer.data_loader.stream.first_batch = self.start_iter
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self._trainer.data_loader.seed}
+        loader = self._trainer.data_loader
+        settings = settings_of(self.cfg, loader.content)
+        return {**super().state_dict(), "seed": loader.seed, "settings": settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if "seed" in state_dict:  # detectron2's own checkpoints have none
-            self._trainer.data_loader.seed = state_dict["seed"]
+        check_state(state_dict, self._trainer.optimizer)
+        loader = self._trainer.data_loader
+        loader.seed = state_dict.get("seed", loader.seed)  # detectron2's own checkpoints have none
+        warn_of_changes(state_dict.get("settings"), settings_of(self.cfg, loader.content))
 
     def run_step(self) -> None:
         seed_step(self._trainer.data_loader.seed, self.iter, comm.get_rank())

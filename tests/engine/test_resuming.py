@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,17 @@ from detectron2.engine import TrainerBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage, JSONWriter
 
+from retinanet_plugin import get_config
 from retinanet_plugin.engine import SafeCheckpointer, durable
 from retinanet_plugin.engine.lasting import LastingWriter
-from retinanet_plugin.engine.resuming import Checkpoints, EventHistory
+from retinanet_plugin.engine.resuming import (
+    Checkpoints,
+    EventHistory,
+    check_state,
+    complete,
+    settings_of,
+    warn_of_changes,
+)
 from retinanet_plugin.errors import UserError
 
 
@@ -148,6 +157,69 @@ def test_history_is_of_losses_not_of_metrics(tmp_path) -> None:
         storage.put_scalar("loss", 1.0)
         storage.put_scalar("bbox/AP", 1.0, smoothing_hint=False)
         assert list(hook.state_dict()) == ["loss"]
+
+
+def altered(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Counting:
+    """A run whose checkpoint has been changed, and is about to be gone on with as a whole."""
+    Counting(folder).go_on(3)
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, folder / "model_final.pth")
+    return Counting(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.pop("trainer"), "holds weights alone"),
+        (lambda c: c.update(trainer=5), "TypeError"),
+        (lambda c: c["trainer"].pop("iteration"), "KeyError: 'iteration'"),
+        (lambda c: c["model"].update(weight=torch.zeros(2, 2)), "of the model's 1 parameters"),
+        (lambda c: c["model"].clear(), "it holds"),
+    ],
+)
+def test_a_checkpoint_of_another_make_is_refused(tmp_path, change, said: str) -> None:
+    run = altered(tmp_path, change)
+    refused = pytest.raises(UserError, match=f"--resume: .*cannot go on .*({said})")
+    with refused, complete(run.checkpointer):
+        run.checkpointer.resume_or_load("", resume=True)
+    assert not run.checkpointer.complete
+
+
+def test_a_whole_checkpoint_is_gone_on_with(tmp_path) -> None:
+    run = altered(tmp_path, lambda c: None)
+    with complete(run.checkpointer):
+        run.checkpointer.resume_or_load("", resume=True)
+    assert run.iter == 2 and run.model.weight.item() == 3
+
+
+@pytest.mark.parametrize("iteration", [-1, "3", 2.5, True, 2**63])
+def test_no_step_comes_after_such_an_iteration(iteration: object) -> None:
+    with pytest.raises(ValueError, match="iteration is"):
+        check_state({"iteration": iteration}, torch.optim.SGD(torch.nn.Linear(1, 1).parameters()))
+
+
+def test_momenta_of_another_shape_are_seen() -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    check_state({}, optimizer)
+    optimizer.state[layer.weight]["momentum_buffer"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="momenta"):
+        check_state({}, optimizer)
+
+
+def test_another_batch_rate_or_data_set_is_said(said) -> None:
+    begun = settings_of(get_config(), "7 pictures (0)")
+    same = get_config(overrides=["DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", "x"])
+    warn_of_changes(begun, settings_of(same, "7 pictures (0)"))
+    warn_of_changes(None, settings_of(same, "7 pictures (0)"))  # of an older version
+    assert said.text == ""
+    other = get_config(overrides=["SOLVER.IMS_PER_BATCH", "7", "SOLVER.BASE_LR", "0.5"])
+    warn_of_changes(begun, settings_of(other, "8 pictures (0)"))
+    assert "SOLVER.IMS_PER_BATCH 16 -> 7" in said.text and "-> 0.5" in said.text
+    assert "the training set 7 pictures (0) -> 8 pictures (0)" in said.text
 
 
 def test_killed_runs_end_as_the_whole_one() -> None:
