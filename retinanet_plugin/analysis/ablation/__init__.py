@@ -1,10 +1,11 @@
 """The paper's tables repeated: planned, run in processes of their own, and told beside its numbers.
 
-:mod:`.plan` says what each row trains, :mod:`.runs` runs it, :mod:`.results` reads what it left,
-:mod:`.report` and :mod:`.plot` show it.
+:mod:`.planning` makes the :mod:`.plan` of what each row trains, :mod:`.runs` runs it,
+:mod:`.results` reads what it left, :mod:`.report` and :mod:`.plot` show it.
 """
 
 from .command import ablate, default_output, list_tables
-from .plan import Options, make_plans
+from .plan import Options
+from .planning import make_plans
 
 __all__ = ["Options", "ablate", "default_output", "list_tables", "make_plans"]

@@ -15,7 +15,8 @@ from ...errors import STOPPED, UserError
 from ...modeling.cls_losses import build_cls_loss
 from ..outputs import output_files
 from ..tables import TABLES
-from .plan import PAPER, Options, Run, data_config, make_plans
+from .plan import PAPER, Options, Run
+from .planning import data_config, make_plans
 from .progress import Terminal, minutes
 from .report import markdown, write_report
 from .results import checkpoint_step, has_checkpoint, read_result
