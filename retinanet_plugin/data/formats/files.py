@@ -82,7 +82,9 @@ def size_of(picture: Path) -> tuple[int, int]:
             width, height = image.size
             turned = orientation_of(image) in SIDEWAYS
     except FileNotFoundError:
-        raise UserError(f"no picture {picture}") from None
+        raise UserError(
+            f"no picture {picture} (--images, or images= in Python, names another folder)"
+        ) from None
     except Exception as error:  # PIL raises nearly everything on damaged files
         raise UserError(f"{picture} cannot be read as a picture ({reason_of(error)})") from None
     return (height, width) if turned else (width, height)
@@ -161,8 +163,15 @@ def unique_names(file: Path, names: list[str]) -> list[str]:
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV that are not blank, with the number of their last line."""
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    """The rows of a CSV that are not blank, with the number of their last line.
+
+    Cells are parted by commas; by semicolons or tabs, as spreadsheets write in many countries,
+    where the first row has more of these.
+    """
+    text = read_text(file)
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

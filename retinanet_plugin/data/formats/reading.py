@@ -9,7 +9,7 @@ from ...errors import UserError, did_you_mean
 from ..coco_entries import show
 from ..pictures import names_in
 from .coco import is_coco, read_coco_set
-from .files import absolute, files_below, forget_listings
+from .files import absolute, files_below, forget_listings, read_text
 from .keras_csv import has_columns, read_csv
 from .labelled import LabelledSet, Options
 from .voc import read_voc
@@ -75,12 +75,14 @@ def recognise(path: Path) -> str:
                 f"the folder of the set, or a file of these: {_NEEDED}"
             )
         return kind
-    signs, class_files = dict[str, Path](), list[Path]()
+    signs, class_files, csvs = dict[str, Path](), list[Path](), list[Path]()
     for file in files_below(path, {".json", ".xml", ".csv", ".txt", ".names", *YAML}):
         if file.name in CLASS_FILES:
             class_files.append(file)  # other formats have such a list too, at times
         elif kind := _sign(file, path):
             signs.setdefault(kind, file)
+        elif file.suffix.lower() == ".csv":
+            csvs.append(file)
     if not signs and class_files:
         return "yolo"
     if len(signs) == 1:
@@ -91,6 +93,8 @@ def recognise(path: Path) -> str:
             f"{path}: could be of several formats: {found}; say which by --format (kind=), or give "
             "the file itself"
         )
+    for file in csvs:
+        read_text(file)  # tells of those that are no UTF-8, which could be what is meant
     raise UserError(f"{path}: no format recognised; needed is one of these: {_NEEDED}")
 
 

@@ -86,7 +86,10 @@ def test_a_header_tells_the_columns(tmp_path: Path) -> None:
         ("images/a.jpg,5,2,3,4,cat", "line 2: the box from (5, 2) to (3, 4) in pixels has no wid"),
         ("images/a.jpg,5,2,300,4,cat", "reaches outside its picture a.jpg (40 x 30); mend it, or"),
         ("images/a.jpg,-5,2,30,4,cat", "line 2: the box from (-5, 2) to (30, 4) in pixels reaches"),
-        ("images/z.jpg,1,2,3,4,cat", "line 2: no picture {0}/images/z.jpg; mend it, or give --fix"),
+        (
+            "images/z.jpg,1,2,3,4,cat",
+            "line 2: no picture {0}/images/z.jpg (--images, or images= in",
+        ),
         ('images/a.jpg,1,2,3,4,"cat', "line 2: not valid CSV (unexpected end of data); mend it th"),
     ],
 )
@@ -102,3 +105,21 @@ def test_no_text(tmp_path: Path) -> None:
     file.write_bytes("images/a.jpg,0,0,4,4,dög".encode("latin-1"))
     assert f"{file}: byte 22 is not UTF-8 text; save the file in UTF-8" in sentence(file)
     assert "holds no CSV of path,x1,y1,x2,y2,class" in sentence(tmp_path / "images")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_a_spreadsheet_writes(tmp_path: Path, delimiter: str) -> None:
+    write_csv(tmp_path)
+    expected = read(tmp_path)
+    for file in tmp_path.rglob("*.csv"):
+        text = "\ufeff" + file.read_text(encoding="utf-8").replace(",", delimiter)
+        file.write_bytes(text.replace("\n", "\r\n").encode())
+    (tmp_path / "classes.csv").write_text(f"cat{delimiter}0\ndög{delimiter}1\n", encoding="utf-8")
+    assert read(tmp_path) == expected
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_folder_whose_only_csv_is_no_utf8(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "boxes.csv").write_bytes("a.jpg,1,2,3,4,dög\n".encode(encoding))
+    with pytest.raises(UserError, match=r"boxes\.csv: byte .* save the file in UTF-8"):
+        read(tmp_path)
