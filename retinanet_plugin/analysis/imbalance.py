@@ -120,7 +120,15 @@ def draw(runs: Sequence[Run]) -> Figure:
     for run, colour in zip(runs, colours, strict=True):
         _draw_anchors(left, run, colour)
         share = run.columns["share_of_negatives"]
-        right.plot(run.iteration, share, _mark(run), color=colour, linewidth=2, label=run.name)
+        right.plot(
+            run.iteration,
+            share,
+            _mark(run),
+            color=colour,
+            linewidth=2,
+            label=run.name,
+            clip_on=False,  # 0 lies on the edge
+        )
     _name_anchors(left, runs[0])
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:,g}")

@@ -87,7 +87,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for; returns the exit status."""
     given = list(sys.argv[1:] if words is None else words)
     split = given.index("--") if "--" in given else len(given)
-    args = parser().parse_args(given[:split])
+    args, others = parser().parse_known_args(given[:split])
+    if others:
+        parser().error(f"{' '.join(others)}: not known; keys of the config come last, after --.")
     if args.list:
         print(list_tables())
         return 0

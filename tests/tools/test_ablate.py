@@ -320,6 +320,13 @@ def test_words_that_are_no_numbers(ablate: Ablate, words: list[str], capsys) -> 
     assert stop.value.code == 2 and "given; give" in capsys.readouterr().err
 
 
+def test_keys_without_dashes(ablate: Ablate, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ablate("b_gamma", "--jobs", "1", "SOLVER.BASE_LR", "0.1")
+    assert stop.value.code == 2
+    assert "SOLVER.BASE_LR 0.1: not known; keys of the config come" in capsys.readouterr().err
+
+
 def test_list(capsys) -> None:
     assert tool.main(["--list"]) == 0
     shown = capsys.readouterr().out
