@@ -122,7 +122,7 @@ def _pictures(test_set: TestSet) -> str:
     return (
         note(
             f"Where it does worst and best, by F1 of each picture's boxes, of "
-            f"{examples.considered:,} test pictures with boxes."
+            f"{examples.considered:,} test pictures with boxes or detections."
         )
         + '<div data-controls="class score" class="sticky"></div>'
         + '<p data-tally></p><div data-controls="shown"></div>'
