@@ -23,7 +23,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a process that was killed, or a link to elsewhere
+        with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -71,10 +71,10 @@ def save_final(checkpointer: SafeCheckpointer, step: int) -> None:
         checkpointer.save("model_final", iteration=step)
     except OSError as error:
         problem = not_written("model_final", checkpointer.save_dir, error)
-        raise UserError(
-            f"OUTPUT_DIR: {problem}; make room, and go on from the last checkpoint by the same "
-            "command with --resume"
-        ) from None
+        remedy = "go on from the last checkpoint by the same command with --resume"
+        if not checkpointer.has_checkpoint():
+            remedy = "begin again: no checkpoint was written before"
+        raise UserError(f"OUTPUT_DIR: {problem}; make room, and {remedy}") from None
 
 
 def not_written(name: str, folder: str, error: OSError) -> str:

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -24,6 +25,9 @@ from .lock import hold
 from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch, scale_to_workers
+
+# In OUTPUT_DIR, by detectron2 and us, in place; all else is written anew beside its place.
+_WRITTEN = ("config.yaml", "metrics.json", "inference", "datasets", "not_finite", "report.html")
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -167,8 +171,21 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({reason}); give a folder that "
             "can be written."
         ) from None
+    check_links(Path(cfg.OUTPUT_DIR))
     if training and comm.is_main_process():
         hold(cfg.OUTPUT_DIR)
+
+
+def check_links(folder: Path) -> None:
+    """Refuses a folder, perhaps from elsewhere, by whose links a run would write outside it."""
+    written = [folder / name for name in _WRITTEN] + list(folder.glob("log.txt*"))
+    written += (folder / "inference").rglob("*")
+    for path in written:
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"OUTPUT_DIR: {path} is a link to {path.resolve()}, outside the folder, where a "
+                "run would write; remove it, or give another OUTPUT_DIR."
+            )
 
 
 def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, ClassVar
@@ -35,9 +36,13 @@ def load_arrays(file: BinaryIO) -> Any:
 def check_stored(path: str) -> None:
     """Refuses a ``.pth`` that unpacks to more than it has on disk; PyTorch compresses none.
 
+    And one in its format of before 0.4, of which versions before 2.6 unpack files and more.
+
     Raises:
-        pickle.UnpicklingError: for one that does.
+        pickle.UnpicklingError: for either.
     """
+    if tarfile.is_tarfile(path):
+        raise pickle.UnpicklingError("it is a tar archive, as PyTorch wrote before version 0.4")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

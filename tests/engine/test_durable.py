@@ -126,3 +126,12 @@ def test_the_latest_steps_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [
         *("model_0000030.pth", "model_12345678.pth", "model_best.pth", "model_final.pth")
     ]
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path) -> None:
+    (tmp_path / "precious").write_text("all")
+    (tmp_path / ".a.pth.partial").symlink_to(tmp_path / "precious")
+    with written_whole(tmp_path / "a.pth") as file:
+        file.write(b"new")
+    assert (tmp_path / "a.pth").read_bytes() == b"new"
+    assert (tmp_path / "precious").read_text() == "all"

@@ -111,12 +111,15 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, said, monkeypatch) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
 def test_a_full_disk_at_the_end_is_a_sentence(tmp_path, monkeypatch) -> None:
     def full(path: Path, mode: str):
-        return open("/dev/full" if "final" in path.name else path, mode)
+        return open("/dev/full", "wb") if "final" in path.name else open(path, mode)
 
     monkeypatch.setattr(durable, "open", full, raising=False)
     with pytest.raises(UserError, match=r"model_final\.pth cannot be written .*No space left"):
         Counting(tmp_path).go_on(3)
     assert Counting(tmp_path).checkpointer.get_checkpoint_file().endswith("model_0000001.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="and begin again: no checkpoint was written before"):
+        Counting(tmp_path / "empty", period=9).go_on(3)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")

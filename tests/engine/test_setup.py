@@ -56,3 +56,16 @@ def test_training_keeps_its_folder_to_itself(tmp_path, monkeypatch) -> None:
 def test_those_that_will() -> None:
     words = [PATIENCE, "3", PERIOD, "100", "TEST.BEST_METRIC", "validation/total_loss"]
     check_evaluation(get_config("Base-RetinaNet.yaml", words))
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log.txt", "inference", "inference/a/b.png"])
+def test_a_link_out_of_the_folder_is_not_written_through(tmp_path, name: str) -> None:
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "out" / "elsewhere")
+    cfg = get_config("Base-RetinaNet.yaml", ["OUTPUT_DIR", str(tmp_path / "out")])
+    check_output(cfg, training=False, resume=False)
+    link.unlink()
+    link.symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=f"{name} is a link to .*precious, outside the folder"):
+        check_output(cfg, training=False, resume=False)

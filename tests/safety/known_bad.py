@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -260,6 +261,18 @@ def _zip(compress: int, size: int) -> bytes:
     return bomb.getvalue()
 
 
+def _tar() -> bytes:
+    """As PyTorch wrote before 0.4; its storages are read first."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(Command())
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
 def _saved(content: object) -> bytes:
     out = io.BytesIO()
     torch.save(content, out)
@@ -301,6 +314,7 @@ WEIGHTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "read safely",
     ),
     "command in .pyth": (".pyth", lambda: _saved({"model_state": Command()}), "read safely"),
+    "command in a tar": (".pth", _tar, "it is a tar archive"),
     "zip bomb": (".pth", lambda: _zip(zipfile.ZIP_DEFLATED, 2**24), "it unpacks from .* to"),
     "zip of nothing": (".pth", lambda: b"PK\x05\x06" + bytes(18), "read safely"),
     "passwords": (".pth", lambda: b"root:x:0:0:root:/root:/bin/sh\n", "read safely"),
