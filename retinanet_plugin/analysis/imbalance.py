@@ -127,7 +127,8 @@ def draw(runs: Sequence[Run]) -> Figure:
             color=colour,
             linewidth=2,
             label=run.name,
-            clip_on=False,  # 0 lies on the edge
+            clip_on=False,
+            zorder=3,  # a share of 0 lies on the axis
         )
     _name_anchors(left, runs[0])
     left.set_yscale("log")
