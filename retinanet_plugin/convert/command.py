@@ -12,10 +12,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..analysis.outputs import output_files, write_json, write_text
-from ..config import get_config
 from ..engine.durable import written_whole
 from ..errors import UserError
+from ..export.card import card_path
 from . import rows, to_detectron2, to_torchvision, torchvision_model
+from .card import model_card
 from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit, settings_yaml
 from .reading import read_model, sha256
 
@@ -40,7 +41,7 @@ def convert(
 
     Args:
         file: weights.
-        out: folder; it gets weights, what builds the model, and ``conversion.json``.
+        out: folder; it gets weights, what builds the model, ``conversion.json``, and a model card.
         to: "plugin", "detectron2" or "torchvision".
         config: of weights with this plugin's names.
 
@@ -59,17 +60,28 @@ def convert(
         _check(model, cfg)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    names = _FILES[to]
-    paths = output_files(out, [*names, REPORT], overwrite=overwrite, option="OUT")
-    if to == "plugin":
-        result, said = model, _write_ours(model, cfg, paths)
-    elif to == "detectron2":
-        result, said = _write_detectron2(model, cfg, paths)
-    else:
-        result, said = _write_torchvision(model, cfg, paths)
+    result, described = model, dict[str, Any]()
+    if to == "detectron2":
+        result, described = to_detectron2.convert(model, cfg)
+    elif to == "torchvision":
+        result, described = to_torchvision.convert(model, cfg)
+    names = [*_FILES[to], REPORT]
+    paths = output_files(
+        out, [*names, card_path(Path(names[0])).name], overwrite=overwrite, option="OUT"
+    )
+    if any(path.exists() and path.samefile(file) for path in paths):
+        raise UserError(f"OUT: {out} holds FILE, which would be replaced; give another folder.")
     keys = model.keys if to == "plugin" else model.keys.then(result.keys)
-    report = _report(file, to, model, result, keys)
-    write_json(paths[-1], report)
+    digest = sha256(file)
+    if to == "plugin":
+        said = _write_ours(model, cfg, paths)
+    elif to == "detectron2":
+        said = _write_detectron2(result, described, paths)
+    else:
+        said = _write_torchvision(result, described, paths)
+    write_json(paths[-2], _report(file, digest, to, model, result, keys))
+    model.notes = result.notes
+    write_text(paths[-1], model_card(paths, file, digest, to, model, cfg, keys))
     lines = [f"{file}: {model.kind}", table(keys), *(f"- {note}" for note in result.notes)]
     return "\n".join([*lines, *map(str, paths), said])
 
@@ -119,7 +131,6 @@ def _write_ours(model: Model, cfg: CfgNode, paths: list[Path]) -> str:
         settings = {**model.settings, "MODEL.WEIGHTS": str(weights.resolve())}
         text = _yaml(settings_yaml(settings))
         write_text(config, f'# {model.kind}.\n_BASE_: "Base-RetinaNet.yaml"\n{text}')
-        get_config(config)
     else:
         whole = cfg.clone()
         whole.MODEL.WEIGHTS = str(weights.resolve())
@@ -132,19 +143,17 @@ def _write_ours(model: Model, cfg: CfgNode, paths: list[Path]) -> str:
     )
 
 
-def _write_detectron2(model: Model, cfg: CfgNode, paths: list[Path]) -> tuple[Model, str]:
-    result, values = to_detectron2.convert(model, cfg)
+def _write_detectron2(model: Model, values: dict[str, Any], paths: list[Path]) -> str:
     weights, config = paths[:2]
     values["MODEL"]["WEIGHTS"] = str(weights.resolve())
-    _save(weights, {"model": result.weights, **_classes(model)})
+    _save(weights, {"model": model.weights, **_classes(model)})
     write_text(config, f"# {model.kind}, for detectron2 alone.\n{_yaml(values)}")
-    return result, f"detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
+    return f"detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
 
 
-def _write_torchvision(model: Model, cfg: CfgNode, paths: list[Path]) -> tuple[Model, str]:
-    result, settings = to_torchvision.convert(model, cfg)
+def _write_torchvision(model: Model, settings: dict[str, Any], paths: list[Path]) -> str:
     weights, described, script = paths[:3]
-    _save(weights, result.weights)
+    _save(weights, model.weights)
     write_json(described, settings)
     write_text(script, Path(torchvision_model.__file__).read_text(encoding="utf-8"))
     said = f"torchvision: python {script} PICTURE, or from model import build"
@@ -153,7 +162,7 @@ def _write_torchvision(model: Model, cfg: CfgNode, paths: list[Path]) -> tuple[M
             f"; the weights fit torchvision.models.detection.{name}(weights=None, "
             f"weights_backbone=None, num_classes={settings['num_classes']}) too"
         )
-    return result, said
+    return said
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
@@ -176,13 +185,15 @@ def _yaml(content: Mapping[str, Any], indent: str = "") -> str:
     return "".join(lines)
 
 
-def _report(file: Path, to: str, model: Model, result: Model, keys: Keys) -> dict[str, Any]:
+def _report(
+    file: Path, digest: str, to: str, model: Model, result: Model, keys: Keys
+) -> dict[str, Any]:
     def shape(name: str) -> list[int]:
         return list(result.weights[name].shape)
 
     return {
         "file": file.name,
-        "sha256": sha256(file),
+        "sha256": digest,
         "kind": model.kind,
         "to": to,
         "counts": {

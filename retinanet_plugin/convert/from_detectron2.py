@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..errors import UserError
 from . import rows
 from .model import Keys, Model, Options, detector_settings
 
@@ -21,13 +22,22 @@ def read(
         cfg: that the model was trained with; None: one of detectron2's zoo.
 
     Raises:
-        UserError: for one that is no RetinaNet.
+        UserError: for one that is no RetinaNet, or needs a config and has none.
     """
-    weights = {key: x for key, x in tensors.items() if not key.startswith(_COMPUTED)}
+    weights = {
+        key: x.float() if x.is_floating_point() else x
+        for key, x in tensors.items()
+        if not key.startswith(_COMPUTED)
+    }
     unused = {key: "follows from the config" for key in tensors if key not in weights}
     notes = ["MODEL.WEIGHTS takes the file as it is: only the config is new"]
     settings = {}
     if cfg is None:
+        if any(key.endswith(".num_batches_tracked") for key in weights):
+            raise UserError(
+                "its batch norms are not those of detectron2's zoo, so it needs --config-file: the "
+                "config.yaml that its training left behind."
+            )
         settings = detector_settings(weights)
         settings["MODEL.RETINANET.SMOOTH_L1_LOSS_BETA"] = 0.0
         notes.append(

@@ -61,8 +61,11 @@ def read_detector(tensors: Mapping[str, Tensor], options: Options, digest: str) 
             weights[boxes] = rows.sizes_first(weights[boxes], 3, 3)
     if has_norms:
         add_zero_biases(weights, keys)
-    if not keys.unused:  # frozen norms count no steps
+    is_frozen = not any(key.endswith(".num_batches_tracked") for key in tensors)
+    if is_frozen:
         notes += _with_eps(weights, options.norm_eps, digest)
+    elif options.norm_eps is not None:
+        raise UserError("--norm-eps is for frozen batch norms, and these are not.")
     settings = detector_settings(weights)
     from_p5 = weights["backbone.top_block.p6.weight"].shape[1] == settings["MODEL.FPN.OUT_CHANNELS"]
     kind = "retinanet_resnet50_fpn_v2's kind" if has_norms else "retinanet_resnet50_fpn's kind"
@@ -128,6 +131,8 @@ def _classes(num_outputs: int, options: Options) -> tuple[list[str] | None, list
 def _with_eps(weights: dict[str, Tensor], given: float | None, digest: str) -> list[str]:
     """Scales frozen norms that have another epsilon so that they are the same with ours."""
     eps = given
+    if given is not None and not 0 <= given < 1:
+        raise UserError(f"--norm-eps: {given:g} given; it can be 0 or a small number such as 1e-5.")
     if eps is None:
         eps = 0.0 if digest.startswith(_PUBLISHED_V1) else _EPS
     if eps != _EPS:

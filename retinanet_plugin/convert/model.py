@@ -141,11 +141,13 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     blocks = tuple(sum(stage == f"res{i}" for stage, _ in names) for i in range(2, 6))
     second = weights.get(f"{BOTTOM_UP}res2.0.conv2.weight")
     stem = weights.get(f"{BOTTOM_UP}stem.conv1.weight")
-    if blocks not in _BLOCKS or second is None or stem is None:
+    if blocks not in _BLOCKS:
         raise UserError(
             f"the backbone is no ResNet of 18, 34, 50, 101 or 152 layers: its stages have "
             f"{', '.join(map(str, blocks))} blocks."
         )
+    if second is None or stem is None:
+        raise UserError("the first convolution of the backbone or of its first block is absent.")
     is_deep = f"{BOTTOM_UP}res2.0.conv3.weight" in weights
     depth = _BLOCKS[blocks]
     depth = 34 if depth == 50 and not is_deep else depth
@@ -226,6 +228,27 @@ def check_fit(weights: Mapping[str, Tensor], shapes: Mapping[str, Any], what: st
             f"of the {len(shapes)} weights of {what} {'; '.join(parts)}; half a model would "
             "detect nothing, so nothing was written."
         )
+
+
+def check_values(weights: Mapping[str, Tensor]) -> None:
+    """Refuses what no training leaves behind, and what would detect nothing or anything.
+
+    Raises:
+        UserError: for weights that are no floating-point numbers, NaN or infinite, or variances
+            below 0.
+    """
+    for name, values in weights.items():
+        if name.endswith(".num_batches_tracked"):
+            continue
+        if not values.is_floating_point():
+            fault = f"holds {str(values.dtype).removeprefix('torch.')} numbers"
+        elif not bool(values.isfinite().all()):
+            fault = "holds NaN or infinite numbers"
+        elif name.endswith(".running_var") and bool((values < 0).any()):
+            fault = "holds variances below 0"
+        else:
+            continue
+        raise UserError(f"{name} {fault}, so the file is damaged or its training went astray.")
 
 
 def add_zero_biases(weights: dict[str, Tensor], keys: Keys) -> None:

@@ -1,6 +1,7 @@
 """A file of weights: read safely, and its kind known from its keys."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ..config import get_config
 from ..engine.checkpoint import classes_in, local_file, read_safely
 from ..errors import UserError, printable
 from . import from_detectron2, from_mmdetection, from_torchvision
-from .model import Model, Options, listed
+from .model import Model, Options, check_values, listed
+from .to_torchvision import is_default
+from .training_state import skipping_training_state
 
 _NESTED = ("model", "state_dict", "model_state_dict")  # where frameworks keep the weights
 
@@ -30,16 +33,26 @@ def read_model(file: Path, config: str | Path | None, options: Options) -> tuple
         UserError: for a file that cannot be read, is of no known kind, or is not wholly known.
     """
     local_file(str(file), "FILE")
+    if file.suffix == ".safetensors":
+        raise UserError(
+            f"{file}: a file of safetensors; write it as a .pth, by torch.save("
+            "safetensors.torch.load_file(FILE), OTHER), and give that."
+        )
     try:
-        content = read_safely(str(file))
+        with skipping_training_state():
+            content = read_safely(str(file))
     except UserError as error:
         raise UserError(str(error).removeprefix("MODEL.WEIGHTS: ")) from None
-    tensors = _tensors(content, file)
     try:
-        return _model(tensors, content, file, config, options)
+        tensors, others = _tensors(content)
+        model, cfg = _model(tensors, content, file, config, options)
+        check_values(model.weights)
+        _check_options(model, cfg, options)
+        model.keys.unused |= others
+        return model, cfg
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    except (RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (RuntimeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = printable(str(error), 200)
         raise UserError(f"{file}: its weights have shapes of no RetinaNet ({reason}).") from None
 
@@ -66,6 +79,7 @@ def _foreign(
     tensors: dict[str, Tensor], content: Mapping[str, Any], file: Path, options: Options
 ) -> Model:
     if any(key.startswith("head.classification_head.") for key in tensors):
+        _refuse_own(file)
         return from_torchvision.read_detector(tensors, options, sha256(file))
     if "bbox_head.retina_cls.weight" in tensors:
         return from_mmdetection.read(tensors, content.get("meta"), options)
@@ -79,6 +93,17 @@ def _foreign(
         f"the keys ({listed(tensors)}) are of no known kind; known are RetinaNets of detectron2, "
         "torchvision and mmdetection, and ResNets of torchvision."
     )
+
+
+def _refuse_own(file: Path) -> None:
+    """What ``--to torchvision`` has written is torchvision's in its weights, not in all else."""
+    described = file.with_name("model.json")
+    settings = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    if isinstance(settings, dict) and "stride_in_1x1" in settings and not is_default(settings):
+        raise UserError(
+            "the model.json beside it tells of anchors, strides or normalisation that are not "
+            "torchvision's own: convert what it was made of."
+        )
 
 
 def config_of(model: Model) -> CfgNode:
@@ -102,22 +127,56 @@ def _config(
     return cfg
 
 
-def _tensors(content: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+def _check_options(model: Model, cfg: CfgNode, options: Options) -> None:
+    """No option is for another kind of file, and there are as many names of classes as outputs."""
+    for option, is_given, kind in (
+        ("--no-background", not options.has_background, "torchvision RetinaNet"),
+        ("--norm-eps", options.norm_eps is not None, "torchvision RetinaNet"),
+        ("--caffe-style", options.caffe_style is not None, "mmdetection RetinaNet"),
+    ):
+        if is_given and not model.kind.startswith(kind):
+            raise UserError(f"{option} is for a {kind}, and this is a {model.kind}.")
+    number = cfg.MODEL.RETINANET.NUM_CLASSES
+    if options.classes and not model.is_detector:
+        raise UserError("--classes is for detectors, and this is a backbone alone.")
+    if options.classes and len(set(options.classes)) < len(options.classes):
+        raise UserError("--classes: a name is given twice; each class has one of its own.")
+    if model.classes and len(model.classes) != number:
+        where = "--classes" if options.classes else 'the file\'s "classes"'
+        raise UserError(f"{where}: {len(model.classes)} names, but the model has {number} classes.")
+
+
+def _tensors(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights by name, without a wrapper's prefix, and why each entry beside them is none.
+
+    Raises:
+        UserError: where there are none, or two of one name.
+    """
     found = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), content)
-    tensors = {
-        key.removeprefix("module."): torch.as_tensor(value)  # as a data-parallel wrapper names them
-        for key, value in found.items()
-        if isinstance(key, str) and _is_array(value)
-    }
+    tensors: dict[str, Tensor] = {}
+    others = {}
+    for key, value in found.items():
+        name = str(key).removeprefix("module.")  # as a data-parallel wrapper names them
+        if not isinstance(key, str) or not _is_array(value):
+            others[str(key)] = f"no tensor of numbers, but a {type(value).__name__}"
+        elif name in tensors:
+            raise UserError(f"{name} is there twice, with and without the prefix module.")
+        else:
+            tensors[name] = torch.as_tensor(value)
     if not tensors:
-        raise UserError(f"{file}: it holds no tensors, but {listed(map(str, found))}.")
-    return tensors
+        held = f"but {listed(map(str, found))}" if found else "it is empty"
+        raise UserError(f"it holds no tensors, {held}.")
+    return tensors, others
 
 
 def _is_array(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_complex() or value.is_meta)
+    )
 
 
 def sha256(file: Path) -> str:

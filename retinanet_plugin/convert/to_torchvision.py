@@ -24,7 +24,7 @@ _LAYERS = {
     101: [3, 4, 23, 3],
     152: [3, 8, 36, 3],
 }
-_FACTORY = {  # what retinanet_resnet50_fpn and its second version share
+_FACTORY: dict[str, Any] = {  # what retinanet_resnet50_fpn and its second version share
     "block": "Bottleneck",
     "layers": [3, 4, 6, 3],
     "groups": 1,
@@ -117,6 +117,14 @@ def factory(settings: dict[str, Any]) -> str | None:
         (settings["p6_from_p5"], settings["head_norm"])
     )
     return None if name is None else f"retinanet_resnet50_fpn{name}"
+
+
+def is_default(settings: dict[str, Any]) -> bool:
+    """Whether torchvision's class has anchors, strides and normalisation by its defaults."""
+    ours, theirs = settings["options"], _FACTORY["options"]
+    return all(
+        _same(settings[key], _FACTORY[key]) for key in ("stride_in_1x1", "box_weights", "anchors")
+    ) and all(_same(ours[key], theirs[key]) for key in ("image_mean", "image_std"))
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -1,16 +1,18 @@
-"""A model card: what a person should know of an exported model, as Markdown beside it."""
+"""A model card: what a person should know of a model that leaves, as Markdown beside it."""
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 
 from ..analysis.metrics import METRICS, last_metrics
 from ..analysis.speed_accuracy import time_in_turn
+from ..engine.checkpoint import read_safely
 from ..predictor import Predictor
 from .checking import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, eager
 from .runtimes import Runtime
@@ -43,23 +45,15 @@ def model_card(
         shape: height and width of the pictures timed.
     """
     cfg, told = predictor.cfg, runtime.metadata
-    run = Path(cfg.MODEL.WEIGHTS).parent
-    trained = last_metrics(run / "metrics.json", cfg.DATASETS.TEST)
-    sides = told["resize"]
+    trained = metrics_of(Path(cfg.MODEL.WEIGHTS), cfg)
+    columns = {"the model, when it was trained": trained} if trained else {}
     rows = {
-        "architecture": f"{cfg.MODEL.META_ARCHITECTURE}, {cfg.MODEL.BACKBONE.NAME}",
-        "trained on": ", ".join(cfg.DATASETS.TRAIN) or "not told by the config",
-        "evaluated on": ", ".join(cfg.DATASETS.TEST) or "not told by the config",
-        f"classes ({len(told['classes'])})": ", ".join(told["classes"]),
+        **about(cfg, told["classes"]),
         "precision": told["precision"],
         "input": f"{told['input']['name']}: batch of pictures, {told['input']['layout'].upper()}, "
         f"{told['input']['channels']}, {told['input']['dtype']}, 0 to 255; any number, height and "
         "width",
-        "meant for": f"pictures whose short side is resized to {sides['short_side']}, the long "
-        f"side to at most {sides['long_side']} pixels",
         "output": ", ".join(told["outputs"]),
-        "thresholds": f"score {told['score_threshold']:g}, IoU of NMS {told['nms_threshold']:g}, "
-        f"at most {told['max_detections']} detections a picture",
     }
     hashes = {
         "this file": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -67,41 +61,78 @@ def model_card(
         "config": told["config_sha256"],
     }
     parts = [
-        f"# {_plain(path.name)}",
-        _table(("", ""), rows),
+        f"# {plain(path.name)}",
+        table(("", ""), rows),
         "## Accuracy",
-        _accuracy(trained, measured, cfg.DATASETS.TEST),
+        accuracy_table({**columns, **measured}, cfg) or "Not measured; `--evaluate` measures it.",
         "## Speed",
-        _table(
+        table(
             (f"one picture of {shape[0]} x {shape[1]}", "ms"),
             {name: f"{value * 1000:.1f}" for name, value in seconds.items()},
         ),
-        f"Median of {_ROUNDS} on {_plain(str(machine['device']))}, {machine['threads']} threads.",
+        f"Median of {_ROUNDS} on {plain(str(machine['device']))}, {machine['threads']} threads.",
         "## Compared with the model",
         _compared(comparison, told["precision"]),
-        "## Where it comes from",
-        _table(("", "SHA-256"), {name: f"`{value}`" for name, value in hashes.items()}),
-        _table(("", "version"), told["versions"]),
+        *origin(hashes, told["versions"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(
-    trained: Mapping[str, float] | None,
-    measured: Mapping[str, Mapping[str, float]],
-    datasets: Any,
-) -> str:
-    columns = {"the model, at the end of its training": trained} if trained else {}
-    columns |= {name: dict(metrics) for name, metrics in measured.items()}
+def about(cfg: CfgNode, classes: Sequence[str]) -> dict[str, str]:
+    """What a model is, and the data it is of, in rows of a table."""
+    return {
+        "architecture": f"{cfg.MODEL.META_ARCHITECTURE}, {cfg.MODEL.BACKBONE.NAME}",
+        "trained on": ", ".join(data_sets(cfg, "TRAIN")) or "not told by the config",
+        "evaluated on": ", ".join(data_sets(cfg, "TEST")) or "not told by the config",
+        f"classes ({len(classes)})": ", ".join(classes),
+        "meant for": f"pictures whose short side is resized to {cfg.INPUT.MIN_SIZE_TEST}, the long "
+        f"side to at most {cfg.INPUT.MAX_SIZE_TEST} pixels",
+        "thresholds": f"score {cfg.MODEL.RETINANET.SCORE_THRESH_TEST:g}, IoU of NMS "
+        f"{cfg.MODEL.RETINANET.NMS_THRESH_TEST:g}, at most {cfg.TEST.DETECTIONS_PER_IMAGE} "
+        "detections a picture",
+    }
+
+
+def data_sets(cfg: CfgNode, part: str) -> list[str]:
+    """The names of those to train on ("TRAIN") or of the others ("TEST"), with a file of one's own.
+
+    Of its path the folder and the name are told: a card is for other people.
+    """
+    own = cfg.DATASETS.OWN
+    if file := own[f"{part}_JSON"]:
+        return [f"own_{part.lower()} ({'/'.join(Path(own.ROOT, file).parts[-2:])})"]
+    return list(cfg.DATASETS[part])
+
+
+def metrics_of(weights: Path, cfg: CfgNode) -> dict[str, float] | None:
+    """The metrics of a checkpoint, in percent, where its own training evaluated it."""
+    iteration = read_safely(str(weights)).get("iteration")
+    sets = data_sets(cfg, "TEST")
+    if not isinstance(iteration, int) or not sets:
+        return None
+    return last_metrics(weights.with_name("metrics.json"), sets, iteration + 1)
+
+
+def accuracy_table(columns: Mapping[str, Mapping[str, float]], cfg: CfgNode) -> str:
+    """The metrics of each of several, in percent; nothing for none."""
     if not columns:
-        return "Not measured; `--evaluate` measures it."
+        return ""
     rows = {
         name: " | ".join(f"{metrics.get(key, float('nan')):.2f}" for key in METRICS)
         for name, metrics in columns.items()
     }
-    head = (_plain(f"on {datasets[0]}, in percent"), " | ".join(METRICS))
+    head = (plain(f"on {data_sets(cfg, 'TEST')[0]}, in percent"), " | ".join(METRICS))
     lines = [f"| {head[0]} | {head[1]} |", "| --- |" + " --- |" * len(METRICS)]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def origin(hashes: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
+    """The last part of a card: of which bytes it speaks, and what made them."""
+    return [
+        "## Where it comes from",
+        table(("", "SHA-256"), {name: f"`{value}`" for name, value in hashes.items()}),
+        table(("", "version"), versions),
+    ]
 
 
 def _compared(comparison: Comparison, precision: str) -> str:
@@ -123,12 +154,13 @@ def _compared(comparison: Comparison, precision: str) -> str:
     )
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+def table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
+    """Of two columns."""
     lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {key} | {_plain(value)} |" for key, value in rows.items())])
+    return "\n".join([*lines, *(f"| {key} | {plain(value)} |" for key, value in rows.items())])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without what Markdown or HTML would act on: names come from files."""
     return re.sub(r"[<>|\[\]*\\\n\r]", " ", text)
 

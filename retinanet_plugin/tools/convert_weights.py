@@ -7,8 +7,8 @@
 The kind of FILE is known from its keys: a RetinaNet of detectron2 or this plugin, of torchvision
 (retinanet_resnet50_fpn and its second version) or of mmdetection, or a ResNet of torchvision to
 train from. OUT gets the weights, the config that makes the same detections of them (for torchvision
-a script), and conversion.json, which names each key that was used, made, missing or left out. Half
-a match is refused. docs/weights.md has what differs between the frameworks.
+a script), conversion.json, which names each key that was used, made, missing or left out, and a
+model card. Half a match is refused. docs/weights.md has what differs between the frameworks.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..convert.command import convert
 from ..convert.model import Options
+from ..engine.checkpoint import local_file
 from ..errors import one_sentence
 
 
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words.add_argument("file", type=Path, metavar="FILE", help=".pth or .pkl")
+    words.add_argument(
+        "file", metavar="FILE", help=".pth or .pkl; also a URL or a name of detectron2://"
+    )
     words.add_argument("out", type=Path, metavar="OUT", help="folder, made where it is absent")
     words.add_argument("--to", choices=("plugin", "detectron2", "torchvision"), default="plugin")
     words.add_argument(
@@ -66,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = Options(args.classes, not args.no_background, args.norm_eps, args.caffe_style)
     print(
         convert(
-            args.file,
+            Path(local_file(args.file, "FILE")),
             args.out,
             to=args.to,
             config=args.config_file,

@@ -5,8 +5,11 @@ published configuration, the arithmetic in float32 from functions of PyTorch alo
 """
 
 import json
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,13 @@ from retinanet_plugin.convert.model import NoRandomValues, Options
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 CAFFE_MEAN = [103.53, 116.28, 123.675]
+CAFFE = """
+model = dict(
+    type='RetinaNet',
+    backbone=dict(type='ResNet', depth=50, style='caffe'),
+    neck=dict(type='FPN', start_level=1, add_extra_convs='on_input', num_outs=5))
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+"""
 
 
 class ConvModule(nn.Module):
@@ -158,7 +168,7 @@ def test_caffes_resnet_is_known_from_the_config_in_the_file(tmp_path: Path) -> N
     with NoRandomValues():  # spread comes over them
         body = resnet50(weights=None)
     model = spread_out(RetinaNet(body, [512, 1024, 2048], caffe=True), 255.0)
-    meta = {"config": "backbone=dict(type='ResNet',\n style='caffe')", "CLASSES": ("a",) * 80}
+    meta = {"config": CAFFE, "CLASSES": ("a",) * 80}
     torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "mm.pth")
     convert(tmp_path / "mm.pth", tmp_path / "out")
     expected = model.detect(PICTURES[0].flip(0), CAFFE_MEAN, [1.0] * 3)
@@ -211,28 +221,110 @@ def layout() -> dict[str, list[int]]:
     return shapes
 
 
-def test_the_other_switches_of_the_config(tmp_path: Path) -> None:
-    """A ReLU between P6 and P7, and names of classes as version 3 writes them."""
-    model = RetinaNet(resnet18(weights=None), [128, 256, 512])
+OTHERS = """
+model = dict(
+    data_preprocessor=dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=False, pad_size_divisor=32),
+    neck=dict(relu_before_extra_convs=True),
+    bbox_head=dict(
+        anchor_generator=dict(octave_base_scale=5, ratios=[0.4, 1.0, 2.5]),
+        bbox_coder=dict(target_stds=(0.1, 0.1, 0.2, 0.2))),
+    test_cfg=dict(
+        nms_pre=500, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.6), max_per_img=50))
+test_pipeline = [
+    dict(backend_args=None, type='LoadImageFromFile'),
+    dict(type='Resize', scale=(640, 512), keep_ratio=True),
+    dict(type='Pack', keys=print('run'))]
+"""
+
+
+@pytest.fixture(scope="module")
+def narrow() -> dict[str, Tensor]:
+    with NoRandomValues():
+        return RetinaNet(resnet18(weights=None), [128, 256, 512]).state_dict()
+
+
+def test_what_the_config_tells(narrow, tmp_path: Path, capsys) -> None:
+    """Also names of classes as version 3 writes them."""
     names = [f"kind {i}" for i in range(80)]
-    meta = {"cfg": "neck=dict(relu_before_extra_convs=True)", "dataset_meta": {"classes": names}}
-    torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "mm.pth")
+    meta = {"cfg": OTHERS, "dataset_meta": {"classes": names}}
+    torch.save({"state_dict": narrow, "meta": meta}, tmp_path / "mm.pth")
     convert(tmp_path / "mm.pth", tmp_path / "out")
-    assert get_config(tmp_path / "out" / "config.yaml").MODEL.FPN.P7_RELU
+    assert capsys.readouterr().out == ""  # of the call in the config
+    cfg = get_config(tmp_path / "out" / "config.yaml")
+    retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
+    assert cfg.MODEL.FPN.P7_RELU and cfg.INPUT.FORMAT == "BGR"
+    assert (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ([1, 2, 3], [4, 5, 6])
+    assert anchors.ANCHOR_SCALE == 5 and anchors.ASPECT_RATIOS == [[0.4, 1, 2.5]]
+    assert list(retinanet.BBOX_REG_WEIGHTS) == pytest.approx([10, 10, 5, 5])
+    assert (retinanet.SCORE_THRESH_TEST, retinanet.NMS_THRESH_TEST) == (0.1, 0.6)
+    assert (retinanet.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (500, 50)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (512, 640)
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     assert saved["classes"] == names
     with pytest.raises(UserError, match="2 names of classes, but the file has 80"):
         convert(tmp_path / "mm.pth", tmp_path / "two", options=Options(["a", "b"]))
 
 
-def test_other_pyramids_are_refused(tmp_path: Path) -> None:
-    model = RetinaNet(resnet18(weights=None), [128, 256, 512])
-    state = model.state_dict()
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ("model=dict(bbox_head=dict(loss_cls=dict(use_sigmoid=False)))", "use_sigmoid=False"),
+        (
+            "model=dict(bbox_head=dict(anchor_generator=dict(strides=[4, 8, 16, 32, 64])))",
+            r"strides=\[4, 8, 16, 32, 64\]",
+        ),
+    ],
+)
+def test_configs_of_other_models_are_refused(narrow, tmp_path: Path, config: str, said) -> None:
+    torch.save({"state_dict": narrow, "meta": {"cfg": config}}, tmp_path / "mm.pth")
+    with pytest.raises(UserError, match=said):
+        convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_a_moving_average_and_a_wrapper(narrow, tmp_path: Path) -> None:
+    """The averaged weights have the plain names, those before the other."""
+    before = {f"ema_{key.replace('.', '_')}": x + 1 for key, x in narrow.items()}
+    wrapped = {f"module.{key}": x for key, x in {**narrow, **before}.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.stem.conv1.weight"
+    assert torch.equal(saved[key], narrow["backbone.conv1.weight"])
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {row["from"] for row in report["unused"]} >= before.keys()
+
+
+def test_training_state_of_mmengine_is_passed_over(narrow, tmp_path: Path, monkeypatch) -> None:
+    """Its logs are objects of its own with numpy arrays and methods."""
+    name = "mmengine.logging.history_buffer"
+    for module in ("mmengine", "mmengine.logging", name):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.values, self.total = np.arange(3.0), np.float64(3)
+            self.methods = {"mean": HistoryBuffer.mean}
+
+        @classmethod
+        def mean(cls) -> None: ...
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = name, "HistoryBuffer"
+    sys.modules[name].HistoryBuffer = HistoryBuffer
+    hub = {"log_scalars": {"loss": HistoryBuffer()}}
+    torch.save({"state_dict": narrow, "message_hub": hub, "meta": {}}, tmp_path / "epoch_12.pth")
+    before = torch.serialization.get_safe_globals()
+    said = convert(tmp_path / "epoch_12.pth", tmp_path / "out")
+    assert "mmdetection RetinaNet" in said
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_other_pyramids_are_refused(narrow, tmp_path: Path) -> None:
     for key, value, said in (
         ("neck.fpn_convs.3.conv.weight", torch.zeros(256, 256, 3, 3), "on_input"),
         ("neck.lateral_convs.3.conv.weight", torch.zeros(256, 512, 1, 1), "no place"),
         ("bbox_head.retina_iou.weight", torch.zeros(9), "no place"),
     ):
-        torch.save({"state_dict": {**state, key: value}}, tmp_path / "mm.pth")
+        torch.save({"state_dict": {**narrow, key: value}}, tmp_path / "mm.pth")
         with pytest.raises(UserError, match=said):
             convert(tmp_path / "mm.pth", tmp_path / "out")
