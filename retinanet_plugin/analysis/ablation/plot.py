@@ -75,18 +75,13 @@ def _finish(axes: Axes) -> None:
     axes.set_xlim(max(low, 0.0), high)
     axes.set_xlabel("AP")
     axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    _grid(axes)
+    axes.grid(axis="x", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _number(axes: Axes, x: float, y: int, words: str) -> None:
     axes.annotate(words, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", size=8.5)
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(axis="x", color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 # ---------------------------------------------------------------- AP over latency
