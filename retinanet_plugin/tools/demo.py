@@ -147,7 +147,8 @@ def main(words: Sequence[str] | None = None) -> int:
             ) from None
         print(f"{demo.summary(highest())}\n{args.output / DETECTIONS}")
     if demo.failed:
-        print(f"{len(demo.failed)} inputs could not be read, see above.", file=sys.stderr)
+        inputs = "1 input" if len(demo.failed) == 1 else f"{len(demo.failed)} inputs"
+        print(f"{inputs} could not be read, see above.", file=sys.stderr)
     return 1 if demo.failed else 0
 
 
