@@ -328,3 +328,12 @@ def test_other_pyramids_are_refused(narrow, tmp_path: Path) -> None:
         torch.save({"state_dict": {**narrow, key: value}}, tmp_path / "mm.pth")
         with pytest.raises(UserError, match=said):
             convert(tmp_path / "mm.pth", tmp_path / "out")
+
+
+def test_a_pyramid_whose_p6_is_made_from_p5(narrow, tmp_path: Path) -> None:
+    key = "neck.fpn_convs.3.conv.weight"
+    state = {**narrow, key: narrow[key][:, :256].clone()}
+    meta = {"cfg": "model = dict(neck=dict(add_extra_convs='on_output'))"}
+    torch.save({"state_dict": state, "meta": meta}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert get_config(tmp_path / "out" / "config.yaml").MODEL.FPN.P6_INPUT == "p5"

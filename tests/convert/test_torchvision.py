@@ -231,6 +231,8 @@ def test_our_models_detect_the_same_there(tmp_path: Path, base: str, overrides) 
     for picture in PICTURES:
         boxes, scores, classes = detect(model, picture, cfg.INPUT.FORMAT)
         assert_equal(detect_torchvision(theirs, picture), (boxes, scores, classes + 1))
+    with pytest.raises(UserError, match=r"model\.json beside it tells of anchors"):
+        convert(tmp_path / "out" / "model.pth", tmp_path / "back")
     labels = json.loads((tmp_path / "out" / "model.json").read_text())["labels"]
     assert labels == {"1": "a", "2": "b", "3": "c"}
 
