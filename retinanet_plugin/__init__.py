@@ -4,9 +4,14 @@ Importing registers the meta-architecture, head, anchor generator and losses in 
 and the quick start's data set by name; it does nothing else.
 """
 
+import warnings as _warnings
 from typing import TYPE_CHECKING, Any
 
 from . import starting as _starting  # noqa: F401 - first, for Ctrl-C during the others
+
+with _warnings.catch_warnings():  # of what these do when they are imported
+    _warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    import detectron2.modeling as _modeling  # noqa: F401
 
 # isort: split
 from .config import add_retinanet_config, get_config

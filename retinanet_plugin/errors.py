@@ -8,7 +8,9 @@ for Ctrl-C.
 """
 
 import difflib
+import os
 import re
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from .starting import STOPPED, started
 from .starting import TO_BE_RESUMED as TO_BE_RESUMED
 
 EXIT_STATUS = 2  # as argparse's own, for a mistake in what was given
+UNREAD = 141  # a shell's, for a command whose reader has gone (SIGPIPE)
 
 _SMALLER = (
     "lower SOLVER.IMS_PER_BATCH or the size of the pictures (INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN; "
@@ -111,9 +114,12 @@ def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator
     started()
     try:
         yield
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         _stop(str(interrupt) or stopped)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(UNREAD) from None
         sentence = sentence_of(error)
         if sentence is None and _followed_ctrl_c(error):
             _stop(stopped)
@@ -121,6 +127,18 @@ def one_sentence(stopped: str = "nothing was written; run it again") -> Iterator
             raise
         print(f"error: {printable(sentence)}", file=sys.stderr)
         raise SystemExit(EXIT_STATUS) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether what read the standard output has gone, as ``head`` does; it takes no more then."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    output = select.poll()
+    output.register(sys.stdout, 0)  # errors are told without being asked for
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _stop(what_is_left: str) -> NoReturn:

@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +142,20 @@ def test_what_is_said_when_stopped(capsys) -> None:
             raise interrupt
         assert stop.value.code == 130
     assert capsys.readouterr().err == "stopped: all is kept.\nstopped: half is kept.\n"
+
+
+def test_a_reader_that_goes_gets_no_traceback() -> None:
+    """As ``head`` does after its lines."""
+    script = """
+from retinanet_plugin.errors import one_sentence
+with one_sentence():
+    print("a line\\n" * 100_000)
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None and run.stderr is not None
+    assert run.stdout.readline() == "a line\n"
+    run.stdout.close()
+    assert (run.stderr.read(), run.wait()) == ("", 141)
+    run.stderr.close()

@@ -80,6 +80,16 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
             raise UserError(
                 f"MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE: {anchor_scale} given; give a number above 0."
             )
+        ratios = [
+            x
+            for level in aspect_ratios
+            for x in (level if isinstance(level, Sequence) else [level])
+        ]
+        if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: {aspect_ratios} given; give heights in "
+                "widths, each above 0, such as [[0.5, 1.0, 2.0]]."
+            )
         octave = [2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         sizes = [[anchor_scale * stride * step for step in octave] for stride in strides]
         super().__init__(

@@ -1,6 +1,7 @@
 """The anchors against the paper's numbers, detectron2's generator and torchvision's."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -123,8 +124,11 @@ def test_from_config() -> None:
     [
         ({"scales_per_octave": 0}, "SCALES_PER_OCTAVE: 0"),
         ({"anchor_scale": 0.0}, "ANCHOR_SCALE: 0"),
+        ({"aspect_ratios": [[0.5, 0.0]]}, r"ASPECT_RATIOS: \[\[0.5, 0.0\]\]"),
+        ({"aspect_ratios": [1.0, float("nan")]}, "ASPECT_RATIOS: .*each above 0"),
+        ({"aspect_ratios": []}, "ASPECT_RATIOS"),
     ],
 )
-def test_impossible_arguments(argument: dict[str, float], sentence: str) -> None:
+def test_impossible_arguments(argument: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         RetinaNetAnchorGenerator(strides=STRIDES, **argument)
