@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -25,6 +26,24 @@ from .lock import hold
 from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch, scale_to_workers
+
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+_ALWAYS = ("DATALOADER.NUM_WORKERS", "SEED")  # also to evaluate
+_ANY = 2**62
+_MOST_PIXELS = 20_000
+_LIMITS: dict[str, tuple[int, int]] = {
+    "DATALOADER.NUM_WORKERS": (0, 1000),
+    "DATALOADER.SKIP_UNREADABLE": (0, _ANY),
+    "MODEL.FPN.OUT_CHANNELS": (1, 2**16),
+    "SEED": (-1, 2**32 - 1),  # of numpy; -1: drawn
+    "SOLVER.BASE_LR": (0, 10**38),  # of float32
+    "SOLVER.CHECKPOINT_PERIOD": (1, _ANY),
+    "SOLVER.IMS_PER_BATCH": (1, 2**20),
+    "SOLVER.KEEP_CHECKPOINTS": (0, _ANY),
+    "SOLVER.MAX_ITER": (1, _ANY),
+    "SOLVER.SKIP_NOT_FINITE": (0, _ANY),
+    "SOLVER.WARMUP_ITERS": (0, _ANY),
+}
 
 # In OUTPUT_DIR, by detectron2 and us, in place; all else is written anew beside its place.
 _WRITTEN = ("config.yaml", "metrics.json", "inference", "datasets", "not_finite", "report.html")
@@ -53,6 +72,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     scaled = scale_to_batch(cfg, path, args.opts) + scale_to_workers(cfg, comm.get_world_size())
     choose_device(cfg)
     check_names(cfg)
+    check_numbers(cfg, training=training)
     check_evaluation(cfg)
     check_output(cfg, training=training, resume=args.resume)
     start_logs(cfg.OUTPUT_DIR)
@@ -112,20 +132,36 @@ def check_names(cfg: CfgNode) -> None:
         find(registry, name, key)
     one_of(cfg.SOLVER.AMP.DTYPE, HALF_DTYPES, "SOLVER.AMP.DTYPE")
     one_of(cfg.TEST.DTYPE, DTYPES, "TEST.DTYPE")
-    for key in ("SOLVER.KEEP_CHECKPOINTS", "SOLVER.SKIP_NOT_FINITE", "DATALOADER.SKIP_UNREADABLE"):
-        group, name = key.split(".")
-        if cfg[group][name] < 0:
-            raise UserError(f"{key}: {cfg[group][name]} given; give 0 or more.")
-    if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-        raise UserError(
-            f"SOLVER.CHECKPOINT_PERIOD: {cfg.SOLVER.CHECKPOINT_PERIOD} given; give the steps from "
-            "one checkpoint to the next, at least 1."
-        )
     workers = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % workers:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} given for {workers} workers; give a "
             "multiple of their number."
+        )
+
+
+def check_numbers(cfg: CfgNode, *, training: bool) -> None:
+    """Looks at keys that detectron2 takes as they are, and fails by later."""
+    for key, (least, most) in _LIMITS.items():
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        if not least <= value <= most and (training or key in _ALWAYS):  # nor is NaN
+            upto = f"from {least} to {most}" if most < _ANY else f"of at least {least}"
+            raise UserError(f"{key}: {value} given; give a number {upto}.")
+    if not training:
+        return
+    one_of(cfg.SOLVER.LR_SCHEDULER_NAME, _SCHEDULERS, "SOLVER.LR_SCHEDULER_NAME")
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        kind = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
+        one_of(kind, ("value", "norm"), "SOLVER.CLIP_GRADIENTS.CLIP_TYPE")
+    sides, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    are_sides = all(isinstance(side, int) and 0 <= side <= _MOST_PIXELS for side in sides)
+    if not sides or not are_sides or (sampling == "range" and len(sides) != 2):
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN: {sides} given; give whole numbers of pixels up to "
+            f"{_MOST_PIXELS}, such as (640, 800), of which one is chosen, or two with "
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING range."
         )
 
 

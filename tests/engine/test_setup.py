@@ -6,7 +6,12 @@ from detectron2.utils import comm
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.engine import setup
-from retinanet_plugin.engine.setup import check_evaluation, check_output, choose_device
+from retinanet_plugin.engine.setup import (
+    check_evaluation,
+    check_numbers,
+    check_output,
+    choose_device,
+)
 
 PATIENCE, PERIOD = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.EVAL_PERIOD"
 
@@ -25,6 +30,28 @@ PATIENCE, PERIOD = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.EVAL_PERIOD"
 def test_evaluations_that_will_not_be(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_evaluation(get_config("Base-RetinaNet.yaml", words))
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["SEED", str(2**70)], r"SEED: 1180591620717411303424 given; give a number from -1 to"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER: 0 given; give a number of at least 1"),
+        (["SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR: -1.0 given"),
+        (["SOLVER.BASE_LR", "1e999"], "SOLVER.BASE_LR: inf given"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD: 0 given"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "DATALOADER.NUM_WORKERS: -1 given"),
+        (["MODEL.FPN.OUT_CHANNELS", "-4"], "MODEL.FPN.OUT_CHANNELS: -4 given"),
+        (["INPUT.MIN_SIZE_TRAIN", "()"], r"INPUT.MIN_SIZE_TRAIN: \(\) given; give whole numbers"),
+        (["INPUT.MIN_SIZE_TRAIN", "(-5,)"], r"INPUT.MIN_SIZE_TRAIN: \(-5,\) given"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "or two with .*_SAMPLING range"),
+        (["SOLVER.LR_SCHEDULER_NAME", "x"], 'LR_SCHEDULER_NAME: unknown value "x"; known: Warmup'),
+    ],
+)
+def test_numbers_and_names_by_which_detectron2_fails_later(words: list[str], sentence: str) -> None:
+    check_numbers(get_config("Base-RetinaNet.yaml"), training=True)
+    with pytest.raises(UserError, match=sentence):
+        check_numbers(get_config("Base-RetinaNet.yaml", words), training=True)
 
 
 @pytest.mark.parametrize("given", ["cpu", "cuda:1", "cuda:0", "cuda"])
