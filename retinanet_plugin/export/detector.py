@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling import FocalRetinaNet
-from .picking import pick
+from .picking import is_exporting, pick
 
 OUTPUTS = ("boxes", "scores", "classes", "num_detections")
 LAYOUTS = ("nhwc", "nchw")
@@ -112,7 +112,7 @@ class PictureDetector(nn.Module):
     def _missing(self, size: int) -> int:
         """What lacks to a multiple of the stride."""
         tiles = (size + self.stride - 1) // self.stride
-        if torch.compiler.is_exporting() and self.smallest_side == 1:
+        if is_exporting() and self.smallest_side == 1:
             # As a number of its own it keeps the sizes of all features simple, and free of guards
             # that would exclude sizes of 1.
             tiles = torch.full((), tiles, dtype=torch.int64).item()

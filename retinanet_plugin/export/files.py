@@ -47,14 +47,24 @@ def write(
         UserError: if what writes it is not installed, or cannot.
     """
     example = example_of(detector, input_dtype)
-    with _quiet():
-        if file_format == "torchscript":
-            script = torch.jit.trace(detector, example, check_trace=False)
-            script.save(str(path), _extra_files={METADATA: _text(metadata)})
-        elif file_format == "pt2":
-            _write_pt2(detector, example, path, metadata, compiled=compiled)
-        else:
-            _write_onnx(detector, example, path, metadata)
+    try:
+        with _quiet():
+            if file_format == "torchscript":
+                script = torch.jit.trace(detector, example, check_trace=False)
+                script.save(str(path), _extra_files={METADATA: _text(metadata)})
+            elif file_format == "pt2":
+                _write_pt2(detector, example, path, metadata, compiled=compiled)
+            else:
+                _write_onnx(detector, example, path, metadata)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # exporters raise nearly anything
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"--format {file_format}: PyTorch {torch.__version__} cannot export this model "
+            f"({type(error).__name__}: {reason}); with PyTorch 2.14 it can, unless a part of your "
+            "own cannot be traced: docs/export.md."
+        ) from error
 
 
 def example_of(detector: PictureDetector, dtype: torch.dtype) -> Tensor:

@@ -27,9 +27,14 @@ def pick(
     if torch.jit.is_tracing():
         picked: tuple[Tensor, Tensor] = _scripted()(boxes, scores, classes, most, threshold)
         return picked
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _exported(boxes, scores, classes, most, threshold)
     return _loop(boxes, scores, classes, most, threshold)
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work; PyTorch before 2.7, which cannot tell, only traces."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def _loop(
