@@ -87,9 +87,7 @@ def test_json_is_whole_when_stopped(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_one_sentence_and_can_be_begun_anew(tmp_path: Path) -> None:
     with (
-        pytest.raises(
-            UserError, match=r"detections\.json: .*\(No space left.*make room"
-        ),
+        pytest.raises(UserError, match=r"detections\.json: .*\(No space left.*make room"),
         Outputs(tmp_path, ["cat", "dog"], [1, 2]) as outputs,
     ):
         outputs.add(found(0.9), file_name="a.jpg", drawn="a.jpg")
