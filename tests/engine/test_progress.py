@@ -41,7 +41,7 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
         self.file = os.fdopen(theirs, "w", encoding="utf-8")
         self._read: list[bytes] = []
-        self._reader = threading.Thread(target=self._collect)
+        self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
 
     def _collect(self) -> None:
