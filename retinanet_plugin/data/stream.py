@@ -285,7 +285,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def _mixed(*numbers: int) -> int:
     """One seed of several numbers, unlike those of their neighbours; at most 63 bits."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _unchanged(picture: Any) -> Any:
