@@ -1,5 +1,6 @@
 """Shared by all tests: two small detectors that should agree, and random pictures and boxes."""
 
+import logging
 import os
 
 import pytest
@@ -16,6 +17,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog() -> None:
+    """Also after a test in which a command has set logs up, which ends their propagation."""
+    logging.getLogger("retinanet_plugin").propagate = True
 
 
 def small_config(*overrides: object) -> CfgNode:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,12 +32,6 @@ def _as_it_was(monkeypatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
-@pytest.fixture
-def said(caplog, monkeypatch) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logging.getLogger("retinanet_plugin"), "propagate", True)
-    yield caplog
-
-
 def loaded(cfg: CfgNode) -> nn.Module:
     register_own_datasets(cfg, training=False)
     model = Trainer.build_model(cfg)
@@ -46,7 +39,7 @@ def loaded(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def test_an_evaluation_that_can_write_nothing_measures_the_same(tmp_path: Path, said) -> None:
+def test_an_evaluation_that_can_write_nothing_measures_the_same(tmp_path: Path, caplog) -> None:
     cfg = write_run(tmp_path)
     cfg.TEST.DRAW_PICTURES = 2
     model = loaded(cfg)
@@ -56,7 +49,7 @@ def test_an_evaluation_that_can_write_nothing_measures_the_same(tmp_path: Path, 
     folder.rename(tmp_path / "before")
     folder.write_text("no folder")  # who is root may write anywhere, but not there
     assert repr(Trainer.test(cfg, model)) == repr(whole)  # NaN is as good as NaN
-    assert "coco_instances_results.json cannot be written" in said.text
+    assert "coco_instances_results.json cannot be written" in caplog.text
 
 
 def test_detections_are_written_as_detectron2_does(tmp_path: Path) -> None:
@@ -92,7 +85,7 @@ def test_a_log_that_cannot_be_written_prints_no_traceback(capsys) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_tensorboard_goes_on_in_another_file(tmp_path: Path, said, monkeypatch, capsys) -> None:
+def test_tensorboard_goes_on_in_another_file(tmp_path: Path, caplog, monkeypatch, capsys) -> None:
     no_traceback_of_logs()
     is_full, write = False, gfile.LocalFileSystem._write
 
@@ -120,6 +113,6 @@ def test_tensorboard_goes_on_in_another_file(tmp_path: Path, said, monkeypatch, 
             events = EventAccumulator(str(file)).Reload()
             seen |= {event.step for event in events.Scalars("loss")}
     assert seen >= {*range(4), *range(32, 40)}
-    assert said.text.count("metrics cannot be written (No space left") == 1
+    assert caplog.text.count("metrics cannot be written (No space left") == 1
     assert len(files) <= 8
     assert "Exception in thread" not in capsys.readouterr().err

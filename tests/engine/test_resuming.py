@@ -1,11 +1,10 @@
 """Runs that go on: after kills, with damaged checkpoints, on disks that are full."""
 
 import errno
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +54,13 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-@pytest.fixture
-def said(caplog, monkeypatch) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logging.getLogger("retinanet_plugin"), "propagate", True)
-    yield caplog
-
-
 def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content[: len(content) * 3 // 4])
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, said) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog) -> None:
     Counting(tmp_path).go_on(7)
     for name in ("model_final.pth", "model_0000005.pth"):
         damage(tmp_path / name)
@@ -75,8 +68,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, said) -> 
     run.go_on(9)
     assert run.start_iter == 4  # from model_0000003.pth
     assert run.model.weight.item() == 9
-    assert "model_final.pth is damaged" in said.text
-    assert "model_0000005.pth is damaged" in said.text
+    assert "model_final.pth is damaged" in caplog.text
+    assert "model_0000005.pth is damaged" in caplog.text
 
 
 def test_only_damaged_checkpoints_end_it(tmp_path) -> None:
@@ -93,7 +86,7 @@ def test_a_torn_or_false_last_checkpoint_file_is_not_needed(tmp_path) -> None:
         assert Counting(tmp_path).go_on(3).start_iter == 3
 
 
-def test_a_full_disk_does_not_end_the_run(tmp_path, said, monkeypatch) -> None:
+def test_a_full_disk_does_not_end_the_run(tmp_path, caplog, monkeypatch) -> None:
     def fsync(number: int) -> None:
         if run.iter == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -101,8 +94,8 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, said, monkeypatch) -> None:
     monkeypatch.setattr(durable.os, "fsync", fsync)
     run = Counting(tmp_path)
     run.go_on(7)
-    assert "model_0000003.pth cannot be written" in said.text
-    assert "No space left" in said.text
+    assert "model_0000003.pth cannot be written" in caplog.text
+    assert "No space left" in caplog.text
     assert names(tmp_path) == [
         *("last_checkpoint", "model_0000001.pth", "model_0000005.pth", "model_final.pth")
     ]
@@ -123,11 +116,11 @@ def test_a_full_disk_at_the_end_is_a_sentence(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
-def test_metrics_on_a_full_disk_do_not_end_the_run(tmp_path, said) -> None:
+def test_metrics_on_a_full_disk_do_not_end_the_run(tmp_path, caplog) -> None:
     run = Counting(tmp_path)
     run.register_hooks([PeriodicWriter([LastingWriter(JSONWriter("/dev/full"))], period=1)])
     assert run.go_on(7).model.weight.item() == 7
-    assert said.text.count("metrics cannot be written (No space left on device)") == 1
+    assert caplog.text.count("metrics cannot be written (No space left on device)") == 1
 
 
 def test_as_many_checkpoints_stay_as_asked_for(tmp_path) -> None:
@@ -172,7 +165,7 @@ def altered(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Counting:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [
         (lambda c: c.pop("trainer"), "holds weights alone"),
         (lambda c: c.update(trainer=5), "TypeError"),
@@ -181,9 +174,9 @@ def altered(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Counting:
         (lambda c: c["model"].clear(), "it holds"),
     ],
 )
-def test_a_checkpoint_of_another_make_is_refused(tmp_path, change, said: str) -> None:
+def test_a_checkpoint_of_another_make_is_refused(tmp_path, change, sentence: str) -> None:
     run = altered(tmp_path, change)
-    refused = pytest.raises(UserError, match=f"--resume: .*cannot go on .*({said})")
+    refused = pytest.raises(UserError, match=f"--resume: .*cannot go on .*({sentence})")
     with refused, complete(run.checkpointer):
         run.checkpointer.resume_or_load("", resume=True)
     assert not run.checkpointer.complete
@@ -213,16 +206,16 @@ def test_momenta_of_another_shape_are_seen() -> None:
         check_state({}, optimizer)
 
 
-def test_another_batch_rate_or_data_set_is_said(said) -> None:
+def test_another_batch_rate_or_data_set_is_said(caplog) -> None:
     begun = settings_of(get_config(), "7 pictures (0)")
     same = get_config(overrides=["DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", "x"])
     warn_of_changes(begun, settings_of(same, "7 pictures (0)"))
     warn_of_changes(None, settings_of(same, "7 pictures (0)"))  # of an older version
-    assert said.text == ""
+    assert caplog.text == ""
     other = get_config(overrides=["SOLVER.IMS_PER_BATCH", "7", "SOLVER.BASE_LR", "0.5"])
     warn_of_changes(begun, settings_of(other, "8 pictures (0)"))
-    assert "SOLVER.IMS_PER_BATCH 16 -> 7" in said.text and "-> 0.5" in said.text
-    assert "the training set 7 pictures (0) -> 8 pictures (0)" in said.text
+    assert "SOLVER.IMS_PER_BATCH 16 -> 7" in caplog.text and "-> 0.5" in caplog.text
+    assert "the training set 7 pictures (0) -> 8 pictures (0)" in caplog.text
 
 
 def test_killed_runs_end_as_the_whole_one() -> None:

@@ -1,7 +1,6 @@
 """The compiled class loss against float64, and what it does where nothing can be compiled."""
 
 import warnings
-from functools import partial
 
 import pytest
 import torch
@@ -44,7 +43,10 @@ def traced(monkeypatch):
     Returns:
         a count of the graphs made.
     """
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compile_, backend = torch.compile, "aot_eager"  # which takes no options before torch 2.5
+    monkeypatch.setattr(
+        torch, "compile", lambda f, fullgraph, options: compile_(f, fullgraph=True, backend=backend)
+    )
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]
 
