@@ -116,7 +116,7 @@ def no_traceback_of_logs() -> None:
     threading.excepthook = _excepthook
     for name in ("detectron2", "fvcore", "retinanet_plugin"):
         for handler in logging.getLogger(name).handlers:
-            stream = getattr(handler, "stream", None)
+            stream: Any = getattr(handler, "stream", None)
             if str(getattr(stream, "name", "")).startswith(os.sep):  # not <stdout>
                 atexit.unregister(stream.close)  # detectron2's
                 atexit.register(_close, stream)
