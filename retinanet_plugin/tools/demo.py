@@ -103,7 +103,8 @@ def _names(word: str) -> list[str]:
 def main(words: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit status."""
     args = parser().parse_args(words)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # we name what cannot be read
+    opencv = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # 4 and 5
+    opencv.setLogLevel(0)  # silent: we name what cannot be read
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if not args.input and args.webcam is None:
         raise UserError("--input: none given; give pictures, folders or videos, or --webcam 0.")
