@@ -9,6 +9,7 @@
 A ``.pt2`` or TorchScript file is a program: load those alone that you would also run.
 """
 
+import functools
 import importlib
 import json
 import zipfile
@@ -219,7 +220,7 @@ def _onnx(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
 
 def _openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
     openvino = needed("openvino", "openvino")
-    core = openvino.Core()
+    core = _core_of(openvino)
     model = core.read_model(path)
     # Without the hint it computes in bfloat16 where the processor can.
     threads = torch.get_num_threads()
@@ -233,6 +234,16 @@ def _openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
         return [outputs[name] for name in OUTPUTS]
 
     return run, metadata
+
+
+@functools.cache
+def _core_of(openvino: Any) -> Any:
+    """The one of this process, which stays.
+
+    Each sets the stack that signals are handled on, and restores the one before as it ends. Of two,
+    the second would restore what the first has freed: the next signal were a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def _pt2(path: Path, device: str) -> tuple[Run, dict[str, Any]]:

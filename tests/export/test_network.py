@@ -1,5 +1,6 @@
 """Exported files in the place of the network, by each runtime of ONNX files."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,6 +73,25 @@ def test_pictures_of_one_size_go_through_it_together(tmp_path: Path) -> None:
     assert found[1]["instances"].pred_boxes.tensor[0].tolist() == [0, 0, 3, 8]
     model([{"image": images[0]}, {"image": images[1, :, 1:]}])
     assert sizes == [5, 1, 1]
+
+
+def test_signals_are_handled_after_files_are_gone(tmp_path: Path) -> None:
+    """As of a loader's worker that ends: OpenVINO, loaded twice, once left them no stack."""
+    pytest.importorskip("openvino")
+    path = write_toy(tmp_path / "toy.onnx")
+    script = f"""
+import gc, os, signal
+from retinanet_plugin.export.runtimes import load
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+one, two = (load({str(path)!r}, runtime="openvino") for _ in range(2))
+del one
+gc.collect()
+del two
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
 
 
 def test_files_are_told_by_their_endings() -> None:
