@@ -45,11 +45,7 @@ STATE = "retinanet_plugin.json"  # in the environment: who made it, and what is 
 FREE_GB = 6 if sys.platform == "linux" else 2  # PyPI's torch for Linux brings CUDA along
 HEARTBEAT_S = 15
 
-# Exporting in a process of its own: one with all of the tests has ended by a segmentation fault.
-CHECKS = (
-    *(["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]),
-    *(["pytest", "tests/export"], ["pytest", "--ignore=tests/export"]),
-)
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest"])
 QUICKSTART = ["train_net.py", "--config-file", "configs/quickstart.yaml", "--resume"]
 
 # pip's own words -> what a person can do about them; the first that occurs is the cause.

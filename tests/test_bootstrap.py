@@ -381,7 +381,7 @@ def test_an_environment_of_ours_whose_python_is_gone_is_made_anew(tmp_path, monk
 
 def test_lint_stops_the_tests_with_its_status_and_pytest_comes_last(monkeypatch, tmp_path, capfd):
     names = [check[0] for check in bootstrap.CHECKS]
-    assert names == ["ruff", "ruff", "mypy", "pytest", "pytest"]
+    assert names == ["ruff", "ruff", "mypy", "pytest"]
     for name, status in {"good": 0, "bad": 7, "never": 0}.items():
         (tmp_path / f"{name}.py").write_text(f"print('{name} ran'); raise SystemExit({status})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
