@@ -18,20 +18,31 @@ def write_run(folder: Path) -> CfgNode:
     Scores go up to about 0.5, no two alike.
     """
     write_set(folder)
-    out = folder / "out"
-    out.mkdir()
+    cfg, model = network_on(folder, "MODEL.RETINANET.NUM_CLASSES", len(CLASSES))
+    with torch.no_grad():
+        model.head.cls_score.weight *= 0.1
+    save(cfg, model, CLASSES)
+    cfg.MODEL.WEIGHTS = str(folder / "out" / "model_final.pth")
+    return cfg
+
+
+def network_on(folder: Path, *overrides: object) -> tuple[CfgNode, torch.nn.Module]:
+    """Of the set in ``folder``, the same each time, its logits spread out as a trained one's."""
     torch.manual_seed(0)
     cfg = small_config(
         *("DATASETS.OWN.ROOT", folder, "DATASETS.OWN.TEST_JSON", "train.json"),
-        *("DATASETS.OWN.TEST_IMAGES", "images", "OUTPUT_DIR", out),
+        *("DATASETS.OWN.TEST_IMAGES", "images", "OUTPUT_DIR", folder / "out"),
         *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0, "TEST.DRAW_PICTURES", 0),
-        *("MODEL.RETINANET.NUM_CLASSES", 2),
+        *overrides,
     )
     model = Trainer.build_model(cfg)
     spread_logits(model)
-    with torch.no_grad():
-        model.head.cls_score.weight *= 0.1
-    SafeCheckpointer(model, str(out), classes=CLASSES).save("model_final")
+    return cfg, model
+
+
+def save(cfg: CfgNode, model: torch.nn.Module, classes: list[str]) -> None:
+    """Into ``OUTPUT_DIR``, made here, as training does."""
+    out = Path(cfg.OUTPUT_DIR)
+    out.mkdir()
+    SafeCheckpointer(model, str(out), classes=classes).save("model_final")
     (out / "config.yaml").write_text(cfg.dump())
-    cfg.MODEL.WEIGHTS = str(out / "model_final.pth")
-    return cfg

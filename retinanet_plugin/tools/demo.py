@@ -29,7 +29,7 @@ from ..engine.scores import highest_score
 from ..errors import UserError, one_sentence
 from ..export.runtimes import ONNX_RUNTIMES
 from ..predictor import Predictor
-from .words import whole
+from .words import add_overrides, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,13 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace what this command left in FOLDER"
     )
     add_option(words)
-    words.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="the rest overrides keys of the config",
-    )
+    add_overrides(words)
     return words
 
 

@@ -39,7 +39,7 @@ from ..export.files import FORMATS
 from ..export.runtimes import Runtime
 from ..predictor import Predictor
 from .benchmark.__main__ import describe_machine
-from .words import whole
+from .words import add_overrides, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,13 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--overwrite", action="store_true", help="replace FILE and its card")
     add_option(words)
-    words.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="the rest overrides keys of the config",
-    )
+    add_overrides(words)
     return words
 
 

@@ -37,6 +37,17 @@ def looking_at_data(name: str, description: str | None, split: str) -> argparse.
     return words
 
 
+def add_overrides(words: argparse.ArgumentParser) -> None:
+    """Adds ``--opts``, after which a command line has but keys and values of the config."""
+    words.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="the rest overrides keys of the config",
+    )
+
+
 def chosen_datasets(cfg: CfgNode, chosen: str) -> tuple[str, ...]:
     """The registered data sets that ``--dataset`` names, those of ``DATASETS`` included.
 

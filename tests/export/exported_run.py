@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from coco_sets import valid_content, write_set
-from conftest import small_config, spread_logits
-
-from retinanet_plugin.engine import SafeCheckpointer, Trainer
+from small_run import network_on, save
 
 CLASSES = ["cat", "dög", "<b>|x"]
 LEVELS = ["p3", "p4", "p5", "p6", "p7"]
@@ -18,20 +16,13 @@ def write_run(folder: Path, *overrides: object, levels: list[str] = LEVELS) -> P
     content = valid_content()
     content["categories"].append({"id": 9, "name": CLASSES[2]})
     write_set(folder, content)
-    out = folder / "out"
-    out.mkdir()
-    torch.manual_seed(0)
-    cfg = small_config(
-        *("DATASETS.OWN.ROOT", folder, "DATASETS.OWN.TEST_JSON", "train.json"),
-        *("DATASETS.OWN.TEST_IMAGES", "images", "OUTPUT_DIR", out),
-        *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0, "TEST.DRAW_PICTURES", 0),
+    cfg, model = network_on(
+        folder,
         *("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.IN_FEATURES", levels),
         *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "FrozenBN"),
         *("MODEL.RETINANET.NMS_THRESH_TEST", 0.7),
         *overrides,
     )
-    model = Trainer.build_model(cfg)
-    spread_logits(model)
     with torch.no_grad():
         model.head.cls_score.weight *= 0.15
         model.head.cls_score.bias -= 1
@@ -39,9 +30,8 @@ def write_run(folder: Path, *overrides: object, levels: list[str] = LEVELS) -> P
         for name, value in model.backbone.named_buffers():
             if name.endswith(("norm.running_var", "norm.weight")):  # norms that do something
                 value.uniform_(0.5, 1.5)
-    SafeCheckpointer(model, str(out), classes=CLASSES).save("model_final")
-    (out / "config.yaml").write_text(cfg.dump())
-    return out
+    save(cfg, model, CLASSES)
+    return folder / "out"
 
 
 def blocks(number: int, height: int, width: int) -> np.ndarray:
