@@ -5,10 +5,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ..engine.durable import sha256
 from ..export.card import about, accuracy_table, metrics_of, origin, plain, table
 from ..export.exporting import versions
 from .model import Keys, Model
-from .reading import sha256
 
 _FOR = {
     "plugin": "retinanet_plugin",

@@ -12,13 +12,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..analysis.outputs import output_files, write_json, write_text
-from ..engine.durable import written_whole
+from ..engine.durable import sha256, written_whole
 from ..errors import UserError
 from ..export.card import card_path
 from . import rows, to_detectron2, to_torchvision, torchvision_model
 from .card import model_card
 from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit, settings_yaml
-from .reading import read_model, sha256
+from .reading import read_model
 
 REPORT = "conversion.json"
 _FILES = {

@@ -1,6 +1,5 @@
 """A file of weights: read safely, and its kind known from its keys."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..config import get_config
 from ..engine.checkpoint import classes_in, local_file, read_safely
+from ..engine.durable import sha256
 from ..errors import UserError, printable
 from . import from_detectron2, from_mmdetection, from_torchvision
 from .model import Model, Options, check_values, listed
@@ -177,9 +177,3 @@ def _is_array(value: Any) -> bool:
         and value.layout == torch.strided
         and not (value.is_quantized or value.is_complex() or value.is_meta)
     )
-
-
-def sha256(file: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Checkpoint files that are whole or absent, whenever the process or the machine dies."""
 
+import hashlib
 import os
 import re
 import sys
@@ -59,6 +60,12 @@ def fault_of(path: Path) -> str | None:
     except Exception as error:  # one bit more or less can say that it is encrypted or compressed
         return str(error) or type(error).__name__
     return f"the checksum of {damaged} is wrong" if damaged else None
+
+
+def sha256(file: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def has_run(folder: str | Path) -> bool:

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventWriter
 from ..data.stream import random_numbers_of
 from ..errors import did_you_mean
 from .checkpoint import SafeCheckpointer
+from .lasting import cannot
 from .parallel import share_statistics
 from .resuming import save_final
 
@@ -210,7 +211,7 @@ class Evaluation(HookBase):
                 try:
                     shutil.copyfile(file, copy)
                 except OSError as error:
-                    logger.error(f"{copy} cannot be written ({error.strerror or error})")
+                    logger.error(cannot("written", copy, error))
             half = cv2.resize(drawn, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             self.trainer.storage.put_image(
                 f"{dataset}/pictures", half[:, :, ::-1].transpose(2, 0, 1)

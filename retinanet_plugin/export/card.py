@@ -1,6 +1,5 @@
 """A model card: what a person should know of a model that leaves, as Markdown beside it."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from detectron2.config import CfgNode
 from ..analysis.metrics import METRICS, last_metrics
 from ..analysis.speed_accuracy import time_in_turn
 from ..engine.checkpoint import read_safely
+from ..engine.durable import sha256
 from ..predictor import Predictor
 from .checking import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, eager
 from .runtimes import Runtime
@@ -56,7 +56,7 @@ def model_card(
         "output": ", ".join(told["outputs"]),
     }
     hashes = {
-        "this file": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "this file": sha256(path),
         "weights": told["weights_sha256"],
         "config": told["config_sha256"],
     }

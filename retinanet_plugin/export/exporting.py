@@ -24,6 +24,7 @@ from ..config import get_config
 from ..data import check_datasets, register_own_datasets
 from ..engine import Trainer
 from ..engine.amp import DTYPES
+from ..engine.durable import sha256
 from ..errors import UserError
 from ..modeling.fast_conv import fold_norms_for_inference
 from ..predictor import Predictor
@@ -271,7 +272,7 @@ def describe(predictor: Predictor, options: Options) -> dict[str, Any]:
         "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         "precision": options.precision,
         "device": cfg.MODEL.DEVICE,
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": sha256(weights),
         "config_sha256": hashlib.sha256(cfg.dump().encode()).hexdigest(),
         "versions": versions(),
     }
