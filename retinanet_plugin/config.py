@@ -63,18 +63,20 @@ def add_retinanet_config(cfg: CfgNode) -> None:
     new.MODEL.FPN.P6_INPUT = "res5"
     # Whether a ReLU stands between P6 and P7.
     new.MODEL.FPN.P7_RELU = True
-    # This and the next four make train_net.py faster; by all but KEEP_FREED_MEMORY sums come in
-    # another order, and so the last bits differ. Memory format of weights and features: True is
-    # what a CPU's convolutions, and a GPU's in half precision, work in.
-    new.MODEL.CHANNELS_LAST = True
+    # What makes training and evaluation faster; all except KEEP_FREED_MEMORY sum in another order,
+    # and so change the last bits.
+    new.MODEL.ACCELERATION = CfgNode()
+    # Memory format of weights and features: channels last is what convolutions on a CPU, and on a
+    # GPU in half precision, are fastest in.
+    new.MODEL.ACCELERATION.CHANNELS_LAST = True
     # Frozen batch norms are applied to the weights before them, not to the features; in --eval-only
     # so are all batch norms of backbone and FPN.
-    new.MODEL.FOLD_NORMS = True
+    new.MODEL.ACCELERATION.FOLD_NORMS = True
     # 3x3 convolutions on a CPU, in float32 and bfloat16, by Winograd's algorithms where faster.
-    new.MODEL.WINOGRAD = True
+    new.MODEL.ACCELERATION.WINOGRAD = True
     # On a CPU: memory that a step has freed stays with train_net.py's process for the next one.
     # GNU C library only.
-    new.MODEL.KEEP_FREED_MEMORY = True
+    new.MODEL.ACCELERATION.KEEP_FREED_MEMORY = True
     # Compile backbone and head by torch.compile: some ten seconds a shape of picture on a CPU.
     new.MODEL.COMPILE = False
     new.MODEL.ANCHOR_GENERATOR = CfgNode()

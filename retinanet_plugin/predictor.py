@@ -24,13 +24,13 @@ from PIL import Image, ImageOps
 from .config import find_config, get_config
 from .data import register_own_datasets
 from .data.coco_json import read_coco
-from .data.pictures import read_picture, reason_of, refuse_deep
+from .data.images import read_picture, reason_of, refuse_deep
 from .engine.amp import DTYPES, autocast
 from .engine.checkpoint import local_file, read_classes
 from .engine.setup import check_names, choose_device
 from .errors import UserError, did_you_mean
-from .export.network import is_exported, keys_of, load_network
-from .export.runtimes import ONNX_RUNTIMES, DetectronModel, load
+from .runtimes.exported_files import ONNX_RUNTIMES, DetectronModel, load
+from .runtimes.network import is_exported, keys_of, load_network
 
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 

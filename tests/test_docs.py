@@ -12,9 +12,8 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 
-from retinanet_plugin import add_retinanet_config, get_config
+from retinanet_plugin import add_retinanet_config, config_table, get_config
 from retinanet_plugin.engine.launch import parser as parser_of_training
-from retinanet_plugin.tools import config_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -40,7 +39,7 @@ KEYS = dict(leaves(get_config()))
 def test_the_table_of_keys_is_up_to_date() -> None:
     page = config_table.PAGE.read_text(encoding="utf-8")
     assert page == config_table.with_table(page), (
-        "run: python -m retinanet_plugin.tools.config_table --write"
+        "run: python -m retinanet_plugin.config_table --write"
     )
 
 
@@ -113,9 +112,9 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
 
 def test_commands_are_found_as_people_write_them() -> None:
     text = (
-        "`python -m retinanet_plugin.tools.ablate\n--list` and\n```bash\n"
+        "`python -m projects.focal_loss_paper.commands.ablate\n--list` and\n```bash\n"
         "python train_net.py --config-file x.yaml \\\n    --num-gpus=8 A.B 1  # --not\n"
-        "python -m retinanet_plugin.tools.ablate b --jobs 2 -- KEY --no\n```\n"
+        "python -m projects.focal_loss_paper.commands.ablate b --jobs 2 -- KEY --no\n```\n"
     )
     assert list(commands(text)) == [
         ("ablate", ["--list"]),

@@ -11,15 +11,15 @@ import torch
 from coco_sets import SIZES, forget_new_sets
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
+from retinanet_plugin.tools.export.command.detector import PictureDetector
+from retinanet_plugin.tools.export.command.exporting import EAGER_OVERRIDES, Options, describe
 from small_run import CLASSES, write_run
 from toy_onnx import write_toy
 
 from retinanet_plugin import Predictor, UserError, get_config
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.export import files
-from retinanet_plugin.export.detector import PictureDetector
-from retinanet_plugin.export.exporting import EAGER_OVERRIDES, Options, describe
+from retinanet_plugin.tools.export.command import files
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ OWN = [
     *("DATASETS.OWN.TRAIN_IMAGES", "train", "DATASETS.OWN.TEST_JSON", "annotations/test.json"),
     *("DATASETS.OWN.TEST_IMAGES", "test"),
 ]
-EXACTLY = ["MODEL.FOLD_NORMS", False]  # folding changes how --eval-only rounds
+EXACTLY = ["MODEL.ACCELERATION.FOLD_NORMS", False]  # folding changes how --eval-only rounds
 Run = Callable[..., None]
 
 

@@ -19,7 +19,7 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import UserError, did_you_mean
 from .coco_entries import shortened, show
 from .coco_json import BAD_BOXES, CocoJson, read_coco
-from .pictures import check_pictures, names_in
+from .images import check_pictures, names_in
 
 OWN_TRAIN = "own_train"
 OWN_TEST = "own_test"
@@ -27,7 +27,7 @@ FROM_DATA = -1  # MODEL.RETINANET.NUM_CLASSES: as many as the data set declares
 _OTHER_FORMATS = {".xml": "Pascal VOC", ".csv": "CSV"} | dict.fromkeys(
     (".yaml", ".yml", ".txt"), "YOLO"
 )
-_CONVERT = "python -m retinanet_plugin.tools.convert_dataset"
+_CONVERT = "python -m retinanet_plugin.tools.convert_dataset.command"
 _PATHS = ("json_file", "image_root", "dirname", "image_dir")  # in metadata of detectron2's sets
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _hint_at_check_dataset() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(
-            f"{error}; python -m retinanet_plugin.tools.check_dataset lists all faults, and --fix "
+            f"{error}; python -m retinanet_plugin.tools.check_dataset.command lists all faults, and --fix "
             "mends a copy"
         ) from None
 

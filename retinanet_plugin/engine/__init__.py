@@ -1,12 +1,12 @@
 """Training and evaluation on detectron2's engine."""
 
+from ..evaluation.draw_detections import draw_detections
 from .checkpoint import SafeCheckpointer
-from .imports import import_code
 from .launch import invoke
 from .parallel import choose_workers
-from .pictures import draw_detections
 from .setup import prepare
 from .trainer import Trainer
+from .user_code import import_code
 
 __all__ = [
     "SafeCheckpointer",

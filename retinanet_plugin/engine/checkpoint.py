@@ -15,8 +15,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..errors import UserError, printable
-from .durable import fault_of, has_run, resumable, written_whole
-from .unpickle import check_stored, load_arrays
+from .atomic_io import fault_of, has_run, resumable, written_whole
+from .safe_pickle import check_stored, load_arrays
 
 _SCORES = "head.cls_score.weight"
 

@@ -17,11 +17,11 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, one_sentence
-from .imports import add_option, import_code
 from .parallel import choose_workers, share_cores, started_by_torchrun, torchrun_group
 from .setup import prepare
 from .stopping import handled_by, status_of, stop_by_signal
 from .trainer import Trainer
+from .user_code import add_option, import_code
 
 _KEPT = "checkpoints are as they were; run it again, with --resume to go on from the last"
 

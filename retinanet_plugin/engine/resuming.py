@@ -18,8 +18,8 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..errors import UserError, printable, sentence_of
+from .atomic_io import remove_old
 from .checkpoint import SafeCheckpointer
-from .durable import remove_old
 
 _WINDOW = 20  # values that detectron2's writers take medians over
 
@@ -106,7 +106,7 @@ class EventHistory(HookBase):
 _GROUPS = ("DATALOADER", "DATASETS", "INPUT", "MODEL", "SOLVER")
 _MAY_CHANGE = re.compile(
     r"DATALOADER\.(NUM_WORKERS|SKIP_UNREADABLE)|DATASETS\.(OWN\.|TEST|TRAIN$)|INPUT\.\w+_TEST"
-    r"|MODEL\.(DEVICE|KEEP_FREED_MEMORY|WEIGHTS)|MODEL\.RETINANET\.(\w+_TEST|LOG_LOSS_SHARES)"
+    r"|MODEL\.(DEVICE|ACCELERATION\.KEEP_FREED_MEMORY|WEIGHTS)|MODEL\.RETINANET\.(\w+_TEST|LOG_LOSS_SHARES)"
     r"|SOLVER\.(CHECKPOINT_PERIOD|EARLY_STOPPING|KEEP_CHECKPOINTS|SKIP_NOT_FINITE)"
 )
 

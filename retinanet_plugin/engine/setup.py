@@ -14,16 +14,16 @@ from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, ME
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
+from ..acceleration.memory import keep_freed_memory
 from ..config import find_config, get_config
 from ..data import check_datasets, register_own_datasets
 from ..errors import UserError
 from ..modeling.registry import find, one_of
 from .amp import DTYPES, HALF_DTYPES
+from .atomic_io import has_run
+from .best_effort_io import no_traceback_of_logs
 from .checkpoint import local_file
-from .durable import has_run
-from .lasting import no_traceback_of_logs
 from .lock import hold
-from .memory import keep_freed_memory
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch, scale_to_workers
 

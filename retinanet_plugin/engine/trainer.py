@@ -26,22 +26,24 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
+from ..acceleration.accelerate import speed_up, speed_up_inference
 from ..data import ReadableDatasetMapper
 from ..data.stream import TrainingLoader, build_training_loader, leave_signals, seed_step
 from ..errors import UserError, sentence_of
+from ..evaluation.draw_detections import draw_detections
+from ..evaluation.scores import highest_of_workers, highest_score
+from ..evaluation.validation_loss import mapper_with_truth, validation_loss
 from .amp import DTYPES, autocast
-from .checkpoint import SafeCheckpointer
-from .evaluation import BestCheckpointer, Evaluation, StoppedEarly
-from .fast import speed_up, speed_up_inference
-from .lasting import (
+from .best_effort_io import (
     LastingCOCOEvaluator,
     LastingLVISEvaluator,
     LastingWriter,
     cannot,
     remove,
 )
+from .checkpoint import SafeCheckpointer
+from .evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
 from .parallel import data_parallel
-from .pictures import draw_detections
 from .progress import ProgressLine, evaluation_progress, on_terminal
 from .resuming import (
     Checkpoints,
@@ -51,9 +53,7 @@ from .resuming import (
     settings_of,
     warn_of_changes,
 )
-from .scores import highest_of_workers, highest_score
 from .step import TrainingStep
-from .validation import mapper_with_truth, validation_loss
 
 logger = logging.getLogger("retinanet_plugin")
 
@@ -301,7 +301,7 @@ def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
 def _report(folder: Path) -> None:
     """A page about the run; what goes wrong with it is no fault of the run."""
     try:
-        from ..analysis.report import write_report  # it needs what only pages need
+        from ..tools.report import write_report  # it needs what only pages need
 
         logger.info(f"Report: {write_report(folder)}")
     except Exception as error:

@@ -11,8 +11,8 @@ from .cross_entropy import CrossEntropyLoss
 from .dense import dense_class_loss, offsets_of
 from .focal import FocalLoss
 from .focal_star import FocalStarLoss
+from .mined import SelectingLoss
 from .ohem import OhemLoss
-from .selecting import SelectingLoss
 from .targets import AnchorBoxes, ClassLoss, ClassTargets
 
 __all__ = [

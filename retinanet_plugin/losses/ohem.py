@@ -6,7 +6,7 @@ from torchvision.ops import nms
 
 from .binary import BinaryLoss
 from .cross_entropy import CrossEntropyLoss
-from .selecting import SelectingLoss
+from .mined import SelectingLoss
 from .targets import AnchorBoxes
 
 # Anchors that NMS looks at together: about as many as a batch needs.

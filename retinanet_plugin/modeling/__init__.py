@@ -2,7 +2,7 @@
 
 from .anchors import RetinaNetAnchorGenerator, TorchvisionAnchorGenerator
 from .assigner import AnchorAssigner, SparseTargets
-from .backbone import build_resnet_fpn_p6p7_backbone
+from .backbones import build_resnet_fpn_p6p7_backbone
 from .cls_losses import CLS_LOSS_REGISTRY
 from .decoder import DetectionDecoder
 from .head import DENSE_HEAD_REGISTRY, FocalLossHead

@@ -13,7 +13,7 @@ from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, Defa
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .grid import AnchorGrid
+from .anchor_grid import AnchorGrid
 from .registry import register_once
 
 # Grids kept: pictures of one run come in a few dozen padded shapes; a grid of 200k anchors is 3 MB.

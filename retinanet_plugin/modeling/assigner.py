@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..losses.targets import BACKGROUND, IGNORED
-from .grid import AnchorGrid
+from .anchor_grid import AnchorGrid
 
 # What is known of an anchor is an int64, of which the largest counts. Upper half: the bits of its
 # highest IoU, which order as the float32 does. Lower half: two flags, and the box with that IoU,

@@ -246,7 +246,7 @@ def test_train_and_test_must_declare_the_same(
         (
             {"TRAIN_JSON": "a/00001.XML"},
             'TRAIN_JSON "a/00001.XML": looks like Pascal VOC, but must be a COCO JSON; '
-            "python -m retinanet_plugin.tools.convert_dataset INPUT OUT makes it from that, and",
+            "python -m retinanet_plugin.tools.convert_dataset.command INPUT OUT makes it from that, and",
         ),
         ({"TRAIN_JSON": "data.yaml", "TRAIN_IMAGES": ""}, '"data.yaml": looks like YOLO, but must'),
         ({"TRAIN_JSON": "labels/1.txt"}, 'TRAIN_JSON "labels/1.txt": looks like YOLO, but must be'),

@@ -21,10 +21,10 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from retinanet_plugin.data import pictures
+from retinanet_plugin.data import images as pictures
 from retinanet_plugin.data.coco_entries import Entries
+from retinanet_plugin.data.images import ReadableDatasetMapper, check_pictures, read_picture
 from retinanet_plugin.data.own import register_own_datasets
-from retinanet_plugin.data.pictures import ReadableDatasetMapper, check_pictures, read_picture
 from retinanet_plugin.errors import UserError, sentence_of
 
 

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from retinanet_plugin.engine.durable import fault_of, remove_old, resumable, written_whole
+from retinanet_plugin.engine.atomic_io import fault_of, remove_old, resumable, written_whole
 
 
 def save(path, step):
@@ -49,7 +49,7 @@ with written_whole(Path(sys.argv[1])) as file:
 
 
 def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
-    import retinanet_plugin.engine.durable as durable
+    import retinanet_plugin.engine.atomic_io as durable
 
     path = tmp_path / "model_final.pth"
     save(path, 1)

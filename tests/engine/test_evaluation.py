@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 from retinanet_plugin import UserError, get_config
-from retinanet_plugin.engine import evaluation
+from retinanet_plugin.engine import evaluation_hook as evaluation
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
-from retinanet_plugin.engine.evaluation import BestCheckpointer, Evaluation, StoppedEarly
+from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
 
 NAN = math.nan
 

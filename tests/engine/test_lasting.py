@@ -19,7 +19,7 @@ from torch import nn
 
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import SafeCheckpointer, Trainer
-from retinanet_plugin.engine.lasting import (
+from retinanet_plugin.engine.best_effort_io import (
     LastingCOCOEvaluator,
     LastingWriter,
     no_traceback_of_logs,

@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from retinanet_plugin.engine.parallel import share_statistics
-from retinanet_plugin.engine.scores import highest_of_workers
 from retinanet_plugin.engine.step import TrainingStep
 from retinanet_plugin.errors import sentence_of
+from retinanet_plugin.evaluation.scores import highest_of_workers
 
 
 class Normed(nn.Module):

@@ -15,8 +15,9 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage, JSONWriter
 
 from retinanet_plugin import get_config
-from retinanet_plugin.engine import SafeCheckpointer, durable
-from retinanet_plugin.engine.lasting import LastingWriter
+from retinanet_plugin.engine import SafeCheckpointer
+from retinanet_plugin.engine import atomic_io as durable
+from retinanet_plugin.engine.best_effort_io import LastingWriter
 from retinanet_plugin.engine.resuming import (
     Checkpoints,
     EventHistory,

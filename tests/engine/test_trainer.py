@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from retinanet_plugin.analysis import report
 from retinanet_plugin.engine.trainer import _report
+from retinanet_plugin.tools import report
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("bbox/AP")])

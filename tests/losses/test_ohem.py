@@ -16,8 +16,8 @@ from retinanet_plugin.losses import (
     offsets_of,
 )
 from retinanet_plugin.losses.per_anchor import anchor_losses
+from retinanet_plugin.modeling.anchor_grid import AnchorGrid
 from retinanet_plugin.modeling.anchors import HostAnchors
-from retinanet_plugin.modeling.grid import AnchorGrid
 
 SHAPES = [(6, 5), (3, 3)]
 A, K, N = 3, 4, 2

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from retinanet_plugin import RetinaNetAnchorGenerator, UserError
 from retinanet_plugin.modeling import AnchorAssigner
-from retinanet_plugin.modeling import grid as grid_module
-from retinanet_plugin.modeling.grid import AnchorGrid
+from retinanet_plugin.modeling import anchor_grid as grid_module
+from retinanet_plugin.modeling.anchor_grid import AnchorGrid
 
 K = 7
 

@@ -21,9 +21,9 @@ from retinanet_plugin import UserError, get_config
 from retinanet_plugin.config_file import load_yaml
 from retinanet_plugin.data.coco_entries import Entries
 from retinanet_plugin.data.coco_json import read_coco
-from retinanet_plugin.data.pictures import ReadableDatasetMapper, check_pictures, read_picture
+from retinanet_plugin.data.images import ReadableDatasetMapper, check_pictures, read_picture
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
-from retinanet_plugin.engine.unpickle import load_arrays
+from retinanet_plugin.engine.safe_pickle import load_arrays
 from retinanet_plugin.errors import printable
 from tests.safety import known_bad
 

@@ -18,10 +18,9 @@ from toy_onnx import write_toy
 
 from retinanet_plugin import UserError
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.export.runtimes import ONNX_RUNTIMES
 from retinanet_plugin.modeling import DetectionDecoder
-from retinanet_plugin.tools.benchmark import __main__ as command
-from retinanet_plugin.tools.benchmark import compare, measure, models, workers
+from retinanet_plugin.runtimes.exported_files import ONNX_RUNTIMES
+from retinanet_plugin.tools.benchmark import command, compare, measure, models, workers
 from retinanet_plugin.tools.benchmark.measure import Rates, Run
 from retinanet_plugin.tools.benchmark.units import duration, size
 
@@ -251,10 +250,12 @@ def test_a_worker_is_a_side_in_another_process(bench: models.Bench) -> None:
 def test_freed_memory_is_kept_for_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
     monkeypatch.setattr(
-        workers, "keep_freed_memory", lambda cfg: kept.append(cfg.MODEL.KEEP_FREED_MEMORY)
+        workers,
+        "keep_freed_memory",
+        lambda cfg: kept.append(cfg.MODEL.ACCELERATION.KEEP_FREED_MEMORY),
     )
     setting = tiny()
-    without = replace(setting, overrides=(*KEYS, "MODEL.KEEP_FREED_MEMORY", "False"))
+    without = replace(setting, overrides=(*KEYS, "MODEL.ACCELERATION.KEEP_FREED_MEMORY", "False"))
     for side in compare.SIDES:
         workers.prepare_process(side, setting)
         workers.prepare_process(side, without)

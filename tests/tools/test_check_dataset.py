@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from coco_sets import forget_new_sets
 from faulty_set import plant, write_clean_set
+from retinanet_plugin.tools.check_dataset.command.command import main
 
 from retinanet_plugin import UserError
-from retinanet_plugin.tools.check_dataset import main
 
 SMALL = ["--config-file", "Base-Scratch-R18.yaml", "INPUT.MIN_SIZE_TRAIN", "(144,)"]
 
@@ -85,7 +85,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
 
 def test_exit_status(tmp_path: Path) -> None:
     plant(tmp_path, "empty box")
-    command = [sys.executable, "-m", "retinanet_plugin.tools.check_dataset"]
+    command = [sys.executable, "-m", "retinanet_plugin.tools.check_dataset.command"]
     done = subprocess.run([*command, *words(tmp_path), *SMALL], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "2 errors" in done.stdout

@@ -9,11 +9,11 @@ from coco_sets import forget_new_sets
 from detectron2.data import DatasetCatalog
 from formats.four_formats import CLASSES, WRITERS, expected, found
 from PIL import Image
+from retinanet_plugin.tools.convert_dataset.command.command import main
 
 from retinanet_plugin.config import get_config
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.tools.convert_dataset import main
 
 
 def convert(*words: object) -> None:

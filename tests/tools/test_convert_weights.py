@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from retinanet_plugin.tools.convert_weights.command.command import main
 from torchvision.models import resnet18
 
 from retinanet_plugin import UserError
-from retinanet_plugin.tools.convert_weights import main
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from PIL import Image
 from small_run import CLASSES, write_run
 
 from retinanet_plugin import Predictor
-from retinanet_plugin.demo import run as module
 from retinanet_plugin.errors import one_sentence
-from retinanet_plugin.tools import demo
+from retinanet_plugin.tools.demo.command import command as demo
+from retinanet_plugin.tools.demo.command import run as module
 
 
 @pytest.fixture(scope="module")

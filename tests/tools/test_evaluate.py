@@ -15,7 +15,7 @@ from toy_onnx import METADATA, write_toy
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import one_sentence
-from retinanet_plugin.tools import evaluate
+from retinanet_plugin.tools.evaluate.command import command as evaluate
 
 QUICK = ["--pictures", "2", "--rounds", "2"]
 

@@ -12,8 +12,8 @@ import torch
 
 from ...engine.amp import DTYPES
 from ...engine.checkpoint import local_file
-from ...export.network import EAGER, is_exported, load_network
-from ...export.runtimes import ONNX_RUNTIMES
+from ...runtimes.exported_files import ONNX_RUNTIMES
+from ...runtimes.network import EAGER, is_exported, load_network
 from .measure import Run, alternate, seconds, summary
 from .models import Setting, random_pictures
 from .parts import inference

@@ -22,9 +22,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from ...acceleration.accelerate import speed_up_inference
 from ...config import get_config
 from ...engine import Trainer
-from ...engine.fast import speed_up_inference
 from ...errors import UserError
 
 # How many of the logits score above the threshold: 20,000 of the 14.6 million of a picture of

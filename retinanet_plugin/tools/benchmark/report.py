@@ -43,7 +43,7 @@ def _machine(results: Mapping[str, Any]) -> str:
         f"{rates['bfloat16'] / 1e9:,.0f} (bfloat16) billion pairs of numbers a second, copies "
         f"{rates['copy'] / 1e9:.1f} GB and compares {rates['compare'] / 1e9:.1f} billion numbers.\n"
         "Each side ran in a process of its own: ours as train_net.py runs it "
-        f"(MODEL.KEEP_FREED_MEMORY {setting['keep_freed_memory']}), the others as they come."
+        f"(MODEL.ACCELERATION.KEEP_FREED_MEMORY {setting['keep_freed_memory']}), the others as they come."
     )
 
 

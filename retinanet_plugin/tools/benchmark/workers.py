@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from ...engine.memory import keep_freed_memory
+from ...acceleration.memory import keep_freed_memory
 from ...errors import UserError
 from .measure import Run, multiplications, release, seconds
 from .models import Bench, Setting

@@ -1,0 +1,106 @@
+"""Convolutions that give the same numbers, up to rounding, in less time.
+
+A frozen batch norm multiplies and adds to each channel of what its convolution gives. The same
+numbers follow from a convolution whose weights are multiplied and whose bias is added to: the two
+passes over the features, and in training a third one back, are saved. Detectors fine-tune with
+frozen norms, and in inference all batch norms are frozen. And 3x3 convolutions, nine tenths of a
+RetinaNet's work, can do with fewer multiplications: see :mod:`~retinanet_plugin.acceleration.winograd`.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .winograd import pays, winograd_conv2d
+
+
+class FastConv2d(Conv2d):
+    """detectron2's ``Conv2d``; parameters, their names and gradients, and buffers are the same.
+
+    Attributes:
+        folds_norm: whether the norm is applied to the weights, at each call.
+        winograd: whether Winograd's algorithm is used where it is faster.
+    """
+
+    folds_norm: bool = False
+    winograd: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H', W')."""
+        weight, bias = _folded(self) if self.folds_norm else (self.weight, self.bias)
+        if self.winograd and pays(x, weight):
+            x = winograd_conv2d(x, weight, bias)
+        else:
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.norm is not None and not self.folds_norm:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bool) -> None:
+    """In place, for training and inference.
+
+    Args:
+        network: those of its layers that are ``nn.Conv2d`` or detectron2's ``Conv2d`` change.
+        fold_norms: apply frozen norms to the weights.
+        winograd: use Winograd's algorithm where it is faster.
+    """
+    for layer in network.modules():
+        if type(layer) not in (nn.Conv2d, Conv2d):
+            continue
+        norm, activation = (getattr(layer, name, None) for name in ("norm", "activation"))
+        if type(layer) is nn.Conv2d and not (norm is None and activation is None):
+            continue  # its owner's, to be called by the owner
+        folds_norm = fold_norms and isinstance(norm, FrozenBatchNorm2d)
+        suits = winograd and _is_plain_3x3(layer)
+        if folds_norm or suits:
+            layer.__class__ = FastConv2d
+            fast = cast(FastConv2d, layer)
+            fast.norm, fast.activation = norm, activation
+            fast.folds_norm, fast.winograd = folds_norm, suits
+
+
+@torch.no_grad()
+def fold_norms_for_inference(network: nn.Module) -> int:
+    """In place: batch norms of detectron2's ``Conv2d`` become part of it, once and for good.
+
+    The network gives the same features as in evaluation mode, up to rounding, and can no longer
+    be trained or hold a checkpoint of the unfolded one.
+
+    Returns:
+        how many norms were folded.
+    """
+    folded = 0
+    for layer in network.modules():
+        norm = getattr(layer, "norm", None)
+        foldable = isinstance(norm, FrozenBatchNorm2d) or (
+            isinstance(norm, _BatchNorm) and norm.affine and norm.track_running_stats
+        )
+        if isinstance(layer, Conv2d) and foldable:
+            weight, bias = _folded(layer)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+            layer.norm = None
+            layer.folds_norm = False
+            folded += 1
+    return folded
+
+
+def _is_plain_3x3(conv: Any) -> bool:
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    same = sizes == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode == "zeros"
+    return same and conv.groups == 1
+
+
+def _folded(conv: Conv2d) -> tuple[Tensor, Tensor]:
+    """Weights (C_out, C_in, k, k) and bias (C_out) of the convolution and its norm as one."""
+    norm = conv.norm
+    scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
+    bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    return conv.weight * scale[:, None, None, None], bias

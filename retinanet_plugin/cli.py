@@ -1,0 +1,54 @@
+"""The ``retinanet`` command: one word names what to do, the rest is that command's.
+
+``python -m retinanet_plugin`` is the same, where the script is not on the path.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .errors import did_you_mean, one_sentence
+
+# Name -> what it does; ``tools/NAME/command.py`` has its ``parser()`` and ``main(args)``.
+COMMANDS = {
+    "convert-dataset": "turn COCO, Pascal VOC, YOLO or CSV annotations into a set ready to train on",
+    "check-dataset": "find what is wrong with a dataset, and fix it",
+    "anchors": "measure how well anchors fit a dataset, and suggest better ones",
+    "train": "train from a YAML config, or evaluate with --eval-only",
+    "evaluate": "compare checkpoints and exported models: AP and milliseconds per image",
+    "report": "write a page about a finished run",
+    "demo": "detect objects in images, videos and what a camera sees",
+    "export": "write a model as ONNX, .pt2 or TorchScript",
+    "convert-weights": "exchange weights with torchvision, mmdetection and detectron2",
+    "benchmark": "measure speed and memory beside detectron2's and torchvision's RetinaNet",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``retinanet`` itself: a command and, untouched, its arguments."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
+    result = argparse.ArgumentParser(
+        prog="retinanet",
+        usage="retinanet COMMAND [arguments]",
+        description="RetinaNet and the focal loss on detectron2.",
+        epilog=f"commands:\n{commands}\n\n`retinanet COMMAND --help` explains one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("command", metavar="COMMAND", help="one of those below")
+    result.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command and exits with its status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    top = parser()
+    known = top.parse_args(args)
+    if known.command not in COMMANDS:
+        near = did_you_mean(known.command, COMMANDS)
+        top.error(f'unknown command "{known.command}"{near}; known: {", ".join(COMMANDS)}')
+    with one_sentence():
+        name = known.command.replace("-", "_")
+        command = importlib.import_module(f".tools.{name}.command", __package__)
+        sys.exit(command.main(known.arguments))

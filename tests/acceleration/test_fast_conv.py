@@ -1,0 +1,148 @@
+"""Norms folded into weights against norms applied to features."""
+
+import copy
+
+import pytest
+import torch
+from conftest import random_picture, small_config, spread_logits
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from retinanet_plugin.acceleration.accelerate import speed_up
+from retinanet_plugin.acceleration.fast_conv import (
+    fold_norms_for_inference,
+    make_convolutions_fast,
+)
+from retinanet_plugin.engine import Trainer
+
+
+def randomize(norm: nn.Module) -> None:
+    """As after training: with the initial statistics folding would have nothing to do."""
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean"):
+            getattr(norm, name).normal_()
+        norm.running_var.uniform_(0.1, 4.0)
+
+
+def layer(norm: str, bias: bool, activation: object = None) -> nn.Module:
+    conv = Conv2d(6, 8, 3, 2, 1, groups=2, bias=bias, norm=get_norm(norm, 8), activation=activation)
+    randomize(conv.norm)
+    return nn.Sequential(conv).double()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_training_keeps_features_gradients_and_names(bias: bool) -> None:
+    plain = layer("FrozenBN", bias, activation=nn.functional.relu)
+    folded = copy.deepcopy(plain)
+    make_convolutions_fast(folded, fold_norms=True, winograd=False)
+    assert type(folded[0]) is not type(plain[0])
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 8, 5, 4, dtype=torch.float64)
+    found = []
+    for network in (plain, folded):
+        y = network(x)
+        grads = torch.autograd.grad(y, [x, *network.parameters()], upstream)
+        found.append((y, *grads))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_inference_keeps_features(norm: str, bias: bool) -> None:
+    plain = layer(norm, bias).eval()
+    folded = copy.deepcopy(plain)
+    if norm == "FrozenBN":
+        make_convolutions_fast(
+            folded, fold_norms=True, winograd=False
+        )  # both ways one after the other, as --eval-only does
+    assert fold_norms_for_inference(folded) == 1
+    assert folded[0].norm is None
+    x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), plain(x), rtol=1e-10, atol=1e-12)
+
+
+def test_other_norms_stay() -> None:
+    network = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm("GN", 32)), Conv2d(32, 3, 1))
+    make_convolutions_fast(network, fold_norms=True, winograd=False)
+    assert fold_norms_for_inference(network) == 0
+    assert isinstance(network[0].norm, nn.GroupNorm)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_detections_stay(norm: str) -> None:
+    cfg = small_config("MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm)
+    model = build_model(cfg).eval()
+    spread_logits(model)
+    for part in model.modules():
+        if isinstance(part, FrozenBatchNorm2d | nn.BatchNorm2d):
+            with torch.no_grad():
+                part.running_mean.normal_(std=0.1)
+                part.running_var.uniform_(0.5, 2.0)
+    folded = copy.deepcopy(model)
+    assert fold_norms_for_inference(folded) > 25  # 20 of ResNet-18, 6 of the FPN
+    pictures = [random_picture(96, 128, 0)]
+    with torch.no_grad():
+        (expected,), (found,) = model(pictures), folded(pictures)
+    assert len(expected["instances"]) > 20
+    for name in ("pred_classes", "scores", "pred_boxes"):
+        a, b = (x["instances"].get(name) for x in (found, expected))
+        a, b = (getattr(x, "tensor", x) for x in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_the_trainer_folds_by_default() -> None:
+    cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
+    plain, folded = build_model(cfg), Trainer.build_model(cfg)
+    for norm in (m for m in plain.modules() if isinstance(m, FrozenBatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    folded.load_state_dict(plain.state_dict())
+    calls: list[int] = []
+    for norm in (m for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)):
+        norm.register_forward_hook(lambda *_: calls.append(1))
+    picture = random_picture(64, 96, 3)
+    with EventStorage():
+        losses, expected = folded([picture]), plain([picture])
+    assert not calls
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    cfg.MODEL.ACCELERATION.FOLD_NORMS = False
+    assert not any(getattr(m, "folds_norm", False) for m in Trainer.build_model(cfg).modules())
+
+
+def test_relus_in_place_keep_the_gradients() -> None:
+    off = [f"MODEL.ACCELERATION.{key}" for key in ("FOLD_NORMS", "WINOGRAD", "CHANNELS_LAST")]
+    cfg = small_config(*(x for key in off for x in (key, False)))
+    plain, fast = build_model(cfg), Trainer.build_model(cfg)
+    fast.load_state_dict(plain.state_dict())
+    in_place = [m.inplace for m in fast.head.modules() if isinstance(m, nn.ReLU)]
+    assert in_place and all(in_place)
+    picture = random_picture(64, 96, 3)
+    with EventStorage():
+        for model in (plain, fast):
+            sum(model([picture]).values()).backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)
+
+
+def test_relus_whose_input_others_use_stay() -> None:
+    shared = nn.ReLU()
+    curved = Conv2d(3, 3, 1, activation=torch.sigmoid)
+    network = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared, curved, nn.ReLU())
+    cfg = small_config("MODEL.COMPILE", False)
+    speed_up(network, cfg)
+    assert [m.inplace for m in network if isinstance(m, nn.ReLU)] == [False, True, False]
+
+
+def test_what_cannot_be_folded_stays() -> None:
+    owned = nn.Conv2d(3, 3, 3, padding=1)
+    owned.activation = "relu"  # its owner's way to note something
+    odd = Conv2d(3, 3, 1, norm=nn.BatchNorm2d(3, affine=False))
+    network = nn.Sequential(owned, odd).eval()
+    x = torch.randn(1, 3, 5, 5)
+    expected = network(x)
+    make_convolutions_fast(network, fold_norms=True, winograd=True)
+    assert fold_norms_for_inference(network) == 0
+    assert torch.equal(network(x), expected)

@@ -1,0 +1,42 @@
+"""Freed memory that stays with the process: whether the system hands out new pages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import small_config
+
+from retinanet_plugin.acceleration.memory import keep_freed_memory
+
+FAULTS = """
+import resource, torch
+from conftest import small_config
+from retinanet_plugin.acceleration.memory import keep_freed_memory
+print(keep_freed_memory(small_config("MODEL.ACCELERATION.KEEP_FREED_MEMORY", {keep})))
+faults = []
+for _ in range(10):  # the first need new pages, and some more until all blocks have found a place
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(16_000_000)  # 64 MB: more than the C library would keep by itself
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's")
+@pytest.mark.parametrize("keep", [True, False])
+def test_new_pages(keep: bool) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", FAULTS.format(keep=keep)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    did, faults = done.stdout.split()
+    if keep and did == "False":
+        pytest.skip("not the GNU C library")
+    assert did == str(keep)
+    # Three blocks are 192 MB: at the least 96 pages, of 2 MB.
+    assert int(faults) < 50 if keep else int(faults) >= 90
+
+
+def test_another_device_has_an_allocator_of_its_own() -> None:
+    assert not keep_freed_memory(small_config("MODEL.DEVICE", "cuda"))

@@ -1,0 +1,185 @@
+"""Winograd's convolution against torch's: outputs and all derivatives."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_picture, small_config, spread_logits
+from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from retinanet_plugin.acceleration import winograd
+from retinanet_plugin.acceleration.fast_conv import FastConv2d, make_convolutions_fast
+from retinanet_plugin.acceleration.winograd import algorithm_for, pays, winograd_conv2d
+from retinanet_plugin.engine import Trainer
+
+TWO, FOUR = algorithm_for(torch.bfloat16), algorithm_for(torch.float32)
+SHAPES = [(1, 3, 1, 1, 2), (1, 3, 4, 4, 2), (2, 5, 9, 11, 7), (3, 4, 13, 6, 5), (2, 2, 30, 41, 3)]
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, c, h, w, k = shape
+    sizes = ((n, c, h, w), (k, c, 3, 3), (k,))
+    x, weight, bias = (torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes)
+    return x, weight, bias, torch.randn(n, k, h, w, dtype=dtype)
+
+
+def all_of(convolve: Any, given: tuple[Tensor, ...]) -> list[Tensor]:
+    y = convolve(*given[:3])
+    return [y, *torch.autograd.grad(y, given[:3], given[3])]
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("algorithm", [TWO, FOUR], ids=["F(2x2)", "F(4x4)"])
+@pytest.mark.parametrize("tiles", [1, 5, 190])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_and_gradients(
+    shape: tuple[int, ...], tiles: int, algorithm: winograd.Algorithm
+) -> None:
+    given = inputs(shape, torch.float64)
+    algorithm = replace(algorithm, tiles=tiles)
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return winograd_conv2d(x, weight, bias, algorithm)
+
+    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)):  # of the dimensions in memory
+        back = [order.index(i) for i in range(4)]
+        x, upstream = (
+            t.detach().permute(order).contiguous().permute(back) for t in (given[0], given[3])
+        )
+        there = (x.requires_grad_(), *given[1:3], upstream)
+        for a, b in zip(all_of(convolve, there), all_of(plain, there), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_rounding_in_float32() -> None:
+    given = inputs((1, 256, 40, 36, 128), torch.float32)
+    exact = all_of(plain, tuple(x.double() for x in given))
+    for a, b in zip(all_of(winograd_conv2d, given), exact, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.std()
+        assert (a - b).std() < 5e-6 * b.std()
+
+
+def test_rounding_in_bfloat16_is_twice_that_of_the_plain_sum() -> None:
+    x, weight, bias, upstream = inputs((1, 256, 40, 36, 128), torch.float32)
+    half = (x.bfloat16().detach().requires_grad_(), weight, bias, upstream.bfloat16())
+    exact = all_of(plain, tuple(t.double() for t in half))
+    with torch.autocast("cpu", torch.bfloat16):  # float32 weights, as in training
+        found = [all_of(convolve, half) for convolve in (winograd_conv2d, plain)]
+    for ours, theirs, b in zip(*found, exact, strict=True):
+        assert ours.dtype is theirs.dtype
+        assert (ours - b).std() < 3 * (theirs - b).std() < 0.02 * b.std()
+
+
+def test_float32_inputs_are_converted_under_autocast() -> None:
+    x, weight, bias, _ = inputs((1, 4, 8, 8, 3), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = winograd_conv2d(x, weight, bias)
+        assert y.dtype is torch.bfloat16
+        (grad,) = torch.autograd.grad(y.float().sum(), x)
+    assert grad.dtype is torch.float32
+    torch.testing.assert_close(y.float(), plain(x, weight, bias), rtol=0.05, atol=0.1)
+
+
+def test_what_follows_can_work_in_place_and_some_gradients_are_left_out() -> None:
+    x, weight, _, upstream = inputs((1, 4, 8, 8, 3), torch.float64)
+    for height in (7, 8):  # 7 does not fill its tiles
+        y = winograd_conv2d(x[:, :, :height].detach(), weight, None).relu_()
+        expected = F.conv2d(x[:, :, :height].detach(), weight, padding=1).relu()
+        torch.testing.assert_close(y, expected)
+        found = torch.autograd.grad(y, weight, upstream[:, :, :height])
+        wanted = torch.autograd.grad(expected, weight, upstream[:, :, :height])
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_second_derivative_is_an_error() -> None:
+    x, weight, bias, _ = inputs((1, 2, 4, 4, 2), torch.float64)
+    y = winograd_conv2d(x, weight, bias).square().sum()
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_where_it_pays(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_multiplies", lambda: multiplies)  # bfloat16
+    x, weight = torch.empty(1, 256, 40, 40), torch.empty(256, 256, 3, 3)
+    assert pays(x, weight)
+    assert not pays(x, weight[:36])  # the box subnet's last layer
+    assert not pays(x[:, :, :8, :8], weight)  # few tiles
+    assert not pays(torch.empty(4, 256, 5, 160), weight)  # many, half of them outside
+    assert not pays(x[0], weight)
+    assert not pays(x.double(), weight.double())
+    assert not pays(x.half(), weight.half())
+    assert not pays(x.to("meta"), weight)
+    large = torch.empty(1, 256, 80, 80)
+    assert pays(large.bfloat16(), weight) == multiplies
+    assert not pays(large, weight.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pays(x, weight)
+        assert pays(large, weight) == multiplies
+        assert not pays(large[:, :128], weight[:128, :128])
+
+
+def test_only_plain_3x3_convolutions_change() -> None:
+    others = [
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        Conv2d(4, 4, 1),
+        nn.ConvTranspose2d(4, 4, 3, padding=1),
+    ]
+    changed = [nn.Conv2d(4, 4, 3, padding=1), Conv2d(4, 4, 3, padding=1, norm=get_norm("BN", 4))]
+    make_convolutions_fast(nn.ModuleList(others + changed), fold_norms=True, winograd=True)
+    assert not any(isinstance(x, FastConv2d) for x in others)
+    assert all(isinstance(x, FastConv2d) for x in changed)
+
+
+def test_layers_keep_their_norm_and_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.pays", lambda x, weight: True)
+    for norm in ("", "BN", "FrozenBN"):
+        layer = Conv2d(4, 6, 3, padding=1, norm=get_norm(norm, 6), activation=F.relu).double()
+        x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+        expected = layer(x)
+        make_convolutions_fast(layer, fold_norms=True, winograd=True)
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_trainers_model_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.Size] = []
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(given[0].shape)
+        return winograd_conv2d(*given)
+
+    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.winograd_conv2d", counted)
+    size = ("MODEL.FPN.OUT_CHANNELS", 128, "MODEL.RESNETS.NORM", "FrozenBN")
+    reference = build_model(small_config(*size))
+    spread_logits(reference)
+    fast = Trainer.build_model(small_config(*size))
+    off = Trainer.build_model(small_config(*size, "MODEL.ACCELERATION.WINOGRAD", False))
+    picture = random_picture(256, 320, 5)
+    with EventStorage():
+        for model in (fast, off):
+            model.load_state_dict(reference.state_dict())
+        expected = reference([picture])
+        assert not calls
+        off([picture])
+        assert not calls
+        found = fast([picture])
+    assert len(calls) > 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for losses in (expected, found):
+        sum(losses.values()).backward()
+    # Single gradients flip at a ReLU's kink; their size as a whole does not.
+    for (name, a), b in zip(fast.named_parameters(), reference.parameters(), strict=True):
+        if b.grad is not None:
+            assert (a.grad - b.grad).norm() <= 0.02 * b.grad.norm() + 1e-6, name

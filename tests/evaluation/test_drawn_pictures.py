@@ -1,0 +1,81 @@
+"""Predictions drawn beside ground truth: which pictures, where the boxes are, in which colours."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from coco_sets import forget_new_sets
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from retinanet_plugin.evaluation.draw_detections import draw_detections
+from retinanet_plugin.evaluation.drawing import COLOURS
+
+GROUNDS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # RGB of one picture each
+LEFT, TOP, RIGHT, BOTTOM = TRUTH = (20, 30, 60, 70)  # of 84 x 100 pixels, drawn five times as large
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Iterator[str]:
+    entries = []
+    for i, ground in enumerate(GROUNDS):
+        file = tmp_path / f"Straße {i}.png"
+        Image.new("RGB", (84, 100), ground).save(file)
+        box = {"bbox": list(TRUTH), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+        entries.append({"file_name": str(file), "image_id": i, "annotations": [box]})
+    with forget_new_sets():
+        DatasetCatalog.register("shapes", lambda: entries)
+        MetadataCatalog.get("shapes").set(
+            thing_classes=["cat", "dög"], thing_dataset_id_to_contiguous_id={7: 0, 9: 1}
+        )
+        yield "shapes"
+
+
+def drawn(name: str, folder: Path, **detection: object) -> np.ndarray:
+    """(H, W, 3) RGB of a picture with one detection in the last of the pictures."""
+    results = folder / "results.json"
+    one = {"image_id": 2, "bbox": [10, 20, 30, 40], "category_id": 7, "score": 0.9, **detection}
+    results.write_text(json.dumps([one]))
+    draw_detections(name, results, folder / "out" / "pictures.png")
+    return cv2.imread(str(folder / "out" / "pictures.png"))[:, :, ::-1]
+
+
+def shares(image: np.ndarray, colour: tuple[int, int, int]) -> float:
+    return float((image == colour).all(axis=-1).mean())
+
+
+def test_each_picture_of_a_small_set_once(shapes: str, tmp_path: Path) -> None:
+    image = drawn(shapes, tmp_path)
+    for ground in GROUNDS:  # in a grid of two by two, of which one place is empty
+        assert 0.15 < shares(image, ground) < 0.25
+
+
+def test_boxes_are_where_they_should_be(shapes: str, tmp_path: Path) -> None:
+    image = drawn(shapes, tmp_path)
+    last = image[28:528, 860:]  # the second column of rows
+    truth, found = last[:, :420], last[:, 424:844]
+    for part, kind, (left, top, right, bottom) in (
+        (truth, 1, TRUTH),
+        (found, 0, (10, 20, 40, 60)),
+    ):
+        seen = (part == COLOURS[kind]).all(axis=-1)
+        for y, x in (
+            (top + bottom, 2 * left),
+            (top + bottom, 2 * right),
+            (2 * bottom, left + right),
+        ):
+            y, x = y * 5 // 2, x * 5 // 2
+            assert seen[y - 2 : y + 3, x - 2 : x + 3].any(), (kind, y, x)
+        assert shares(part, COLOURS[1 - kind]) == 0
+
+
+def test_low_scores_are_left_away_and_classes_may_have_no_names(
+    shapes: str, tmp_path: Path
+) -> None:
+    assert shares(drawn(shapes, tmp_path, score=0.3), COLOURS[0]) == 0
+    MetadataCatalog.remove("shapes")
+    assert shares(drawn(shapes, tmp_path, category_id=3), COLOURS[3]) > 0

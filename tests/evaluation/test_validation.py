@@ -1,0 +1,92 @@
+"""The losses of a test set: against all its pictures as one batch of training."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_picture, small_config, spread_logits
+from detectron2.utils import comm
+from torch import nn
+
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.evaluation.validation_loss import validation_loss
+
+LOSSES = {
+    "focal": (),
+    "ohem": ("MODEL.RETINANET.OHEM.POSITIVE_FRACTION", 0.25),  # as many anchors as it has positives
+}
+Found = dict[str, float]
+
+
+def detector(loss: str, *overrides: object) -> Any:
+    torch.manual_seed(1)
+    keys = ("MODEL.RETINANET.CLS_LOSS", loss, *LOSSES[loss], *overrides)
+    cfg = small_config(*keys)
+    model = Trainer.build_model(cfg)
+    spread_logits(model)
+    return cfg, model
+
+
+def pictures() -> list[dict[str, Any]]:
+    """Of one size, so that a batch pads none; one of them is empty."""
+    torch.manual_seed(2)
+    return [random_picture(96, 128, count) for count in (9, 0, 2)]
+
+
+def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Found:
+    model.eval()
+    with validation_loss(cfg, model) as loss, torch.no_grad():
+        for picture in some:
+            loss.process([picture], model([picture]))
+        return loss.evaluate()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("normalizer", ["positives", "ema"])
+def test_as_one_batch_of_training(loss: str, normalizer: str) -> None:
+    shares = ("MODEL.RETINANET.LOG_LOSS_SHARES", True)
+    cfg, model = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", normalizer, *shares)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    found = losses_of(cfg, model, pictures())["validation"]
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert model.head.loss_shares is not None and "forward_inference" not in vars(model)
+
+    _, same = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", "positives")
+    same.train()
+    for module in same.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    expected = {name: x.item() for name, x in same(pictures()).items()}
+    assert found == pytest.approx({"total_loss": sum(expected.values()), **expected}, rel=1e-5)
+
+
+def test_none_without_ground_truth_or_where_switched_off() -> None:
+    cfg, model = detector("focal")
+    assert losses_of(cfg, model, [random_picture(64, 64, 0)]) == {}
+    unknown = random_picture(64, 64, 1)
+    del unknown["instances"]
+    assert losses_of(cfg, model, [unknown]) == {}
+    with validation_loss(cfg, nn.Linear(1, 1)) as loss:
+        assert loss is None
+    cfg.TEST.LOSS = False
+    with validation_loss(cfg, model) as loss:
+        assert loss is None
+
+
+def test_workers_of_unequal_shares(monkeypatch) -> None:
+    """Each counts alone, for they do not keep step; the first puts the parts together."""
+
+    def waits_for_ever(*_: object) -> None:
+        raise AssertionError("asked the other worker within a picture")
+
+    parts: list[Any] = []
+    expected = losses_of(*detector("ohem"), pictures())["validation"]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", waits_for_ever)
+    monkeypatch.setattr(comm, "gather", lambda part: parts.append(part) or parts)
+    for rank, share in ((1, pictures()[:2]), (0, pictures()[2:])):
+        monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
+        found = losses_of(*detector("ohem"), share)
+        assert bool(found) == (rank == 0)
+    assert found["validation"] == pytest.approx(expected, rel=1e-5)

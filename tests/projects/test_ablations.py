@@ -1,0 +1,270 @@
+"""The paper's rows: each file says what its table says, builds, trains and evaluates."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from coco_sets import forget_new_sets
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling.backbone import build_resnet_backbone
+from torch.nn import functional as F
+
+from projects.focal_loss_paper.tables import TABLES, Row
+from retinanet_plugin import RetinaNetAnchorGenerator, get_config
+from retinanet_plugin.config import shipped_configs
+from retinanet_plugin.data import register_own_datasets, synthetic
+from retinanet_plugin.engine import Trainer
+
+R50, R101 = "ablations/Base-R50-600.yaml", "ablations/Base-R101-600.yaml"
+LOSS = {"MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"}
+ANCHORS = {"MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}
+OHEM = {f"MODEL.RETINANET.OHEM.{key}" for key in ("BATCH_SIZE", "NMS_THRESH", "POSITIVE_FRACTION")}
+SIZE = {f"INPUT.{side}_SIZE_{use}" for side in ("MIN", "MAX") for use in ("TRAIN", "TEST")}
+# What the rows of a folder, or a row beside the folders, may say.
+VARIES = {
+    "a_alpha": LOSS,
+    "b_gamma": LOSS,
+    "c_anchors": ANCHORS,
+    "d_ohem": {"MODEL.RETINANET.CLS_LOSS", *OHEM},
+    "e_speed": SIZE,
+    "fl_star": {
+        *("MODEL.RETINANET.CLS_LOSS", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"),
+        "MODEL.RETINANET.FOCAL_STAR_BETA",
+    },
+    "cross_entropy": {"MODEL.RETINANET.CLS_LOSS"},
+    "no_prior": {"MODEL.RETINANET.PRIOR_PROB"},
+    "class_specific_boxes": {"MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG"},
+    "no_fpn": {
+        *("MODEL.BACKBONE.NAME", "MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES"),
+        *("MODEL.ANCHOR_GENERATOR.NAME", "MODEL.ANCHOR_GENERATOR.SIZES"),
+        "MODEL.RETINANET.IN_FEATURES",
+    },
+}
+ROWS = [row for table in TABLES.values() for row in table.rows]
+# A few are in two tables; the first is their own.
+ROW_OF = {row.config: row for row in reversed(ROWS)}
+EVERY_CONFIG = pytest.mark.parametrize("row", ROW_OF.values(), ids=list(ROW_OF))
+# Narrow, with norms that keep random weights in bounds; the depth, the head and the row stay.
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CLASSES", "4", "DATALOADER.NUM_WORKERS", "0"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1"),
+    *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.DRAW_PICTURES", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
+]
+
+
+def folder_of(row: Row) -> str:
+    """``a_alpha`` of ablations/a_alpha/alpha_0.10.yaml; ``no_fpn`` of ablations/no_fpn.yaml."""
+    return row.config.removesuffix(".yaml").split("/")[1]
+
+
+def numbers_in(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+# ---------------------------------------------------------------- tables and files
+
+
+def test_as_many_rows_as_the_paper_has() -> None:
+    count = {name: len(table.rows) for name, table in TABLES.items()}
+    ablations = {"a_alpha": 7, "b_gamma": 7, "c_anchors": 7, "d_ohem": 10, "e_speed": 10}
+    assert count == {**ablations, "fl_star": 4, "variants": 5}
+    for name, table in TABLES.items():
+        assert table.name == name
+        assert len({row.name for row in table.rows}) == len(table.rows)
+        assert len({row.label for row in table.rows}) == len(table.rows)
+    folder = shipped_configs()
+    files = {str(p.relative_to(folder)) for p in folder.glob("ablations/**/*.yaml")}
+    assert files == {*ROW_OF, R50, R101}
+
+
+def test_what_the_paper_says_about_its_tables() -> None:
+    """Differences that sections 5.1 and 5.2 name."""
+    best = {name: max(t.rows, key=lambda row: row.ap or 0) for name, t in TABLES.items()}
+    ap = {row.name: row.ap for row in ROWS}
+    assert best["a_alpha"].ap - ap["alpha_0.50"] == pytest.approx(0.9)
+    assert best["b_gamma"].name == "gamma_2.0"
+    assert best["b_gamma"].ap - best["a_alpha"].ap == pytest.approx(2.9)
+    assert (ap["scales_1_ratios_1"], ap["scales_3_ratios_3"]) == (30.3, 34.0)
+    ohem = max(TABLES["d_ohem"].rows[:-1], key=lambda row: row.ap or 0)
+    assert (ohem.name, best["d_ohem"].name) == ("batch_128_nms_0.5", "focal")
+    assert best["d_ohem"].ap - ohem.ap == pytest.approx(3.2)
+    r101 = ROW_OF["ablations/e_speed/R101_600.yaml"]
+    assert (r101.ap, r101.milliseconds) == (36.0, 122)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.config)
+def test_a_file_is_its_base_and_what_its_table_varies(row: Row) -> None:
+    path = shipped_configs() / row.config
+    text = path.read_text()
+    comment = " ".join(x for x in text.splitlines() if x.startswith("#"))
+    said = re.findall(r"\b(?:AP|AP50|AP75) (\d+\.\d)|(\d+) ms", comment)
+    printed = [row.ap, row.ap50, row.ap75, row.milliseconds]
+    assert [float(x or y) for x, y in said] == [x for x in printed if x is not None]
+
+    content = yaml.safe_load(text)
+    base = path.parent / content.pop("_BASE_")
+    expected = R101 if folder_of(row) == "d_ohem" else R50
+    if folder_of(row) == "e_speed":
+        expected = f"retinanet_{row.name.split('_')[0]}_FPN_1x.yaml"
+    elif row.name == "no_prior":
+        expected = "ablations/cross_entropy.yaml"
+    assert base.resolve() == (shipped_configs() / expected).resolve()
+    assert content.pop("OUTPUT_DIR") == f"output/{row.config.removesuffix('.yaml')}"
+    assert set(keys_of(content)) <= VARIES[folder_of(row)]
+
+
+@EVERY_CONFIG
+def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
+    cfg = get_config(row.config)
+    retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
+    named, labelled = numbers_in(row.name), numbers_in(row.label.replace("1:3", ""))
+    folder = folder_of(row)
+    pixels = labelled[1] if folder == "e_speed" else 600
+    sizes = (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
+    assert sizes == ((pixels,), pixels)
+    largest = {400: 667, 500: 833, 600: 1000, 700: 1167, 800: 1333}[pixels]  # Detectron's
+    assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST == largest
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90_000, (60_000, 80_000))
+    depth = labelled[0] if folder == "e_speed" else 101 if folder == "d_ohem" else 50
+    assert cfg.MODEL.RESNETS.DEPTH == depth and f"R-{depth:.0f}" in cfg.MODEL.WEIGHTS
+    if folder == "a_alpha":
+        assert [retinanet.FOCAL_LOSS_ALPHA] == named and retinanet.FOCAL_LOSS_GAMMA == 0
+    elif folder == "b_gamma":
+        assert [retinanet.FOCAL_LOSS_GAMMA] == named
+        assert [retinanet.FOCAL_LOSS_GAMMA, retinanet.FOCAL_LOSS_ALPHA] == labelled
+    elif folder == "c_anchors":
+        assert named == labelled == [anchors.SCALES_PER_OCTAVE, len(anchors.ASPECT_RATIOS[0])]
+    elif folder == "d_ohem" and row.name != "focal":
+        ohem = retinanet.OHEM
+        assert named[:2] == labelled == [ohem.BATCH_SIZE, ohem.NMS_THRESH]
+        assert ohem.POSITIVE_FRACTION == (0.25 if row.name.endswith("1to3") else 0)
+        assert ("1:3" in row.label) == row.name.endswith("1to3")
+        assert retinanet.CLS_LOSS == "ohem"
+    elif folder == "fl_star":
+        assert named == labelled == [retinanet.FOCAL_LOSS_GAMMA, retinanet.FOCAL_STAR_BETA]
+        assert (retinanet.CLS_LOSS, retinanet.FOCAL_LOSS_ALPHA) == ("focal_star", 0.25)
+
+
+# ---------------------------------------------------------------- training and evaluation
+
+
+def small(config: str, folder: Path) -> CfgNode:
+    """A row with a narrow network, and with pictures a quarter of its size."""
+    cfg = get_config(config, SMALL)
+    cfg.INPUT.MIN_SIZE_TRAIN = tuple(x // 4 for x in cfg.INPUT.MIN_SIZE_TRAIN)
+    for key in ("MIN_SIZE_TEST", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST"):
+        cfg.INPUT[key] //= 4
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ("own_test",)
+    cfg.OUTPUT_DIR = str(folder / "output")
+    return cfg
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Layers this small leave a second thread waiting, for minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder beside a few pictures, registered as ``own_train`` and ``own_test``."""
+    folder = tmp_path_factory.mktemp("ablations")
+    synthetic.draw_dataset(folder / "data", num_train=4, num_test=2, size=128)
+    cfg = small(R50, folder)
+    own = cfg.DATASETS.OWN
+    own.ROOT, own.TRAIN_IMAGES, own.TEST_IMAGES = str(folder / "data"), "train", "test"
+    own.TRAIN_JSON, own.TEST_JSON = "annotations/train.json", "annotations/test.json"
+    with forget_new_sets():
+        register_own_datasets(cfg)
+        yield folder
+
+
+@EVERY_CONFIG
+def test_a_row_trains_a_step_and_is_evaluated(row: Row, drawn: Path) -> None:
+    cfg = small(row.config, drawn)
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    losses = model(next(iter(Trainer.build_train_loader(cfg))))
+    assert all(loss > 0 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    optimizer.step()
+    assert 0 <= Trainer.test(cfg, model)["bbox"]["AP"] <= 100  # no number without detections
+
+
+# ---------------------------------------------------------------- whole networks
+
+
+@pytest.mark.parametrize(
+    "name, num_anchors, boxes_a_place",
+    [
+        ("a_alpha/alpha_0.999", 9, 9),
+        ("b_gamma/gamma_0.5", 9, 9),
+        ("c_anchors/scales_4_ratios_3", 12, 12),
+        ("d_ohem/batch_512_nms_0.5_1to3", 9, 9),
+        ("e_speed/R50_400", 9, 9),
+        ("fl_star/gamma_4_beta_0", 9, 9),
+        ("no_prior", 9, 9),
+        ("class_specific_boxes", 9, 9 * 80),
+        ("no_fpn", 45, 45),
+    ],
+)
+def test_a_row_of_each_table_builds_at_full_width(
+    name: str, num_anchors: int, boxes_a_place: int
+) -> None:
+    cfg = get_config(f"ablations/{name}.yaml", ["MODEL.DEVICE", "cpu"])
+    model = Trainer.build_model(cfg)
+    head = model.head
+    assert head.cls_score.weight.shape == (num_anchors * 80, 256, 3, 3)
+    assert head.bbox_pred.weight.shape == (boxes_a_place * 4, 256, 3, 3)
+    prior = 0.5 if name == "no_prior" else 0.01
+    torch.testing.assert_close(
+        head.cls_score.bias.sigmoid(), torch.full_like(head.cls_score.bias, prior)
+    )
+
+
+def test_no_fpn_sees_the_last_layer_alone() -> None:
+    cfg = get_config("ablations/no_fpn.yaml", SMALL)
+    backbone = build_backbone(cfg).eval()
+    parts = dict(backbone.named_children())
+    assert parts.keys() == {"bottom_up", "fpn_lateral5", "fpn_output5", "top_block"}
+    assert not list(parts["top_block"].parameters())
+    resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    resnet.load_state_dict(backbone.bottom_up.state_dict())
+    picture = torch.randn(1, 3, 96, 128)
+    (c5,) = resnet(picture).values()
+    lateral, output = backbone.fpn_lateral5, backbone.fpn_output5
+    expected = F.conv2d(
+        F.conv2d(c5, lateral.weight, lateral.bias), output.weight, output.bias, padding=1
+    )
+    assert expected.shape == (1, 16, 96 // 32, 128 // 32)
+    torch.testing.assert_close(backbone(picture)["p5"], expected)
+
+
+def test_no_fpn_has_the_anchor_shapes_of_all_levels() -> None:
+    cfg = get_config("ablations/no_fpn.yaml")
+    (one,) = build_anchor_generator(cfg, [ShapeSpec(stride=32)]).cell_anchors
+    five = RetinaNetAnchorGenerator(strides=[8, 16, 32, 64, 128]).cell_anchors
+    torch.testing.assert_close(one, torch.cat(list(five)), rtol=2e-4, atol=0)

@@ -1,0 +1,342 @@
+"""mmdetection's RetinaNet: key for key and shape for shape, and by numbers against its formulas.
+
+It cannot be installed beside this PyTorch, so its model is written down here: the layout from its
+published configuration, the arithmetic in float32 from functions of PyTorch alone.
+"""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import PICTURES, assert_equal, detect, ours, spread
+from retinanet_plugin.tools.convert_weights.command.conversion import convert
+from retinanet_plugin.tools.convert_weights.command.model import NoRandomValues, Options
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+from torchvision.ops import batched_nms
+
+from retinanet_plugin import UserError, get_config
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+CAFFE_MEAN = [103.53, 116.28, 123.675]
+CAFFE = """
+model = dict(
+    type='RetinaNet',
+    backbone=dict(type='ResNet', depth=50, style='caffe'),
+    neck=dict(type='FPN', start_level=1, add_extra_convs='on_input', num_outs=5))
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+"""
+
+
+class ConvModule(nn.Module):
+    """mmcv's: a convolution, and perhaps a group norm, in place of its bias, and a ReLU."""
+
+    def __init__(self, inward: int, out: int, size: int, *, stride=1, gn=False, relu=False):
+        super().__init__()
+        self.conv = nn.Conv2d(inward, out, size, stride, size // 2, bias=not gn)
+        if gn:
+            self.gn = nn.GroupNorm(32, out)
+        self.has_gn, self.relu = gn, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gn(self.conv(x)) if self.has_gn else self.conv(x)
+        return F.relu(x) if self.relu else x
+
+
+class RetinaNet(nn.Module):
+    """With the defaults of retinanet_r50_fpn_1x_coco: on_input, no ReLU before the last level."""
+
+    def __init__(self, body: nn.Module, channels: list[int], *, gn=False, caffe=False) -> None:
+        super().__init__()
+        del body.fc
+        self.backbone, self.neck, self.bbox_head = body, nn.Module(), nn.Module()
+        if caffe:
+            for stage in (body.layer2, body.layer3, body.layer4):
+                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+        self.neck.lateral_convs = nn.ModuleList(ConvModule(c, 256, 1) for c in channels)
+        extra = [(channels[-1], 2), (256, 2)]
+        self.neck.fpn_convs = nn.ModuleList(
+            ConvModule(c, 256, 3, stride=s) for c, s in [(256, 1)] * 3 + extra
+        )
+        for name in ("cls_convs", "reg_convs"):
+            convs = [ConvModule(256, 256, 3, gn=gn, relu=True) for _ in range(4)]
+            setattr(self.bbox_head, name, nn.ModuleList(convs))
+        self.bbox_head.retina_cls = nn.Conv2d(256, 9 * 80, 3, padding=1)
+        self.bbox_head.retina_reg = nn.Conv2d(256, 9 * 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        body, head = self.backbone, self.bbox_head
+        c2 = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
+        c3 = body.layer2(c2)
+        c4 = body.layer3(c3)
+        c5 = body.layer4(c4)
+        laterals = [conv(c) for conv, c in zip(self.neck.lateral_convs, (c3, c4, c5), strict=True)]
+        for i in (2, 1):
+            size = laterals[i - 1].shape[2:]
+            laterals[i - 1] = laterals[i - 1] + F.interpolate(laterals[i], size=size)
+        levels = [self.neck.fpn_convs[i](laterals[i]) for i in range(3)]
+        levels.append(self.neck.fpn_convs[3](c5))
+        levels.append(self.neck.fpn_convs[4](levels[3]))
+        scores, deltas = [], []
+        for level in levels:
+            kind = box = level
+            for cls_conv, reg_conv in zip(head.cls_convs, head.reg_convs, strict=True):
+                kind, box = cls_conv(kind), reg_conv(box)
+            scores.append(head.retina_cls(kind))
+            deltas.append(head.retina_reg(box))
+        return scores, deltas
+
+    @torch.no_grad()
+    def detect(self, picture: Tensor, mean: list[float], std: list[float]):
+        """Of a picture in the model's channels, values 0 to 1."""
+        image = (picture * 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+            :, None, None
+        ]
+        height, width = picture.shape[1:]
+        image = F.pad(image, (0, -width % 32, 0, -height % 32))
+        candidates = []
+        for i, (scores, deltas) in enumerate(zip(*self(image[None]), strict=True)):
+            stride = 8 * 2**i
+            anchors = anchors_of(scores.shape[2], scores.shape[3], stride)
+            scores = scores[0].permute(1, 2, 0).reshape(-1, 80).sigmoid()
+            deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
+            value, order = scores[scores > 0.05].sort(descending=True)
+            index = (scores > 0.05).nonzero()[order][:1000]
+            boxes = decoded(anchors[index[:, 0]], deltas[index[:, 0]])
+            boxes[:, 0::2].clamp_(0, width)
+            boxes[:, 1::2].clamp_(0, height)
+            candidates.append((boxes, value[:1000], index[:, 1]))
+        boxes, scores, classes = (torch.cat(x) for x in zip(*candidates, strict=True))
+        there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, scores, classes = boxes[there], scores[there], classes[there]
+        keep = batched_nms(boxes, scores, classes, 0.5)[:100]
+        return boxes[keep], scores[keep], classes[keep]
+
+
+def anchors_of(rows: int, columns: int, stride: int) -> Tensor:
+    """Ratio by ratio, in each the three scales; a place's anchors lie around its corner."""
+    anchors = []
+    for row in range(rows):
+        for column in range(columns):
+            for ratio in (0.5, 1.0, 2.0):
+                for i in range(3):
+                    size = 4 * stride * 2 ** (i / 3)
+                    w, h = size / ratio**0.5, size * ratio**0.5
+                    x, y = column * stride, row * stride
+                    anchors.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    return torch.tensor(anchors)
+
+
+def decoded(anchors: Tensor, deltas: Tensor) -> Tensor:
+    size = anchors[:, 2:] - anchors[:, :2]
+    centre = (anchors[:, 2:] + anchors[:, :2]) / 2 + deltas[:, :2] * size
+    size = size * deltas[:, 2:].clamp(-4.135166556742356, 4.135166556742356).exp()
+    return torch.cat((centre - size / 2, centre + size / 2), dim=1)
+
+
+def spread_out(model: RetinaNet, scale: float, mean: float = -8.5) -> RetinaNet:
+    """Few enough detections that the most a picture may have, 100, is not reached."""
+    images = (PICTURES[0][None] - 0.5) * scale
+    spread(model.eval(), model.bbox_head.retina_cls, model.bbox_head.retina_reg, images, mean)
+    return model
+
+
+@pytest.mark.parametrize("gn, mean", [(False, -8.5), (True, -7.5)])
+def test_detections_are_the_same(tmp_path: Path, gn: bool, mean: float) -> None:
+    model = spread_out(RetinaNet(resnet18(weights=None), [128, 256, 512], gn=gn), 4.0, mean)
+    torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "mm.pth")
+    said = convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert "mmdetection RetinaNet" in said and "give --caffe-style" in said
+    converted = ours(tmp_path / "out")
+    for picture in PICTURES:
+        assert_equal(detect(converted, picture), model.detect(picture, MEAN, STD), 10)
+    with torch.no_grad():  # the levels of few detections too
+        images = torch.randn(1, 3, 96, 128)
+        features = list(converted.backbone(images).values())
+        for mine, theirs in zip(converted.head(features), model(images), strict=True):
+            for mine_i, theirs_i in zip(mine, theirs, strict=True):
+                ratio_first = mine_i.unflatten(1, (3, 3, -1)).transpose(1, 2).flatten(1, 3)
+                torch.testing.assert_close(ratio_first, theirs_i, rtol=1e-3, atol=1e-3)
+
+
+def test_caffes_resnet_is_known_from_the_config_in_the_file(tmp_path: Path) -> None:
+    with NoRandomValues():  # spread comes over them
+        body = resnet50(weights=None)
+    model = spread_out(RetinaNet(body, [512, 1024, 2048], caffe=True), 255.0)
+    meta = {"config": CAFFE, "CLASSES": ("a",) * 80}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    expected = model.detect(PICTURES[0].flip(0), CAFFE_MEAN, [1.0] * 3)
+    assert_equal(detect(ours(tmp_path / "out"), PICTURES[0], "BGR"), expected, 10)
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    assert saved["classes"] == ["a"] * 80
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {row["from"]: row["shape"] for row in report["used"]} == {
+        key: shape for key, shape in layout().items() if "num_batches" not in key
+    }
+    assert {row["from"] for row in report["unused"]} == {k for k in layout() if "num_batches" in k}
+
+
+def layout() -> dict[str, list[int]]:
+    """The published keys and shapes of retinanet_r50_fpn, over 80 classes."""
+    shapes: dict[str, list[int]] = {}
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.{part}"] = [channels]
+        shapes[f"{name}.num_batches_tracked"] = []
+
+    def conv(name: str, out: int, inward: int, size: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, inward, size, size], [out]
+
+    shapes["backbone.conv1.weight"] = [64, 3, 7, 7]
+    norm("backbone.bn1", 64)
+    inward = 64
+    for stage, blocks in enumerate([3, 4, 6, 3]):
+        middle = 64 * 2**stage
+        for block in range(blocks):
+            name = f"backbone.layer{stage + 1}.{block}"
+            sizes = [(middle, inward, 1), (middle, middle, 3), (4 * middle, middle, 1)]
+            for i, (out, into, size) in enumerate(sizes, start=1):
+                shapes[f"{name}.conv{i}.weight"] = [out, into, size, size]
+                norm(f"{name}.bn{i}", out)
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = [4 * middle, inward, 1, 1]
+                norm(f"{name}.downsample.1", 4 * middle)
+            inward = 4 * middle
+    for i, channels in enumerate([512, 1024, 2048]):
+        conv(f"neck.lateral_convs.{i}.conv", 256, channels, 1)
+    for i, channels in enumerate([256, 256, 256, 2048, 256]):
+        conv(f"neck.fpn_convs.{i}.conv", 256, channels, 3)
+    for i in range(4):
+        conv(f"bbox_head.cls_convs.{i}.conv", 256, 256, 3)
+        conv(f"bbox_head.reg_convs.{i}.conv", 256, 256, 3)
+    conv("bbox_head.retina_cls", 720, 256, 3)
+    conv("bbox_head.retina_reg", 36, 256, 3)
+    return shapes
+
+
+OTHERS = """
+model = dict(
+    data_preprocessor=dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=False, pad_size_divisor=32),
+    neck=dict(relu_before_extra_convs=True),
+    bbox_head=dict(
+        anchor_generator=dict(octave_base_scale=5, ratios=[0.4, 1.0, 2.5]),
+        bbox_coder=dict(target_stds=(0.1, 0.1, 0.2, 0.2))),
+    test_cfg=dict(
+        nms_pre=500, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.6), max_per_img=50))
+test_pipeline = [
+    dict(backend_args=None, type='LoadImageFromFile'),
+    dict(type='Resize', scale=(640, 512), keep_ratio=True),
+    dict(type='Pack', keys=print('run'))]
+"""
+
+
+@pytest.fixture(scope="module")
+def narrow() -> dict[str, Tensor]:
+    with NoRandomValues():
+        return RetinaNet(resnet18(weights=None), [128, 256, 512]).state_dict()
+
+
+def test_what_the_config_tells(narrow, tmp_path: Path, capsys) -> None:
+    """Also names of classes as version 3 writes them."""
+    names = [f"kind {i}" for i in range(80)]
+    meta = {"cfg": OTHERS, "dataset_meta": {"classes": names}}
+    torch.save({"state_dict": narrow, "meta": meta}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert capsys.readouterr().out == ""  # of the call in the config
+    cfg = get_config(tmp_path / "out" / "config.yaml")
+    retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
+    assert cfg.MODEL.FPN.P7_RELU and cfg.INPUT.FORMAT == "BGR"
+    assert (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ([1, 2, 3], [4, 5, 6])
+    assert anchors.ANCHOR_SCALE == 5 and anchors.ASPECT_RATIOS == [[0.4, 1, 2.5]]
+    assert list(retinanet.BBOX_REG_WEIGHTS) == pytest.approx([10, 10, 5, 5])
+    assert (retinanet.SCORE_THRESH_TEST, retinanet.NMS_THRESH_TEST) == (0.1, 0.6)
+    assert (retinanet.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (500, 50)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (512, 640)
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    assert saved["classes"] == names
+    with pytest.raises(UserError, match="2 names of classes, but the file has 80"):
+        convert(tmp_path / "mm.pth", tmp_path / "two", options=Options(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ("model=dict(bbox_head=dict(loss_cls=dict(use_sigmoid=False)))", "use_sigmoid=False"),
+        (
+            "model=dict(bbox_head=dict(anchor_generator=dict(strides=[4, 8, 16, 32, 64])))",
+            r"strides=\[4, 8, 16, 32, 64\]",
+        ),
+    ],
+)
+def test_configs_of_other_models_are_refused(narrow, tmp_path: Path, config: str, said) -> None:
+    torch.save({"state_dict": narrow, "meta": {"cfg": config}}, tmp_path / "mm.pth")
+    with pytest.raises(UserError, match=said):
+        convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_a_moving_average_and_a_wrapper(narrow, tmp_path: Path) -> None:
+    """The averaged weights have the plain names, those before the other."""
+    before = {f"ema_{key.replace('.', '_')}": x + 1 for key, x in narrow.items()}
+    wrapped = {f"module.{key}": x for key, x in {**narrow, **before}.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.stem.conv1.weight"
+    assert torch.equal(saved[key], narrow["backbone.conv1.weight"])
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {row["from"] for row in report["unused"]} >= before.keys()
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "safe_globals"), reason="torch 2.4 reads none with numpy's"
+)
+def test_training_state_of_mmengine_is_passed_over(narrow, tmp_path: Path, monkeypatch) -> None:
+    """Its logs are objects of its own with numpy arrays and methods."""
+    name = "mmengine.logging.history_buffer"
+    for module in ("mmengine", "mmengine.logging", name):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.values, self.total = np.arange(3.0), np.float64(3)
+            self.methods = {"mean": HistoryBuffer.mean}
+
+        @classmethod
+        def mean(cls) -> None: ...
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = name, "HistoryBuffer"
+    sys.modules[name].HistoryBuffer = HistoryBuffer
+    hub = {"log_scalars": {"loss": HistoryBuffer()}}
+    torch.save({"state_dict": narrow, "message_hub": hub, "meta": {}}, tmp_path / "epoch_12.pth")
+    before = set(torch.serialization.get_safe_globals())
+    said = convert(tmp_path / "epoch_12.pth", tmp_path / "out")
+    assert "mmdetection RetinaNet" in said
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_other_pyramids_are_refused(narrow, tmp_path: Path) -> None:
+    for key, value, said in (
+        ("neck.fpn_convs.3.conv.weight", torch.zeros(256, 256, 3, 3), "on_input"),
+        ("neck.lateral_convs.3.conv.weight", torch.zeros(256, 512, 1, 1), "no place"),
+        ("bbox_head.retina_iou.weight", torch.zeros(9), "no place"),
+    ):
+        torch.save({"state_dict": {**narrow, key: value}}, tmp_path / "mm.pth")
+        with pytest.raises(UserError, match=said):
+            convert(tmp_path / "mm.pth", tmp_path / "out")
+
+
+def test_a_pyramid_whose_p6_is_made_from_p5(narrow, tmp_path: Path) -> None:
+    key = "neck.fpn_convs.3.conv.weight"
+    state = {**narrow, key: narrow[key][:, :256].clone()}
+    meta = {"cfg": "model = dict(neck=dict(add_extra_convs='on_output'))"}
+    torch.save({"state_dict": state, "meta": meta}, tmp_path / "mm.pth")
+    convert(tmp_path / "mm.pth", tmp_path / "out")
+    assert get_config(tmp_path / "out" / "config.yaml").MODEL.FPN.P6_INPUT == "p5"
