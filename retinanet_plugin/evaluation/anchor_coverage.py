@@ -18,7 +18,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..data.dataset_boxes import DatasetBoxes, PictureScale
-from ..modeling import FocalRetinaNet, RetinaNetAnchorGenerator
+from ..errors import UserError
+from ..modeling import AnchorAssigner, FocalRetinaNet, RetinaNetAnchorGenerator
 from ..modeling.anchor_grid import AnchorGrid
 from ..modeling.anchors import HostAnchors
 
@@ -280,6 +281,23 @@ class Coverage:
             "resized_height": round(float(self.height[i]), 2),
             "best_iou": round(float(self.iou[i]), 4),
         }
+
+
+def positive_threshold(cfg: CfgNode) -> float:
+    """The lowest IoU at which an anchor is a positive.
+
+    Raises:
+        UserError: if ``MODEL.RETINANET.IOU_LABELS`` has no positive, or fits no assigner.
+    """
+    retinanet = cfg.MODEL.RETINANET
+    AnchorAssigner(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS)  # checks both lists
+    labels = list(retinanet.IOU_LABELS[1:])
+    if 1 not in labels:
+        raise UserError(
+            f"MODEL.RETINANET.IOU_LABELS: no positive in {list(retinanet.IOU_LABELS)}; "
+            "the last label must be 1."
+        )
+    return float(retinanet.IOU_THRESHOLDS[labels.index(1)])
 
 
 def measure(

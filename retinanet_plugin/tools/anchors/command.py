@@ -24,9 +24,8 @@ from ...data.dataset_boxes import read_boxes, training_scales
 from ...data.own import FROM_DATA
 from ...engine import import_code
 from ...engine.setup import check_names
-from ...errors import UserError, one_sentence
-from ...evaluation.anchor_coverage import AnchorKeys, Anchors, measure
-from ...modeling import AnchorAssigner
+from ...errors import one_sentence
+from ...evaluation.anchor_coverage import AnchorKeys, Anchors, measure, positive_threshold
 from ...utils import output_files, write_figure, write_json
 from .report import Findings, draw, markdown, report
 from .search import describe_clusters, suggest
@@ -55,19 +54,6 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     cfg.MODEL.RETINANET.NUM_CLASSES = 1
     cfg.freeze()
     return cfg, list(cfg.DATASETS.TRAIN)
-
-
-def positive_threshold(cfg: CfgNode) -> float:
-    """The lowest IoU at which an anchor trains towards a box."""
-    retinanet = cfg.MODEL.RETINANET
-    AnchorAssigner(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS)  # refuses what does not fit
-    labels = list(retinanet.IOU_LABELS[1:])
-    if 1 not in labels:
-        raise UserError(
-            f"MODEL.RETINANET.IOU_LABELS: {list(retinanet.IOU_LABELS)} given, by which no IoU "
-            "makes an anchor positive; give 1 as the last."
-        )
-    return float(retinanet.IOU_THRESHOLDS[labels.index(1)])
 
 
 def main(words: Sequence[str] | None = None) -> None:

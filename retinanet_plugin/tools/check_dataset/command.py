@@ -26,9 +26,8 @@ from ...engine import import_code
 from ...engine.setup import check_names
 from ...engine.user_code import add_option
 from ...errors import UserError, one_sentence
-from ...evaluation.anchor_coverage import Anchors
+from ...evaluation.anchor_coverage import Anchors, positive_threshold
 from ...utils import output_files, write_json, write_text
-from ..anchors.command import positive_threshold
 from .boxes import AnchorRule
 from .check import check
 from .entries import Source, sources_of, sources_of_files
