@@ -187,10 +187,9 @@ def find_config(name: str | Path) -> Path:
     if shipped.is_file() and shipped.resolve().is_relative_to(folder.resolve()):
         return shipped
     known = shipped_names()
-    models = [x for x in known if "/" not in x]
     raise UserError(
         f"config file: no file {name}{did_you_mean(str(name), known)}; shipped with the plugin: "
-        f"{', '.join(models)}, and the rows of the paper's tables in ablations/."
+        f"{', '.join(known)}."
     )
 
 

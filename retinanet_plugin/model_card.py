@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from .engine.atomic_io import sha256
 from .engine.checkpoint import read_safely
 from .evaluation.metrics import METRICS, last_metrics
-from .evaluation.speed_accuracy import time_in_turn
+from .evaluation.timing import time_in_turn
 from .predictor import Predictor
 from .runtimes.exported_files import Runtime
 from .tools.export.checking import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison, eager

@@ -122,10 +122,8 @@ def test_absent_file_lists_the_shipped_ones() -> None:
         get_config("retinanet_R50_FPN_1.yaml")
 
 
-@pytest.mark.parametrize(
-    "base", ["retinanet_R50_FPN_1x.yaml", "ablations/Base-R50-600.yaml", "ablations/no_fpn.yaml"]
-)
-def test_own_file_on_a_shipped_base(base: str, tmp_path: Path) -> None:
+def test_own_file_on_a_shipped_base(tmp_path: Path) -> None:
+    base = "retinanet_R50_FPN_1x.yaml"
     mine = tmp_path / "mine.yaml"  # the base is not beside it
     mine.write_text(yaml.safe_dump({"_BASE_": base, "SOLVER": {"MAX_ITER": 7}}))
     cfg = get_config(mine, ["SOLVER.BASE_LR", "1e-3"])

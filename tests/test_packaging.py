@@ -70,7 +70,7 @@ def test_configs_load_by_name_from_the_installed_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     script = (
         "import retinanet_plugin as r; print(r.__file__);"
-        "print(r.get_config('ablations/no_prior.yaml').MODEL.META_ARCHITECTURE)"
+        "print(r.get_config('quickstart.yaml').MODEL.META_ARCHITECTURE)"
     )
     answer = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],

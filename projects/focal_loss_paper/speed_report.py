@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retinanet_plugin.evaluation.metrics import METRICS
-from retinanet_plugin.evaluation.speed_accuracy import Measured
 
 from .speed_chart import colours_of, draw_paper, finish, name_point
+from .subjects import Measured
 from .tables import TABLES
 
 _GREY = "#5b6670"

@@ -1,13 +1,17 @@
 """The paper's tables of results: each row, the configuration that repeats it, and what it printed.
 
 The numbers are those of arXiv 1708.02002v2, tables 1 and 3 and section 5.1, on COCO: what a full
-run should come near. ``configs/ablations`` repeats them in comments.
+run should come near. The configs repeat them in comments.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+
+from retinanet_plugin import config as _config
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Row:
     Args:
         name: one word, unique in its table, fit for a file name.
         label: what sets it apart in its table, for people.
-        config: name of the shipped configuration.
+        config: file in :data:`CONFIGS`.
         ap, ap50, ap75: in percent, as the paper prints them; None where it does not.
         milliseconds: a picture on an Nvidia M40, likewise.
     """
@@ -50,9 +54,15 @@ class Table:
     data: str = "COCO minival"
 
 
+def find_config(name: str | Path) -> Path:
+    """Finds a config: a file, the name of one of :data:`CONFIGS`, or of one the plugin ships."""
+    path = CONFIGS / name
+    return path if path.is_file() and not Path(name).is_file() else _config.find_config(name)
+
+
 def _row(config: str, label: str, *numbers: float | None) -> Row:
     """A row that bears its configuration's name."""
-    return Row(PurePosixPath(config).name, label, f"ablations/{config}.yaml", *numbers)
+    return Row(PurePosixPath(config).name, label, f"{config}.yaml", *numbers)
 
 
 _A_ALPHA = Table(

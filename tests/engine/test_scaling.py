@@ -15,7 +15,8 @@ from retinanet_plugin.config_file import shipped_configs
 from retinanet_plugin.engine.scaling import scale_to_batch, scale_to_workers
 
 MODELS = sorted(p.name for p in shipped_configs().glob("*.yaml"))
-ROWS = [f"ablations/{name}.yaml" for name in ("no_fpn", "a_alpha/alpha_0.50", "e_speed/R50_400")]
+CONFIGS = Path(__file__).parents[2] / "projects/focal_loss_paper/configs"
+ROWS = [f"{CONFIGS}/{name}.yaml" for name in ("no_fpn", "a_alpha/alpha_0.50", "e_speed/R50_400")]
 
 
 def scaled(path: Path, *overrides: object) -> tuple[CfgNode, list[str]]:

@@ -192,7 +192,9 @@ def test_rows_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_row_of_ones_own_on_a_shipped_row(tmp_path: Path) -> None:
     """On other data, what the shipped row says of its own data counts for nothing."""
-    text = '_BASE_: "ablations/%s"\nMODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n'
+    text = (
+        '_BASE_: "projects/focal_loss_paper/configs/%s"\nMODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n'
+    )
     (tmp_path / "mine.yaml").write_text(text % "Base-R50-600.yaml")
     (tmp_path / "sized.yaml").write_text(text % "no_fpn.yaml" + "INPUT: {MIN_SIZE_TEST: 96}\n")
     files = [tmp_path / "mine.yaml", tmp_path / "sized.yaml"]

@@ -15,13 +15,12 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch.nn import functional as F
 
-from projects.focal_loss_paper.tables import TABLES, Row
+from projects.focal_loss_paper.tables import CONFIGS, TABLES, Row, find_config
 from retinanet_plugin import RetinaNetAnchorGenerator, get_config
-from retinanet_plugin.config import shipped_configs
 from retinanet_plugin.data import register_own_datasets, synthetic
 from retinanet_plugin.engine import Trainer
 
-R50, R101 = "ablations/Base-R50-600.yaml", "ablations/Base-R101-600.yaml"
+R50, R101 = "Base-R50-600.yaml", "Base-R101-600.yaml"
 LOSS = {"MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"}
 ANCHORS = {"MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}
 OHEM = {f"MODEL.RETINANET.OHEM.{key}" for key in ("BATCH_SIZE", "NMS_THRESH", "POSITIVE_FRACTION")}
@@ -63,7 +62,7 @@ SMALL = [
 
 def folder_of(row: Row) -> str:
     """``a_alpha`` of ablations/a_alpha/alpha_0.10.yaml; ``no_fpn`` of ablations/no_fpn.yaml."""
-    return row.config.removesuffix(".yaml").split("/")[1]
+    return row.config.removesuffix(".yaml").split("/")[0]
 
 
 def numbers_in(text: str) -> list[float]:
@@ -89,8 +88,7 @@ def test_as_many_rows_as_the_paper_has() -> None:
         assert table.name == name
         assert len({row.name for row in table.rows}) == len(table.rows)
         assert len({row.label for row in table.rows}) == len(table.rows)
-    folder = shipped_configs()
-    files = {str(p.relative_to(folder)) for p in folder.glob("ablations/**/*.yaml")}
+    files = {str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("**/*.yaml")}
     assert files == {*ROW_OF, R50, R101}
 
 
@@ -105,13 +103,13 @@ def test_what_the_paper_says_about_its_tables() -> None:
     ohem = max(TABLES["d_ohem"].rows[:-1], key=lambda row: row.ap or 0)
     assert (ohem.name, best["d_ohem"].name) == ("batch_128_nms_0.5", "focal")
     assert best["d_ohem"].ap - ohem.ap == pytest.approx(3.2)
-    r101 = ROW_OF["ablations/e_speed/R101_600.yaml"]
+    r101 = ROW_OF["e_speed/R101_600.yaml"]
     assert (r101.ap, r101.milliseconds) == (36.0, 122)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.config)
 def test_a_file_is_its_base_and_what_its_table_varies(row: Row) -> None:
-    path = shipped_configs() / row.config
+    path = CONFIGS / row.config
     text = path.read_text()
     comment = " ".join(x for x in text.splitlines() if x.startswith("#"))
     said = re.findall(r"\b(?:AP|AP50|AP75) (\d+\.\d)|(\d+) ms", comment)
@@ -124,15 +122,15 @@ def test_a_file_is_its_base_and_what_its_table_varies(row: Row) -> None:
     if folder_of(row) == "e_speed":
         expected = f"retinanet_{row.name.split('_')[0]}_FPN_1x.yaml"
     elif row.name == "no_prior":
-        expected = "ablations/cross_entropy.yaml"
-    assert base.resolve() == (shipped_configs() / expected).resolve()
-    assert content.pop("OUTPUT_DIR") == f"output/{row.config.removesuffix('.yaml')}"
+        expected = "cross_entropy.yaml"
+    assert base.resolve() == (find_config(expected)).resolve()
+    assert content.pop("OUTPUT_DIR") == f"output/ablations/{row.config.removesuffix('.yaml')}"
     assert set(keys_of(content)) <= VARIES[folder_of(row)]
 
 
 @EVERY_CONFIG
 def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
-    cfg = get_config(row.config)
+    cfg = get_config(find_config(row.config))
     retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
     named, labelled = numbers_in(row.name), numbers_in(row.label.replace("1:3", ""))
     folder = folder_of(row)
@@ -167,7 +165,7 @@ def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
 
 def small(config: str, folder: Path) -> CfgNode:
     """A row with a narrow network, and with pictures a quarter of its size."""
-    cfg = get_config(config, SMALL)
+    cfg = get_config(find_config(config), SMALL)
     cfg.INPUT.MIN_SIZE_TRAIN = tuple(x // 4 for x in cfg.INPUT.MIN_SIZE_TRAIN)
     for key in ("MIN_SIZE_TEST", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST"):
         cfg.INPUT[key] //= 4
@@ -234,7 +232,7 @@ def test_a_row_trains_a_step_and_is_evaluated(row: Row, drawn: Path) -> None:
 def test_a_row_of_each_table_builds_at_full_width(
     name: str, num_anchors: int, boxes_a_place: int
 ) -> None:
-    cfg = get_config(f"ablations/{name}.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg = get_config(find_config(f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
     model = Trainer.build_model(cfg)
     head = model.head
     assert head.cls_score.weight.shape == (num_anchors * 80, 256, 3, 3)
@@ -246,7 +244,7 @@ def test_a_row_of_each_table_builds_at_full_width(
 
 
 def test_no_fpn_sees_the_last_layer_alone() -> None:
-    cfg = get_config("ablations/no_fpn.yaml", SMALL)
+    cfg = get_config(find_config("no_fpn.yaml"), SMALL)
     backbone = build_backbone(cfg).eval()
     parts = dict(backbone.named_children())
     assert parts.keys() == {"bottom_up", "fpn_lateral5", "fpn_output5", "top_block"}
@@ -264,7 +262,7 @@ def test_no_fpn_sees_the_last_layer_alone() -> None:
 
 
 def test_no_fpn_has_the_anchor_shapes_of_all_levels() -> None:
-    cfg = get_config("ablations/no_fpn.yaml")
+    cfg = get_config(find_config("no_fpn.yaml"))
     (one,) = build_anchor_generator(cfg, [ShapeSpec(stride=32)]).cell_anchors
     five = RetinaNetAnchorGenerator(strides=[8, 16, 32, 64, 128]).cell_anchors
     torch.testing.assert_close(one, torch.cat(list(five)), rtol=2e-4, atol=0)

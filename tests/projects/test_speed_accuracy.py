@@ -15,19 +15,17 @@ from detectron2.modeling import build_model
 
 from projects.focal_loss_paper.commands import speed_accuracy as command
 from projects.focal_loss_paper.speed_report import draw, markdown, report
-from retinanet_plugin import UserError
-from retinanet_plugin.data import register_own_datasets, synthetic
-from retinanet_plugin.engine import Trainer
-from retinanet_plugin.evaluation.speed_accuracy import (
+from projects.focal_loss_paper.subjects import (
     Measured,
     Subject,
     build_subject,
-    inference,
-    noise_pictures,
     read_subject,
-    time_in_turn,
     with_unique_names,
 )
+from retinanet_plugin import UserError
+from retinanet_plugin.data import register_own_datasets, synthetic
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.evaluation.timing import inference, noise_images, time_in_turn
 
 CPU = torch.device("cpu")
 MACHINE = {"device": "abacus", "threads": 1, "torch": "9"}
@@ -88,7 +86,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_config_and_its_weights(tmp_path: Path) -> None:
-    found = read_subject("ablations/e_speed/R101_500.yaml")
+    found = read_subject("e_speed/R101_500.yaml")
     assert (found.name, found.backbone, found.cfg.MODEL.WEIGHTS) == ("R101_500", "ResNet-101", "")
     assert (found.row.ap, found.row.milliseconds) == (34.4, 90)
     assert read_subject("retinanet_X101_32x8d_FPN_1x.yaml").backbone == "ResNeXt-101-32x8d"
@@ -146,7 +144,7 @@ def test_models_take_turns(rounds: int) -> None:
 
 
 def test_noise_is_resized_as_pictures_are() -> None:
-    pictures = noise_pictures(tiny_config(), 100, 120, 2)
+    pictures = noise_images(tiny_config(), 100, 120, 2)
     assert [tuple(p["image"].shape) for p in pictures] == [(3, 64, 77)] * 2
     assert (pictures[0]["height"], pictures[0]["width"]) == (100, 120)
     assert not torch.equal(pictures[0]["image"], pictures[1]["image"])
@@ -154,7 +152,7 @@ def test_noise_is_resized_as_pictures_are() -> None:
 
 def test_what_is_timed_finds_what_the_weights_find(tmp_path: Path) -> None:
     cfg = tiny_config("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
-    pictures = noise_pictures(cfg, 64, 80, 1)
+    pictures = noise_images(cfg, 64, 80, 1)
     model = build_model(cfg).eval()
     spread_logits(model)
     cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
@@ -174,7 +172,7 @@ def test_what_is_timed_finds_what_the_weights_find(tmp_path: Path) -> None:
 def test_random_weights_detect_something(dtype: str) -> None:
     """Without that, decoding and NMS would have no work; a random head's scores are 0.01."""
     cfg = tiny_config("TEST.DTYPE", dtype)
-    pictures = noise_pictures(cfg, 90, 120, 3)
+    pictures = noise_images(cfg, 90, 120, 3)
     plain = build_model(cfg).eval()
     with torch.no_grad():
         assert len(plain(pictures[:1])[0]["instances"]) == 0

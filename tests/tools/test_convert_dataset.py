@@ -130,7 +130,7 @@ def test_a_base_of_ones_own_is_found_from_out(
     monkeypatch.chdir(tmp_path)
     convert(source, Path("out"), "--base", "mine/config.yaml")
     assert get_config("out/config.yaml").SOLVER.MOMENTUM == 0.77
-    convert(source, Path("out"), "--overwrite", "--base", "ablations/b_gamma/gamma_1.0.yaml")
+    convert(source, Path("out"), "--overwrite", "--base", "quickstart.yaml")
     monkeypatch.chdir(tmp_path.parent)
     assert get_config(tmp_path / "out" / "config.yaml").MODEL.RETINANET.FOCAL_LOSS_GAMMA == 1.0
 

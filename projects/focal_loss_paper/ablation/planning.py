@@ -14,17 +14,16 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from retinanet_plugin.config import find_config, get_config
+from retinanet_plugin.config import get_config
 from retinanet_plugin.config_file import lay_over, load_yaml, shipped_configs
 from retinanet_plugin.engine import import_code
 from retinanet_plugin.engine.scaling import BATCH, SCHEDULE, scale_to_batch
 from retinanet_plugin.errors import UserError, did_you_mean
 
-from ..tables import TABLES, Row, Table
+from ..tables import CONFIGS, TABLES, Row, Table, find_config
 from .plan import PAPER, Options, Plan, PlannedRow, Run
 from .settings import leaves, settings_of, uses
 
-_ABLATIONS = "ablations"
 _WEIGHTS = "MODEL.WEIGHTS"
 _DEPTH = "MODEL.RESNETS.DEPTH"
 _ANCHOR_SIZES = "MODEL.ANCHOR_GENERATOR.SIZES"
@@ -90,8 +89,8 @@ def data_config(name: str) -> Path:
 def run_folder(output: Path, table: Table, row: Row, seed: int) -> Path:
     """Of a run; a row that several tables have is run once, under its configuration's folder."""
     config = PurePosixPath(row.config)
-    shared = config.parts[0] == _ABLATIONS and len(config.parts) > 2
-    return output / (config.parts[1] if shared else table.name) / row.name / f"seed_{seed}"
+    shared = not config.is_absolute() and len(config.parts) > 1
+    return output / (config.parts[0] if shared else table.name) / row.name / f"seed_{seed}"
 
 
 def _with_own_rows(table: Table, files: Iterable[Path]) -> Table:
@@ -142,7 +141,9 @@ class _Maker:
         self.table, self.options = table, options
         self.on_paper = options.data == PAPER
         self.of_table = {row.name for row in TABLES[table.name].rows}
-        self.resolved = {name: get_config(_row(table, name).config) for name in self.of_table}
+        self.resolved = {
+            name: get_config(find_config(_row(table, name).config)) for name in self.of_table
+        }
         first = find_config(TABLES[table.name].rows[0].config)
         self.base = _base_of(first) if self.on_paper else data_config(options.data).resolve()
         self.data = get_config(self.base, options.overrides)
@@ -275,8 +276,8 @@ def _own_lines(path: Path) -> dict[str, Any]:
 
 def _lines_of_person(path: Path) -> dict[str, Any]:
     """A file and its bases, leaving out all shipped ones."""
-    shipped = shipped_configs().resolve()
-    return load_yaml(path, leave_out=lambda file: shipped in file.resolve().parents)
+    shipped = {shipped_configs().resolve(), CONFIGS}
+    return load_yaml(path, leave_out=lambda file: not shipped.isdisjoint(file.resolve().parents))
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

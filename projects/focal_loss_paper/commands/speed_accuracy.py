@@ -4,7 +4,7 @@ r"""Milliseconds a picture and AP of several models, beside the paper's figure 2
     python -m projects.focal_loss_paper.commands.speed_accuracy output/bccd_R18_FPN/ \
         retinanet_R50_FPN_1x.yaml=r50.pth --evaluate --out figures
     python -m projects.focal_loss_paper.commands.speed_accuracy --size 480x640 \
-        ablations/e_speed/R50_400.yaml ablations/e_speed/R50_800.yaml TEST.DTYPE bfloat16
+        e_speed/R50_400.yaml e_speed/R50_800.yaml TEST.DTYPE bfloat16
 
 A model is a config (a file or the name of a shipped one), CONFIG=WEIGHTS, whose weights may be a
 file of tools.export, or the folder of a run, whose AP is read from its metrics.json. All are
@@ -32,25 +32,27 @@ from retinanet_plugin.engine import import_code
 from retinanet_plugin.engine.setup import check_names, choose_device
 from retinanet_plugin.engine.user_code import add_option
 from retinanet_plugin.errors import UserError, one_sentence
-from retinanet_plugin.evaluation.speed_accuracy import (
+from retinanet_plugin.evaluation.timing import (
+    describe_machine,
+    inference,
+    load_images,
+    median_shape,
+    noise_images,
+    time_in_turn,
+)
+from retinanet_plugin.utils import output_files, write_figure, write_json
+
+from ..speed_report import draw, markdown, report
+from ..subjects import (
     Measured,
     Picture,
     Subject,
     build_subject,
     evaluate,
-    inference,
-    load_pictures,
-    median_shape,
-    noise_pictures,
     parse_size,
     read_subject,
-    time_in_turn,
     with_unique_names,
 )
-from retinanet_plugin.tools.benchmark.command import describe_machine
-from retinanet_plugin.utils import output_files, write_figure, write_json
-
-from ..speed_report import draw, markdown, report
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -139,9 +141,9 @@ def load(subject: Subject, args: argparse.Namespace) -> list[Picture]:
     """The model's own pictures, or noise."""
     register_data(subject, args)
     if not args.size:
-        return load_pictures(subject.cfg, subject.dataset, args.pictures)
+        return load_images(subject.cfg, subject.dataset, args.pictures)
     height, width = args.size
-    return noise_pictures(subject.cfg, height, width, args.pictures)
+    return noise_images(subject.cfg, height, width, args.pictures)
 
 
 def measure(args: argparse.Namespace, subjects: Sequence[Subject]) -> Iterator[Measured]:

@@ -15,7 +15,6 @@ the standard error; the exit status is 1 where ours differs from detectron2 or c
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -26,13 +25,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import torch
-import torchvision
 
 from ...acceleration.memory import keep_freed_memory
 from ...command_line import whole
 from ...errors import UserError, one_sentence
+from ...evaluation.timing import describe_machine
 from . import files
 from .compare import SWEEPS, Comparison, Options, add_floor, probe
 from .measure import better, measure_rates, release
@@ -132,25 +130,6 @@ def check_output(path: Path | None, option: str) -> None:
     """Raises UserError, before minutes have passed, where the file could not be written."""
     if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
         raise UserError(f"{option}: {path} cannot be written; give a file in an existing folder.")
-
-
-def describe_machine(device: str, threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    name = platform.processor() or platform.machine()
-    if device != "cpu":
-        name = torch.cuda.get_device_name(device)
-    elif Path("/proc/cpuinfo").exists():
-        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = models[0] if models else name
-    return {
-        "device": name,
-        "threads": threads,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "detectron2": detectron2.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...evaluation import timing
+
 _MIN_ROUNDS, _MAX_ROUNDS, _SECONDS_A_PART = 3, 15, 12.0
 
 
@@ -38,17 +40,7 @@ class Run:
 def seconds(run: Run, device: torch.device) -> float:
     """The time of one run; on a GPU by events, between two moments at which it has no work."""
     given = run.prepare()
-    if device.type != "cuda":
-        start = time.perf_counter()
-        run.run(given)
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(device)
-    begin.record()
-    run.run(given)
-    end.record()
-    torch.cuda.synchronize(device)
-    return float(begin.elapsed_time(end)) / 1000
+    return timing.seconds(lambda: run.run(given), device)
 
 
 def alternate(

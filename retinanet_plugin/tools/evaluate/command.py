@@ -34,11 +34,16 @@ from ...engine.checkpoint import local_file
 from ...engine.setup import check_names, choose_device
 from ...engine.user_code import add_option
 from ...errors import UserError, one_sentence
-from ...evaluation.speed_accuracy import inference, load_pictures, median_shape, time_in_turn
+from ...evaluation.timing import (
+    describe_machine,
+    inference,
+    load_images,
+    median_shape,
+    time_in_turn,
+)
 from ...runtimes.exported_files import ONNX_RUNTIMES
 from ...runtimes.network import is_exported, load_network
 from ...utils import output_files, write_json
-from ..benchmark.command import describe_machine
 from .comparison import Form, markdown, report
 
 NUMBERS = "evaluate.json"
@@ -134,7 +139,7 @@ def main(words: Sequence[str] | None = None) -> None:
         names = cfg.DATASETS.TEST
         by_set = results if len(names) > 1 else {names[0]: results}
         form.metrics = {name: by_set[name]["bbox"] for name in names}
-    pictures = load_pictures(cfg, cfg.DATASETS.TEST[0], args.pictures)
+    pictures = load_images(cfg, cfg.DATASETS.TEST[0], args.pictures)
     runs = {key: inference(network, own) for key, (_, own, network) in built.items()}
     with tqdm(
         total=len(runs) * len(pictures) * (1 + args.rounds), desc="timing", unit="run"

@@ -24,11 +24,11 @@ import torch
 from ...command_line import add_overrides, whole
 from ...engine.user_code import add_option, import_code
 from ...errors import UserError, one_sentence
+from ...evaluation.timing import describe_machine
 from ...model_card import card_path, model_card, time_both
 from ...predictor import Predictor
 from ...runtimes.exported_files import Runtime
 from ...utils import write_text
-from ..benchmark.command import describe_machine
 from .checking import Comparison
 from .exporting import (
     PRECISIONS,

@@ -26,7 +26,7 @@ from ...engine import Trainer
 from ...engine.amp import DTYPES
 from ...engine.atomic_io import sha256
 from ...errors import UserError
-from ...evaluation.speed_accuracy import load_pictures, noise_pictures
+from ...evaluation.timing import load_images, noise_images
 from ...predictor import Predictor
 from ...runtimes.exported_files import DetectronModel, Runtime, load, needed
 from . import checking, files
@@ -187,7 +187,7 @@ def _require_side(detector: PictureDetector, side: int) -> None:
 
 def _calibration(predictor: Predictor, options: Options) -> Iterator[np.ndarray]:
     cfg = predictor.cfg
-    pictures = load_pictures(cfg, data_set(cfg, training=True), options.calibration)
+    pictures = load_images(cfg, data_set(cfg, training=True), options.calibration)
     for picture in tqdm(pictures, desc="calibration", unit=" pictures", disable=None):
         image = picture["image"].numpy()
         image = image[::-1] if options.channels != cfg.INPUT.FORMAT else image
@@ -217,11 +217,11 @@ def pictures_to_compare(predictor: Predictor) -> tuple[list[np.ndarray], str]:
     cfg = predictor.cfg
     try:
         name = data_set(cfg)
-        found = load_pictures(cfg, name, _COMPARED)
+        found = load_images(cfg, name, _COMPARED)
         what = f"{len(found)} pictures of {name}"
     except UserError:
         side = cfg.INPUT.MIN_SIZE_TEST or 480
-        found = noise_pictures(cfg, side, side * 4 // 3, _COMPARED)
+        found = noise_images(cfg, side, side * 4 // 3, _COMPARED)
         what = "noise, as the config's test pictures are not here"
     pictures = [x["image"].numpy().transpose(1, 2, 0) for x in found]
     return [*pictures, np.full_like(pictures[0], 114)], f"{what}, at {len(checking.SHAPES)} sizes"

@@ -4,38 +4,30 @@ A model is timed as ``--eval-only`` runs it, one picture at a time: from the res
 CPU's memory to its detections. Reading and resizing pictures is no part of it.
 """
 
-import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import build_augmentation
-from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from torch import nn
 
-from projects.focal_loss_paper.tables import TABLES, Row
+from retinanet_plugin.acceleration.accelerate import speed_up_inference
+from retinanet_plugin.config import get_config
+from retinanet_plugin.engine import Trainer
+from retinanet_plugin.engine.checkpoint import local_file
+from retinanet_plugin.errors import UserError
+from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, read_lines, short_names
+from retinanet_plugin.runtimes.network import is_exported, load_network
+from retinanet_plugin.tools.benchmark.models import imitate_training
 
-from ..acceleration.accelerate import speed_up_inference
-from ..config import find_config, get_config, shipped_configs
-from ..data import ReadableDatasetMapper
-from ..engine import Trainer
-from ..engine.amp import DTYPES, autocast
-from ..engine.checkpoint import local_file
-from ..errors import UserError
-from ..runtimes.network import is_exported, load_network
-from ..tools.benchmark.measure import Run, seconds
-from ..tools.benchmark.models import imitate_training
-from .metrics import METRICS, last_metrics, read_lines, short_names
+from .tables import TABLES, Row, find_config
 
 # Random weights are adapted to so many pictures, to the middle of so many pixels of each.
 _CALIBRATE, _CROP = 8, 320
@@ -149,9 +141,8 @@ def _in_percent(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 def _row_of(path: Path) -> Row | None:
     """The paper's row whose shipped config this is, in the table that has times."""
-    shipped = shipped_configs()
     for row in TABLES["e_speed"].rows:
-        if (shipped / row.config).resolve() == path.resolve():
+        if find_config(row.config).resolve() == path.resolve():
             return row
     return None
 
@@ -169,30 +160,6 @@ def with_unique_names(subjects: Sequence[Subject]) -> list[Subject]:
         again = f" ({longer[:i].count(longer[i]) + 1})" if longer[i] in longer[:i] else ""
         names[i] = longer[i] + again
     return [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def load_pictures(cfg: CfgNode, dataset: str, count: int) -> list[Picture]:
-    """So many of a data set, evenly spread, as the test loader gives them."""
-    entries = DatasetCatalog.get(dataset)
-    count = min(count, len(entries))
-    mapper = ReadableDatasetMapper(cfg, is_train=False)
-    return [mapper(entries[i * len(entries) // count]) for i in range(count)]
-
-
-def noise_pictures(cfg: CfgNode, height: int, width: int, count: int) -> list[Picture]:
-    """So many of noise, resized as the test loader resizes pictures of that size."""
-    noise = np.random.default_rng(0)
-    augment = AugmentationList(build_augmentation(cfg, is_train=False))
-    pictures = []
-    for _ in range(count):
-        given = AugInput(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        augment(given)
-        image = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
-        pictures.append({"image": image, "height": height, "width": width})
-    return pictures
 
 
 # ---------------------------------------------------------------- models
@@ -271,57 +238,6 @@ class Measured:
     def quantile(self, fraction: float) -> float:
         """Of the times, in milliseconds."""
         return float(np.quantile(self.times, fraction)) * 1000
-
-
-def time_in_turn(
-    models: Mapping[str, Callable[[Picture], Any]],
-    pictures: Mapping[str, Sequence[Picture]],
-    device: torch.device,
-    rounds: int,
-    progress: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
-    """Seconds of each run: the models take turns, picture by picture, after all have run once.
-
-    Args:
-        models: what is timed, given a picture of its own.
-        pictures: of each model, as many as of any other.
-        rounds: how often each picture is timed.
-        progress: is told when a run is done, warming up included.
-    """
-    count = len(next(iter(pictures.values())))
-    assert all(len(own) == count for own in pictures.values())
-    given = {name: itertools.cycle(own) for name, own in pictures.items()}
-
-    def run_of(name: str) -> Run:
-        return Run(models[name], prepare=lambda: next(given[name]))
-
-    runs = {name: run_of(name) for name in models}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range((1 + rounds) * count):
-        for name, run in runs.items():
-            taken = seconds(run, device)
-            if turn >= count:
-                times[name].append(taken)
-            progress()
-    return times
-
-
-def inference(model: Callable[..., Any], cfg: CfgNode) -> Callable[[Picture], Any]:
-    """From a picture to its detections, in ``TEST.DTYPE``."""
-    device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]
-
-    @torch.no_grad()
-    def run(picture: Picture) -> Any:
-        with autocast(device_type, dtype):
-            return model([picture])
-
-    return run
-
-
-def median_shape(pictures: Sequence[Picture]) -> tuple[int, int]:
-    """Height and width in pixels."""
-    heights, widths = zip(*(picture["image"].shape[-2:] for picture in pictures), strict=True)
-    return round(median(heights)), round(median(widths))
 
 
 def parse_size(word: str) -> tuple[int, int]:

@@ -1,0 +1,132 @@
+"""The time a network takes per image, and the machine it was measured on.
+
+A network is timed one image at a time and warm, as ``--eval-only`` runs it: from the resized image
+in the CPU's memory to its detections. Reading and resizing images is not included.
+"""
+
+import itertools
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import detectron2
+import numpy as np
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.transforms import AugInput, AugmentationList
+
+from ..data import ReadableDatasetMapper
+from ..engine.amp import DTYPES, autocast
+
+Input = dict[str, Any]  # one image, as detectron2's test loader gives it
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Returns the time of one call; on a GPU by events, with the device idle before and after."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(begin.elapsed_time(end)) / 1000
+
+
+def time_in_turn(
+    networks: Mapping[str, Callable[[Any], Any]],
+    inputs: Mapping[str, Sequence[Any]],
+    device: torch.device,
+    rounds: int,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Times networks in turn, image by image, so that other load on the machine meets all of them.
+
+    Args:
+        networks: by name, what is timed; each is called with one of its inputs.
+        inputs: of each network, the same number for all.
+        rounds: how often each input is timed, after one round to warm up.
+        progress: called after each run, those of the first round included.
+
+    Returns:
+        the seconds of each run, by network.
+    """
+    (count,) = {len(own) for own in inputs.values()}
+    nexts = {name: itertools.cycle(own) for name, own in inputs.items()}
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for turn in range((1 + rounds) * count):
+        for name, network in networks.items():
+            given = next(nexts[name])
+            taken = seconds(lambda run=network, x=given: run(x), device)  # type: ignore[misc]
+            if turn >= count:
+                times[name].append(taken)
+            progress()
+    return times
+
+
+def inference(network: Callable[..., Any], cfg: CfgNode) -> Callable[[Input], Any]:
+    """Returns a function that detects objects in one image, in ``TEST.DTYPE``."""
+    device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]
+
+    @torch.no_grad()
+    def run(image: Input) -> Any:
+        with autocast(device_type, dtype):
+            return network([image])
+
+    return run
+
+
+def load_images(cfg: CfgNode, dataset: str, count: int) -> list[Input]:
+    """Loads ``count`` images of a registered dataset, evenly spaced, as the test loader does."""
+    entries = DatasetCatalog.get(dataset)
+    count = min(count, len(entries))
+    mapper = ReadableDatasetMapper(cfg, is_train=False)
+    return [mapper(entries[i * len(entries) // count]) for i in range(count)]
+
+
+def noise_images(cfg: CfgNode, height: int, width: int, count: int) -> list[Input]:
+    """Makes ``count`` images of noise, resized as the test loader resizes images of that size."""
+    noise = np.random.default_rng(0)
+    augment = AugmentationList(build_augmentation(cfg, is_train=False))
+    images = []
+    for _ in range(count):
+        aug_input = AugInput(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        augment(aug_input)
+        image = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        images.append({"image": image, "height": height, "width": width})
+    return images
+
+
+def median_shape(inputs: Sequence[Input]) -> tuple[int, int]:
+    """Returns the median height and the median width of images, in pixels."""
+    heights, widths = zip(*(x["image"].shape[-2:] for x in inputs), strict=True)
+    return round(median(heights)), round(median(widths))
+
+
+def describe_machine(device: str, threads: int) -> dict[str, Any]:
+    """Returns what a measured time depends on: device, CPU threads, versions."""
+    name = platform.processor() or platform.machine()
+    if device != "cpu":
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = models[0] if models else name
+    return {
+        "device": name,
+        "threads": threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "detectron2": detectron2.__version__,
+        "python": platform.python_version(),
+    }
