@@ -1,8 +1,9 @@
-"""Pages to look at in a browser: one file, no network, and all that people named shown as text."""
+"""Web pages that are one file: Jinja2 templates, with images and charts embedded."""
 
 import base64
 import hashlib
 import html
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -10,65 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib as mpl
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-_STYLE = Path(__file__).with_name("page.css")
+_HERE = Path(__file__).parent
 
 
-def page(title: str, body: str, *, script: str = "", style: str = "") -> str:
-    """A whole document, for phones and desktops, light and dark as the reader's system is.
+def render(template: str | Path, *, title: str, script: str = "", **values: Any) -> str:
+    """Renders a page that fetches nothing and runs no script except ``script``.
 
-    A policy in the document forbids it to fetch anything, and to run any script but ``script``.
-    ``page.css`` styles plain elements (``section`` is a card with its ``h2``; tables, ``details``,
-    ``figure``) and a few classes: ``lead``, ``note``, ``tiles`` and ``tile``, ``grid``, ``error``,
-    ``warning``, ``ok``.
+    All values are escaped, except those that are ``Markup`` already.
 
     Args:
-        title: text, the heading too.
-        body: HTML that follows the heading.
-        script: JavaScript, run when the document is complete.
-        style: CSS after that of ``page.css``.
+        template: file of a Jinja2 template that extends ``page.html``, with the blocks ``style``
+            and ``body``. ``page.css`` styles plain elements (a ``section`` is a card) and a few
+            classes: ``lead``, ``note``, ``tiles`` and ``tile``, ``grid``, ``number``, ``error``,
+            ``warning``, ``ok``.
+        title: of the document, and its heading.
+        script: trusted JavaScript, run when the document is complete.
+        values: the variables of the template.
     """
-    script, style = (_one_kind_of_newline(part) for part in (script, style))
-    assert "</script" not in script.lower() and "</style" not in style.lower()
+    path = Path(template)
+    environment = Environment(
+        loader=FileSystemLoader([_HERE, path.parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # JSON.parse knows no NaN
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # 'unsafe-inline' is of styles alone: a script runs only if it is this one.
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+    text = environment.get_template(path.name).render(
+        title=title,
+        page_style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        page_script=Markup(script),
+        script_digest=digest,
+        **values,
     )
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{text(title)}</title>\n"
-        f"<style>{_STYLE.read_text(encoding='utf-8')}{style}</style>\n"
-        f"</head>\n<body>\n<main>\n<h1>{text(title)}</h1>\n{body}\n</main>\n"
-        f"<script>{script}</script>\n</body>\n</html>\n"
-    )
+    # File names that are not UTF-8 hold lone surrogates, which cannot be encoded.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _one_kind_of_newline(code: str) -> str:
-    """As the browser reads it, which the script's digest is of."""
-    return code.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def text(value: object) -> str:
-    """As HTML that shows it, also within an attribute in double quotes."""
-    # A file name that is not UTF-8 holds lone surrogates, which no page can.
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
-
-
-def image(rgb: np.ndarray, *, alt: str, max_side: int = 640, quality: int = 80) -> str:
-    """An ``<img>`` that holds its picture as a JPEG.
+def image_tag(rgb: np.ndarray, *, alt: str, max_side: int = 640, quality: int = 80) -> Markup:
+    """An ``<img>`` with the image embedded as a JPEG.
 
     Args:
         rgb: (H, W, 3), uint8.
-        alt: text for those who cannot see it.
-        max_side: pixels; a larger picture is made smaller.
+        max_side: in pixels; larger images are scaled down.
         quality: of the JPEG, up to 100.
     """
     height, width = rgb.shape[:2]
@@ -76,13 +68,41 @@ def image(rgb: np.ndarray, *, alt: str, max_side: int = 640, quality: int = 80) 
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in (width, height))
         rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-    done, jpeg = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
+    ok, jpeg = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok
     source = base64.b64encode(jpeg.tobytes()).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" '
-        f'alt="{text(alt)}">'
-    )
+    tag = Markup('<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">')
+    return tag.format(source, width, height, alt)
+
+
+def figure_svg(figure: Figure, *, alt: str) -> Markup:
+    """An inline ``<svg>`` of a matplotlib figure.
+
+    What is black in the figure takes the page's text color, in light and dark mode.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue().partition("<svg ")[2].replace("#000000", "currentColor")
+    return Markup('<svg class="chart" role="img" aria-label="{}" ').format(alt) + Markup(svg)
+
+
+# The functions below serve the pages that do not use templates yet.
+
+
+def page(title: str, body: str, *, script: str = "", style: str = "") -> str:
+    """A document around ``body``."""
+    values = {"body": Markup(body), "style": Markup(style)}
+    return render(_HERE / "plain.html", title=title, script=script, **values)
+
+
+def text(value: object) -> str:
+    """``value`` escaped."""
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+image = image_tag
 
 
 def table(
