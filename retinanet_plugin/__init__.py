@@ -1,15 +1,13 @@
 """RetinaNet and the focal loss as a plugin for detectron2.
 
-Importing registers the meta-architecture, head, anchor generator and losses in their registries,
-and the quick start's data set by name; it does nothing else.
+Importing this package registers the meta-architecture, head, anchor generator and losses, and the
+quick start's dataset by name; it has no other effect.
 """
 
 import warnings as _warnings
 from typing import TYPE_CHECKING, Any
 
-from . import starting as _starting  # noqa: F401 - first, for Ctrl-C during the others
-
-with _warnings.catch_warnings():  # of what these do when they are imported
+with _warnings.catch_warnings():  # raised while detectron2's dependencies are imported
     _warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     import detectron2.modeling as _modeling  # noqa: F401
 
@@ -46,7 +44,7 @@ _synthetic.register()
 
 
 def __getattr__(name: str) -> Any:
-    """``Predictor``, once it is asked for: training's engine comes with it."""
+    """Imports ``Predictor`` on first use, because it imports the training engine."""
     if name == "Predictor":
         from .predictor import Predictor
 

@@ -12,7 +12,7 @@ from .errors import did_you_mean, one_sentence
 
 # Name -> what it does; ``tools/NAME/command.py`` has its ``parser()`` and ``main(args)``.
 COMMANDS = {
-    "convert-dataset": "turn COCO, Pascal VOC, YOLO or CSV annotations into a set ready to train on",
+    "convert-dataset": "turn COCO, Pascal VOC, YOLO or CSV annotations into COCO JSON",
     "check-dataset": "find what is wrong with a dataset, and fix it",
     "anchors": "measure how well anchors fit a dataset, and suggest better ones",
     "train": "train from a YAML config, or evaluate with --eval-only",

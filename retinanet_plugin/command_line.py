@@ -1,75 +1,118 @@
-"""What the commands' lines have in common."""
+"""What the commands' parsers share: one spelling for each option."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from .engine.user_code import add_option
+from .engine.user_code import add_option, import_code
 from .errors import UserError, did_you_mean
 
 
-def looking_at_data(name: str, description: str | None, split: str) -> argparse.ArgumentParser:
-    """The command line of a tool that looks at a data set of a config.
-
-    Args:
-        name: of the tool.
-        split: of the config, which is looked at unless ``--dataset`` says otherwise.
-    """
-    other = "test" if split == "train" else "train"
-    words = argparse.ArgumentParser(
-        prog=f"python -m retinanet_plugin.tools.{name}",
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of ``retinanet NAME``, described by its module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"retinanet {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    words.add_argument("--config-file", required=True, help="file or shipped name")
-    words.add_argument(
-        "--dataset",
-        default=split,
-        help=f"{split} or {other}, the config's, or the name of a registered one; default: {split}",
-    )
-    words.add_argument("--out", type=Path, metavar="FOLDER", help=f"default: OUTPUT_DIR/{name}")
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    add_option(words)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
-    return words
 
 
-def add_overrides(words: argparse.ArgumentParser) -> None:
-    """Adds ``--opts``, after which a command line has but keys and values of the config."""
-    words.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="the rest overrides keys of the config",
+def add_config_file(
+    parser: argparse.ArgumentParser, *, required: bool = True, default: str | None = None
+) -> None:
+    """Adds ``--config-file``."""
+    note = "" if required or default is None else f"; default: {default}"
+    parser.add_argument(
+        "--config-file",
+        required=required,
+        default=default,
+        metavar="FILE",
+        help=f"a YAML file, or the name of a shipped one{note}",
     )
 
 
-def chosen_datasets(cfg: CfgNode, chosen: str) -> tuple[str, ...]:
-    """The registered data sets that ``--dataset`` names, those of ``DATASETS`` included.
+def add_weights(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds ``--weights``."""
+    parser.add_argument(
+        "--weights", required=required, metavar="FILE", help="a checkpoint or an exported model"
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds ``--output`` and ``--overwrite``."""
+    parser.add_argument("--output", type=Path, metavar="PATH", help=help)
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device``, which :func:`parse` turns into an override of MODEL.DEVICE."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, ...; default: a GPU")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds ``KEY VALUE ...`` (``opts``) and ``--import``."""
+    add_option(parser)
+    parser.add_argument(
+        "opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of config keys"
+    )
+
+
+def parse(parser: argparse.ArgumentParser, args: Sequence[str] | None) -> argparse.Namespace:
+    """Parses ``args``, in which options may follow the overrides, and imports ``--import``."""
+    parsed = parser.parse_intermixed_args(args)
+    if getattr(parsed, "device", None):
+        parsed.opts = [*parsed.opts, "MODEL.DEVICE", parsed.device]
+    import_code(getattr(parsed, "imports", []))
+    return parsed
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Returns an argparse ``type`` for integers from ``minimum`` up."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r}: give an integer of at least {minimum}")
+        return int(text)
+
+    return read
+
+
+positive_int = at_least(1)
+
+
+def dataset_names(cfg: CfgNode, chosen: str) -> tuple[str, ...]:
+    """Returns the datasets that ``--dataset`` names: "train", "test", or a registered name.
 
     Raises:
-        UserError: where no such data set is registered.
+        UserError: if no such dataset is registered.
     """
     splits = {"train": cfg.DATASETS.TRAIN, "test": cfg.DATASETS.TEST}
-    if chosen not in (*splits, *DatasetCatalog):
+    known = [*splits, *DatasetCatalog]
+    if chosen not in known:
         raise UserError(
-            f'--dataset: no data set "{chosen}" is registered'
-            f"{did_you_mean(chosen, [*splits, *DatasetCatalog])}; give train or test for the "
-            "config's, or the name of a registered one."
+            f'--dataset: no dataset "{chosen}"{did_you_mean(chosen, known)}; give train, test or '
+            "the name of a registered one."
         )
     return tuple(splits.get(chosen, (chosen,)))
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Reads a whole number of at least that: a ``type`` of argparse."""
+# Old names, until every command uses the functions above.
+whole = at_least
+chosen_datasets = dataset_names
 
-    def read(word: str) -> int:
-        if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"{word!r} given; give a whole number from {least} up")
-        return int(word)
 
-    return read
+def looking_at_data(name: str, description: str | None, split: str) -> argparse.ArgumentParser:
+    parser = command_parser(name, description)
+    add_config_file(parser)
+    parser.add_argument("--dataset", default=split)
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument("--overwrite", action="store_true")
+    add_overrides(parser)
+    return parser
+
+
+def add_opts_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")

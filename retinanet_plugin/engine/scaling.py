@@ -37,7 +37,7 @@ def scale_to_batch(cfg: CfgNode, path: Path, overrides: Sequence[str]) -> list[s
     Raises:
         UserError: for a batch of no picture.
     """
-    if not cfg.SOLVER.SCALE_TO_BATCH:
+    if not cfg.SOLVER.get("SCALE_TO_BATCH", True):
         return []
     lines = []
     batch = cfg.SOLVER.IMS_PER_BATCH

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from retinanet_plugin.starting import STOPPED
 
 from retinanet_plugin.errors import TO_BE_RESUMED, one_sentence
-from retinanet_plugin.starting import STOPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 
 from ...acceleration.memory import keep_freed_memory
-from ...command_line import add_overrides, whole
+from ...command_line import add_opts_option, whole
 from ...engine.user_code import add_option, import_code
 from ...errors import UserError, one_sentence
 from ...evaluation.scores import highest_score
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace what this command left in FOLDER"
     )
     add_option(words)
-    add_overrides(words)
+    add_opts_option(words)
     return words
 
 

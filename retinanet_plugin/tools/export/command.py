@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ...command_line import add_overrides, whole
+from ...command_line import add_opts_option, whole
 from ...engine.user_code import add_option, import_code
 from ...errors import UserError, one_sentence
 from ...evaluation.timing import describe_machine
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--overwrite", action="store_true", help="replace FILE and its card")
     add_option(words)
-    add_overrides(words)
+    add_opts_option(words)
     return words
 
 
