@@ -72,9 +72,9 @@ def test_default_trainer_learns_evaluates_and_predicts(tmp_path: Path) -> None:
     trainer.train()
     losses = [value for value, _ in trainer.storage.history("total_loss").values()]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    # The images that it was trained on: batch norms have short statistics.
-    assert results["bbox"]["AP50"] > 5
-    assert StockTrainer.test(cfg, trainer.model)["bbox"] == results["bbox"]
+    results = StockTrainer.test(cfg, trainer.model)["bbox"]
+    assert results["AP50"] > 50  # of the images that it was trained on
+    assert results == approx(trainer._last_eval_results["bbox"], nan_ok=True)
     # The checkpoint is detectron2's: its own checkpointer and predictor read it.
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
     instances = DefaultPredictor(cfg)(torch.zeros(96, 96, 3).numpy())["instances"]
