@@ -1,4 +1,4 @@
-"""The boxes of a data set, from its annotations alone, and the sizes that they are trained at."""
+"""The boxes of a dataset, read from its annotations alone, and the sizes of training images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from detectron2.structures import BoxMode
 from ..errors import UserError
 from .images import read_picture
 
-_NUM_RANGE_SIZES = 5  # of a range of picture sizes
+_NUM_RANGE_SIZES = 5  # image sizes that stand for a range
 
 
 @dataclass(frozen=True)
 class DatasetBoxes:
-    """The M boxes of P pictures that training would see: crowds and empty ones are left out."""
+    """The M boxes of N images, without crowds."""
 
-    boxes: np.ndarray  # (M, 4) float64, XYXY in pixels of the picture
+    boxes: np.ndarray  # (M, 4) float64, XYXY in pixels of the original image
     classes: np.ndarray  # (M,) int64
-    picture: np.ndarray  # (M,) int64, 0 .. P - 1
-    picture_sizes: np.ndarray  # (P, 2) int64, height and width
-    files: list[str]  # P
-    image_ids: list[Any]  # P
+    image: np.ndarray  # (M,) int64, index of the box's image
+    image_sizes: np.ndarray  # (N, 2) int64, height and width
+    files: list[str]  # N
+    image_ids: list[Any]  # N
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -33,48 +33,41 @@ class DatasetBoxes:
 
 
 def read_boxes(names: Sequence[str], track: Callable[[Any], Iterable[Any]] = iter) -> DatasetBoxes:
-    """The boxes of registered data sets, together; pictures are opened only for sizes not told.
+    """Reads the boxes of one or more registered datasets.
+
+    An image is opened only if its entry lacks the size.
 
     Args:
-        track: wraps the pictures that are gone through, for a progress bar.
+        track: wraps the list of images, for a progress bar.
 
     Raises:
-        UserError: where there is no box.
+        UserError: if there are no boxes.
     """
-    boxes, classes, picture, modes = [], [], [], []
-    sizes, files, image_ids = [], list[str](), []
-    annotated = True
-    for entry in track([entry for name in names for entry in DatasetCatalog.get(name)]):
-        annotated &= "annotations" in entry
-        for annotation in entry.get("annotations", ()):
-            if not annotation.get("iscrowd"):
-                boxes.append(annotation["bbox"])
-                modes.append(annotation["bbox_mode"])
-                classes.append(annotation["category_id"])
-                picture.append(len(files))
+    entries = [entry for name in names for entry in DatasetCatalog.get(name)]
+    rows, image, sizes = [], [], []
+    for i, entry in enumerate(track(entries)):
+        kept = [row for row in entry.get("annotations", ()) if not row.get("iscrowd")]
+        rows += kept
+        image += [i] * len(kept)
         sizes.append(_size_of(entry))
-        files.append(entry["file_name"])
-        image_ids.append(entry.get("image_id"))
-    if not boxes:
-        lacking = "boxes" if annotated else "annotations"
-        raise UserError(
-            f"{', '.join(names)}: no {lacking}, so there is nothing that anchors could cover; name "
-            "another data set."
+    if not rows:
+        raise UserError(f"{', '.join(names)}: no boxes to cover; name another dataset.")
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    classes = np.array([row["category_id"] for row in rows])
+    modes = np.array([row["bbox_mode"] for row in rows])
+    for mode in np.unique(modes).tolist():
+        boxes[modes == mode] = BoxMode.convert(
+            boxes[modes == mode], BoxMode(mode), BoxMode.XYXY_ABS
         )
-    coordinates = np.array(boxes, dtype=np.float64)
-    mode = np.array(modes)
-    for kind in set(modes):
-        rows = mode == kind
-        coordinates[rows] = BoxMode.convert(coordinates[rows], kind, BoxMode.XYXY_ABS)
     class_names = MetadataCatalog.get(names[0]).get("thing_classes")
     return DatasetBoxes(
-        coordinates,
-        np.array(classes),
-        np.array(picture),
+        boxes,
+        classes,
+        np.array(image),
         np.array(sizes),
-        files,
-        image_ids,
-        tuple(class_names or map(str, range(max(classes) + 1))),
+        [entry["file_name"] for entry in entries],
+        [entry.get("image_id") for entry in entries],
+        tuple(class_names or map(str, range(int(classes.max()) + 1))),
     )
 
 
@@ -86,19 +79,19 @@ def _size_of(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class PictureScale:
-    """To what size pictures are resized, as detectron2's ``ResizeShortestEdge`` does it.
+class ImageScale:
+    """A size that detectron2's ``ResizeShortestEdge`` resizes images to.
 
     Args:
-        short: of the short side, in pixels; 0: as it is.
-        longest: that the long side may become.
+        short: length of the short side in pixels; 0: images keep their size.
+        longest: maximum length of the long side.
     """
 
     short: int
     longest: int
 
     def resized(self, sizes: np.ndarray) -> np.ndarray:
-        """(P, 2): height and width of pictures of ``sizes`` (P, 2)."""
+        """Returns the new heights and widths of images of ``sizes`` (N, 2)."""
         if self.short == 0:
             return sizes
         known, index = np.unique(sizes, axis=0, return_inverse=True)
@@ -107,19 +100,19 @@ class PictureScale:
         return np.array(new)[index.reshape(-1)]
 
 
-def training_scales(cfg: CfgNode) -> list[PictureScale]:
-    """Each that training chooses from; of a range its ends and three between them.
+def training_scales(cfg: CfgNode) -> list[ImageScale]:
+    """Returns the scales of training images; five scales stand for a range.
 
     Raises:
-        UserError: for a size that no picture can have.
+        UserError: if ``INPUT.MIN_SIZE_TRAIN`` is empty or negative.
     """
     sizes: Sequence[int] = cfg.INPUT.MIN_SIZE_TRAIN
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if not sizes or min(sizes) < 0:
         raise UserError(
-            f"INPUT.MIN_SIZE_TRAIN: {sizes} given; give the pixels of the pictures' short side, "
-            "one number or more, or 0 for pictures as they are."
+            f"INPUT.MIN_SIZE_TRAIN: {sizes} given; give one or more lengths of the short side in "
+            "pixels, or 0 to keep the size."
         )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) == 2:
         sizes = np.linspace(*sizes, _NUM_RANGE_SIZES).round().astype(int).tolist()
-    return [PictureScale(size, cfg.INPUT.MAX_SIZE_TRAIN) for size in sorted(set(sizes))]
+    return [ImageScale(size, cfg.INPUT.MAX_SIZE_TRAIN) for size in sorted(set(sizes))]

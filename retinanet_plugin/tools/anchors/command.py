@@ -1,13 +1,12 @@
-r"""Which boxes of a data set have no anchor near them, and which anchors would fit better.
+r"""Measure how well anchors cover the boxes of a dataset, and search for better ones.
 
-    python -m retinanet_plugin.tools.anchors.command --config-file configs/quickstart.yaml
-    python -m retinanet_plugin.tools.anchors.command --config-file configs/bccd_R18_FPN.yaml \
+    retinanet anchors --config-file configs/quickstart.yaml
+    retinanet anchors --config-file configs/bccd_R18_FPN.yaml \
         DATASETS.OWN.ROOT /data/bccd MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE 4.0
 
-Reads annotations alone, and resizes boxes as training resizes pictures: to each size of
-INPUT.MIN_SIZE_TRAIN, or to five along a range. Flips and crops are left out. Tables in Markdown
-go to the standard output, anchor_coverage.png and .json (all numbers) into the folder. Words at
-the end override keys of the config.
+Only annotations are read. Boxes are resized as training resizes images: to each size of
+INPUT.MIN_SIZE_TRAIN, or to five sizes of a range; flips and crops are ignored. Tables are printed
+and written to anchors.md, next to the figure anchors.png and all numbers in anchors.json.
 """
 
 import argparse
@@ -17,72 +16,80 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ...command_line import chosen_datasets, looking_at_data
+from ...command_line import (
+    add_config_file,
+    add_output,
+    add_overrides,
+    command_parser,
+    dataset_names,
+    parse,
+)
 from ...config import get_config
 from ...data import check_datasets, register_own_datasets
 from ...data.dataset_boxes import read_boxes, training_scales
 from ...data.own import FROM_DATA
-from ...engine import import_code
 from ...engine.setup import check_names
-from ...errors import one_sentence
-from ...evaluation.anchor_coverage import AnchorKeys, Anchors, measure, positive_threshold
-from ...utils import output_files, write_figure, write_json
-from .report import Findings, draw, markdown, report
-from .search import describe_clusters, suggest
+from ...evaluation.anchor_coverage import Anchors, measure, positive_threshold
+from ...utils import output_files, write_figure, write_json, write_text
+from .figure import draw
+from .search import AnchorKeys, describe_clusters, suggest
+from .tables import Findings
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    return looking_at_data("anchor_coverage", __doc__, split="train")
+    """Returns the parser of the command line."""
+    parser = command_parser("anchors", __doc__)
+    add_config_file(parser)
+    parser.add_argument(
+        "--dataset",
+        default="train",
+        metavar="NAME",
+        help="train or test, those of the config, or a registered dataset; default: train",
+    )
+    add_output(parser, "folder; default: OUTPUT_DIR/anchors")
+    add_overrides(parser)
+    return parser
 
 
-def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
-    """The configuration and the names of the data sets.
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Returns the config, with the dataset to measure as DATASETS.TRAIN.
 
     Raises:
-        UserError: for a mistake in either.
+        UserError: for a mistake in the config or the dataset.
     """
-    import_code(args.imports)
     cfg = get_config(args.config_file, args.opts)
     check_names(cfg)
     cfg.MODEL.DEVICE = "cpu"
     register_own_datasets(cfg, training=args.dataset != "test")
-    cfg.DATASETS.TRAIN = chosen_datasets(cfg, args.dataset)
+    cfg.DATASETS.TRAIN = dataset_names(cfg, args.dataset)
     cfg.DATASETS.TEST = ()
-    cfg.MODEL.RETINANET.NUM_CLASSES = FROM_DATA  # whatever the config says: anchors have no class
+    cfg.MODEL.RETINANET.NUM_CLASSES = FROM_DATA  # anchors do not depend on classes
     check_datasets(cfg)
     cfg.MODEL.RETINANET.NUM_CLASSES = 1
     cfg.freeze()
-    return cfg, list(cfg.DATASETS.TRAIN)
+    return cfg
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Measures what the command line asks for."""
-    args = parser().parse_intermixed_args(words)
-    cfg, names = prepare(args)
-    out = args.out or Path(cfg.OUTPUT_DIR) / "anchor_coverage"
-    files = ["anchor_coverage.png", "anchor_coverage.json"]
-    picture, numbers = output_files(out, files, overwrite=args.overwrite)
+def main(args: Sequence[str] | None = None) -> None:
+    """Measures the coverage and writes the report."""
+    parsed = parse(parser(), args)
+    cfg = load_config(parsed)
+    folder = parsed.output or Path(cfg.OUTPUT_DIR) / "anchors"
+    names = ["anchors.md", "anchors.png", "anchors.json"]
+    table_file, figure_file, json_file = output_files(folder, names, overwrite=parsed.overwrite)
     positive = positive_threshold(cfg)
-    data = read_boxes(names, lambda entries: tqdm(entries, desc="reading", unit="picture"))
-    scales = training_scales(cfg)
-    anchors, keys = Anchors.of(cfg), AnchorKeys.of(cfg)
+    data = read_boxes(
+        cfg.DATASETS.TRAIN, lambda entries: tqdm(entries, desc="reading", unit="image")
+    )
+    scales, anchors, keys = training_scales(cfg), Anchors.of(cfg), AnchorKeys.of(cfg)
+    thresholds = [float(t) for t in cfg.MODEL.RETINANET.IOU_THRESHOLDS]
     with tqdm(total=len(data) * len(scales), desc="measuring", unit="box") as bar:
-        thresholds = [float(t) for t in cfg.MODEL.RETINANET.IOU_THRESHOLDS]
-        found = measure(data, anchors, scales, thresholds, positive, bar.update)
-    suggestion = None
-    if keys is not None:
-        bar_format = "{l_bar}{bar}| {elapsed}<{remaining}"
-        with tqdm(total=1.0, desc="searching", bar_format=bar_format) as bar:
-            suggestion = suggest(found, anchors, keys, bar.update)
-            bar.update(bar.total - bar.n)
-    findings = Findings(found, anchors, keys, describe_clusters(found), suggestion)
-    write_figure(picture, draw(findings))
-    write_json(numbers, {"config": args.config_file, "data_sets": names, **report(findings)})
-    print(markdown(findings))
-    print(f"{picture}\n{numbers}")
-
-
-if __name__ == "__main__":
-    with one_sentence():
-        main()
+        coverage = measure(data, anchors, scales, thresholds, positive, bar.update)
+    suggestion = None if keys is None else suggest(coverage, anchors, keys)
+    findings = Findings(coverage, anchors, keys, describe_clusters(coverage), suggestion)
+    source = {"config": parsed.config_file, "datasets": list(cfg.DATASETS.TRAIN)}
+    write_json(json_file, source | findings.to_json())
+    write_figure(figure_file, draw(findings))
+    write_text(table_file, findings.to_markdown())
+    print(findings.to_markdown())
+    print(f"{figure_file}\n{json_file}\n{table_file}")

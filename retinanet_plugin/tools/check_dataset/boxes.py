@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 
 from ...data.coco_entries import Row, box_faults, fault_of_empty, is_id, show
-from ...data.dataset_boxes import DatasetBoxes, PictureScale
+from ...data.dataset_boxes import DatasetBoxes, ImageScale
 from ...evaluation.anchor_coverage import Anchors, measure
 from .entries import CheckedSet
 from .pictures import Files, is_unturned
@@ -118,7 +118,7 @@ class AnchorRule:
     """
 
     anchors: Anchors
-    scales: Sequence[PictureScale]
+    scales: Sequence[ImageScale]
     background: float
     positive: float
     low_quality: bool
