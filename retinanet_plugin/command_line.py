@@ -41,9 +41,9 @@ def add_weights(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     )
 
 
-def add_output(parser: argparse.ArgumentParser, help: str) -> None:
+def add_output(parser: argparse.ArgumentParser, help: str, *, required: bool = False) -> None:
     """Adds ``--output`` and ``--overwrite``."""
-    parser.add_argument("--output", type=Path, metavar="PATH", help=help)
+    parser.add_argument("--output", type=Path, required=required, metavar="PATH", help=help)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 

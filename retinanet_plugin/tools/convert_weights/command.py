@@ -1,84 +1,81 @@
-"""Weights of detectron2, torchvision or mmdetection become a model here, or one from here theirs.
+"""Converts weights from and to detectron2, torchvision and mmdetection.
 
-    python -m retinanet_plugin.tools.convert_weights.command retinanet_resnet50_fpn_v2_coco.pth mine
-    python -m retinanet_plugin.tools.convert_weights.command output/run/model_final.pth theirs \
-        --to torchvision
+    retinanet convert-weights --weights retinanet_resnet50_fpn_v2_coco.pth --output converted
+    retinanet convert-weights --weights output/run/model_final.pth --to torchvision --output theirs
 
-The kind of FILE is known from its keys: a RetinaNet of detectron2 or this plugin, of torchvision
-(retinanet_resnet50_fpn and its second version) or of mmdetection, or a ResNet of torchvision to
-train from. OUT gets the weights, the config that makes the same detections of them (for torchvision
-a script), conversion.json, which names each key that was used, made, missing or left out, and a
-model card. Half a match is refused. docs/weights.md has what differs between the frameworks.
+The kind of file is recognized by its keys: a RetinaNet of detectron2 or this plugin, of torchvision
+(retinanet_resnet50_fpn and version 2) or of mmdetection, or a torchvision ResNet to train from. The
+folder gets the weights, a config with which they detect the same (for torchvision, a script),
+conversion.json, which lists every key, and a model card. Files that do not match completely are
+refused. See docs/weights.md.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...command_line import add_output, command_parser, parse
 from ...engine.checkpoint import local_file
-from ...errors import one_sentence
 from .conversion import convert
 from .model import Options
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.convert_weights.command",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Returns the parser of ``retinanet convert-weights``."""
+    result = command_parser("convert-weights", __doc__)
+    result.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help=".pth or .pkl; also a URL or a detectron2:// name",
     )
-    words.add_argument(
-        "file", metavar="FILE", help=".pth or .pkl; also a URL or a name of detectron2://"
-    )
-    words.add_argument("out", type=Path, metavar="OUT", help="folder, made where it is absent")
-    words.add_argument("--to", choices=("plugin", "detectron2", "torchvision"), default="plugin")
-    words.add_argument(
+    result.add_argument(
         "--config-file",
-        metavar="CONFIG",
-        help="of a model trained here or by detectron2; default: config.yaml beside FILE",
+        metavar="FILE",
+        help="config of a model trained by this plugin or detectron2; default: config.yaml beside "
+        "the weights",
     )
-    words.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="of the outputs, where FILE does not tell"
+    result.add_argument(
+        "--to",
+        choices=("plugin", "detectron2", "torchvision"),
+        default="plugin",
+        help="default: plugin",
     )
-    words.add_argument(
+    add_output(result, "the folder to write into", required=True)
+    result.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="class names, if the file does not have them"
+    )
+    result.add_argument(
         "--no-background",
         action="store_true",
-        help="torchvision: output 0 is a class, as where labels were counted from 0",
+        help="torchvision: output 0 is a class, not the background",
     )
-    words.add_argument(
+    result.add_argument(
         "--norm-eps",
         type=float,
         metavar="NUMBER",
         help="torchvision: epsilon of frozen batch norms; default: 0 for the published COCO_V1 "
-        "file, else 1e-5",
+        "file, 1e-5 for others",
     )
-    words.add_argument(
+    result.add_argument(
         "--caffe-style",
         action="store_true",
         default=None,
-        help="mmdetection: the ResNet is Caffe's; default: as the config in FILE says",
+        help="mmdetection: the ResNet is Caffe's; default: as in the config in the file",
     )
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    return words
+    return result
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Converts what the command line names."""
-    args = parser().parse_args(words)
-    options = Options(args.classes, not args.no_background, args.norm_eps, args.caffe_style)
-    print(
-        convert(
-            Path(local_file(args.file, "FILE")),
-            args.out,
-            to=args.to,
-            config=args.config_file,
-            options=options,
-            overwrite=args.overwrite,
-        )
+def main(args: Sequence[str] | None = None) -> None:
+    """Converts weights."""
+    parsed = parse(parser(), args)
+    options = Options(parsed.classes, not parsed.no_background, parsed.norm_eps, parsed.caffe_style)
+    summary = convert(
+        Path(local_file(parsed.weights, "--weights")),
+        parsed.output,
+        to=parsed.to,
+        config=parsed.config_file,
+        options=options,
+        overwrite=parsed.overwrite,
     )
-
-
-if __name__ == "__main__":
-    with one_sentence("the conversion is not whole; run it again with --overwrite"):
-        main()
+    print(summary)

@@ -1,191 +1,170 @@
-"""From a file to a folder: weights, a config or what stands for one, and the report of each key."""
+"""Converts a file of weights into a folder: weights, what builds the model, and a record."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...engine.atomic_io import sha256, written_whole
 from ...errors import UserError
 from ...model_card import card_path
-from ...utils import output_files, write_json, write_text
-from . import rows, to_detectron2, to_torchvision, torchvision_model
+from ...utils import atomic_writer, output_files, sha256, write_json, write_text
+from . import to_detectron2, to_torchvision, torchvision_model
 from .card import model_card
-from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit, settings_yaml
+from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit, nested
 from .reading import read_model
 
-REPORT = "conversion.json"
-_FILES = {
-    "plugin": ("model_final.pth", "config.yaml"),
-    "detectron2": ("model_final.pth", "config.yaml"),
-    "torchvision": ("model.pth", "model.json", "model.py"),
-}
+RECORD = "conversion.json"
+
+
+@dataclass
+class Converted:
+    """What is written besides the record and the model card.
+
+    Args:
+        model: with the record of the second conversion, if there was one.
+        checkpoint: the content of the file of weights.
+        others: file name -> text, or what becomes JSON.
+        usage: how to go on from here.
+    """
+
+    model: Model
+    checkpoint: Mapping[str, Any]
+    others: dict[str, Any]
+    usage: str
 
 
 def convert(
     file: Path,
-    out: Path,
+    output: Path,
     *,
     to: str = "plugin",
     config: str | None = None,
     options: Options | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Converts, checks that every weight has found its place, and writes.
+    """Converts weights, after checking that all of the model's weights are there.
 
     Args:
-        file: weights.
-        out: folder; it gets weights, what builds the model, ``conversion.json``, and a model card.
+        file: the weights.
+        output: the folder to write into.
         to: "plugin", "detectron2" or "torchvision".
-        config: of weights with this plugin's names.
+        config: of weights with detectron2's names.
 
     Returns:
-        what was done, in lines.
+        a summary of several lines.
 
     Raises:
-        UserError: for what cannot be read, is not wholly known or cannot be expressed there.
+        UserError: if the weights cannot be read, or not be converted completely.
     """
     model, cfg = read_model(file, config, options or Options())
-    if model.classes is None and _is_coco(cfg):
-        model.classes = list(rows.COCO_CLASSES)
     if not model.is_detector and to != "plugin":
-        raise UserError(f"--to {to}: {file} is a backbone alone, which is for training here.")
+        raise UserError(f"--to: {file} is only a backbone, which can be converted to plugin.")
     try:
-        _check(model, cfg)
+        _check_complete(model, cfg)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    result, described = model, dict[str, Any]()
-    if to == "detectron2":
-        result, described = to_detectron2.convert(model, cfg)
-    elif to == "torchvision":
-        result, described = to_torchvision.convert(model, cfg)
-    names = [*_FILES[to], REPORT]
-    paths = output_files(
-        out, [*names, card_path(Path(names[0])).name], overwrite=overwrite, option="OUT"
-    )
+    weights = output / ("model.pth" if to == "torchvision" else "model_final.pth")
+    result = _TARGETS[to](model, cfg, weights)
+    names = [weights.name, *result.others, RECORD, card_path(weights).name]
+    paths = output_files(output, names, overwrite=overwrite)
     if any(path.exists() and path.samefile(file) for path in paths):
-        raise UserError(f"OUT: {out} holds FILE, which would be replaced; give another folder.")
-    keys = model.keys if to == "plugin" else model.keys.then(result.keys)
+        raise UserError(f"--output: {output} holds {file.name} itself; name another folder.")
+    keys = model.keys if to == "plugin" else model.keys.then(result.model.keys)
     digest = sha256(file)
-    if to == "plugin":
-        said = _write_ours(model, cfg, paths)
-    elif to == "detectron2":
-        said = _write_detectron2(result, described, paths)
-    else:
-        said = _write_torchvision(result, described, paths)
-    write_json(paths[-2], _report(file, digest, to, model, result, keys))
-    model.notes = result.notes
+    with atomic_writer(weights) as opened:
+        torch.save(dict(result.checkpoint), opened)
+    for name, content in result.others.items():
+        write = write_text if isinstance(content, str) else write_json
+        write(output / name, content)
+    write_json(output / RECORD, _record(file, digest, to, model, result.model, keys))
+    model.notes = result.model.notes
     write_text(paths[-1], model_card(paths, file, digest, to, model, cfg, keys))
-    lines = [f"{file}: {model.kind}", table(keys), *(f"- {note}" for note in result.notes)]
-    return "\n".join([*lines, *map(str, paths), said])
+    notes = [f"- {note}" for note in model.notes]
+    return "\n".join(
+        [f"{file}: {model.source}", summary(keys), *notes, *map(str, paths), result.usage]
+    )
 
 
-def table(keys: Keys) -> str:
-    """How many weights of each part were used, made or left to training, and what was left out."""
-    kinds = {"used": keys.used, "made": keys.made, "missing": keys.initialised}
-    lines = [f"{'part':10}" + "".join(f"{kind:>9}" for kind in kinds)]
-    for part in ("backbone", "pyramid", "head", "other"):
-        counts = [sum(_part(name) == part for name in names) for names in kinds.values()]
-        lines += [f"{part:10}" + "".join(f"{x:9}" for x in counts)] if any(counts) else []
-    lines.append(f"{'all':10}" + "".join(f"{len(names):9}" for names in kinds.values()))
-    made, unused = Counter(keys.made.values()), Counter(keys.unused.values())
-    lines += [f"made: {number} ({what})" for what, number in made.items()]
-    lines += [f"unused: {number} ({why})" for why, number in unused.items()] or ["unused: 0"]
+def summary(keys: Keys) -> str:
+    """Counts the weights that were used, made, left to training or left out, with the reasons."""
+    lines = [f"used: {len(keys.used)}"]
+    for what, reasons in (("made", keys.made), ("unused", keys.unused)):
+        lines += [f"{what}: {n} ({reason})" for reason, n in Counter(reasons.values()).items()]
+    if keys.missing:
+        lines.append(f"missing: {len(keys.missing)} (left to training)")
     return "\n".join(lines)
 
 
-def _part(name: str) -> str:
-    if name.startswith((BOTTOM_UP, "backbone.body.")):
-        return "backbone"
-    return {"backbone": "pyramid", "head": "head"}.get(name.split(".")[0], "other")
-
-
-def _is_coco(cfg: CfgNode) -> bool:
-    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    is_coco = bool(sets) and all(name.startswith("coco_") for name in sets)
-    return is_coco and cfg.MODEL.RETINANET.NUM_CLASSES == len(rows.COCO_CLASSES)
-
-
-def _check(model: Model, cfg: CfgNode) -> None:
-    """Every weight of the model has a value of its shape, and no value is left over."""
+def _check_complete(model: Model, cfg: CfgNode) -> None:
+    """Raises a UserError unless the weights are exactly those of the config's model."""
     with NoRandomValues():
-        built: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    shapes: Mapping[str, Tensor] = built.state_dict()
+        built = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    expected: dict[str, Tensor] = built.state_dict()
     if not model.is_detector:
         parameters = [name for name, _ in built.named_parameters()]
-        model.keys.initialised = [x for x in parameters if not x.startswith(BOTTOM_UP)]
-        shapes = {name: x for name, x in shapes.items() if name.startswith(BOTTOM_UP)}
-    check_fit(model.weights, shapes, "the RetinaNet" if model.is_detector else "its backbone")
+        model.keys.missing = [name for name in parameters if not name.startswith(BOTTOM_UP)]
+        expected = {name: x for name, x in expected.items() if name.startswith(BOTTOM_UP)}
+    check_fit(model.weights, expected, "the RetinaNet" if model.is_detector else "the backbone")
 
 
-def _write_ours(model: Model, cfg: CfgNode, paths: list[Path]) -> str:
-    weights, config = paths[:2]
-    _save(weights, {"model": model.weights, **_classes(model)})
+def _to_plugin(model: Model, cfg: CfgNode, path: Path) -> Converted:
+    whole = cfg.clone()
+    whole.MODEL.WEIGHTS = str(path.resolve())
+    text = whole.dump()
     if model.settings:
-        settings = {**model.settings, "MODEL.WEIGHTS": str(weights.resolve())}
-        text = _yaml(settings_yaml(settings))
-        write_text(config, f'# {model.kind}.\n_BASE_: "Base-RetinaNet.yaml"\n{text}')
-    else:
-        whole = cfg.clone()
-        whole.MODEL.WEIGHTS = str(weights.resolve())
-        write_text(config, whole.dump())
+        settings = {**model.settings, "MODEL.WEIGHTS": whole.MODEL.WEIGHTS}
+        text = f'# {model.source}.\n_BASE_: "Base-RetinaNet.yaml"\n{_yaml(nested(settings))}'
+    config = path.with_name("config.yaml")
+    usage = f"detect objects: retinanet demo --weights {path} --input IMAGES --output FOLDER"
     if not model.is_detector:
-        return f"train on it: python train_net.py --config-file {config}"
-    return (
-        f"detect: python -m retinanet_plugin.tools.demo.command --weights {weights} --input PICTURES "
-        "--output FOLDER"
-    )
+        usage = f"train from it: retinanet train --config-file {config}"
+    return Converted(model, _checkpoint(model), {config.name: text}, usage)
 
 
-def _write_detectron2(model: Model, values: dict[str, Any], paths: list[Path]) -> str:
-    weights, config = paths[:2]
-    values["MODEL"]["WEIGHTS"] = str(weights.resolve())
-    _save(weights, {"model": model.weights, **_classes(model)})
-    write_text(config, f"# {model.kind}, for detectron2 alone.\n{_yaml(values)}")
-    return f"detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
+def _to_detectron2(model: Model, cfg: CfgNode, path: Path) -> Converted:
+    converted, values = to_detectron2.convert(model, cfg)
+    text = _yaml(nested({**values, "MODEL.WEIGHTS": str(path.resolve())}))
+    config = path.with_name("config.yaml")
+    usage = f"in detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
+    return Converted(converted, _checkpoint(converted), {config.name: text}, usage)
 
 
-def _write_torchvision(model: Model, settings: dict[str, Any], paths: list[Path]) -> str:
-    weights, described, script = paths[:3]
-    _save(weights, model.weights)
-    write_json(described, settings)
-    write_text(script, Path(torchvision_model.__file__).read_text(encoding="utf-8"))
-    said = f"torchvision: python {script} PICTURE, or from model import build"
+def _to_torchvision(model: Model, cfg: CfgNode, path: Path) -> Converted:
+    converted, settings = to_torchvision.convert(model, cfg)
+    script = Path(torchvision_model.__file__).read_text(encoding="utf-8")
+    usage = f"in torchvision: python {path.with_name('model.py')} IMAGE, or from model import build"
     if name := to_torchvision.factory(settings):
-        said += (
-            f"; the weights fit torchvision.models.detection.{name}(weights=None, "
-            f"weights_backbone=None, num_classes={settings['num_classes']}) too"
+        usage += (
+            f"; torchvision.models.detection.{name}(weights=None, weights_backbone=None, "
+            f"num_classes={settings['num_classes']}) can load the weights too"
         )
-    return said
+    others = {"model.json": settings, "model.py": script}
+    return Converted(converted, converted.weights, others, usage)
 
 
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    with written_whole(path) as file:
-        torch.save(dict(content), file)
+_TARGETS = {
+    "plugin": _to_plugin,
+    "detectron2": _to_detectron2,
+    "torchvision": _to_torchvision,
+}
 
 
-def _classes(model: Model) -> dict[str, list[str]]:
-    return {"classes": model.classes} if model.classes else {}
+def _checkpoint(model: Model) -> dict[str, Any]:
+    return {"model": model.weights, **({"classes": model.classes} if model.classes else {})}
 
 
-def _yaml(content: Mapping[str, Any], indent: str = "") -> str:
-    """Groups in blocks, and each value in a line, as JSON, which YAML contains."""
-    lines = []
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            lines.append(f"{indent}{key}:\n{_yaml(value, indent + '  ')}")
-        else:
-            lines.append(f"{indent}{key}: {json.dumps(value)}\n")
-    return "".join(lines)
+def _yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
 
 
-def _report(
+def _record(
     file: Path, digest: str, to: str, model: Model, result: Model, keys: Keys
 ) -> dict[str, Any]:
     def shape(name: str) -> list[int]:
@@ -194,18 +173,12 @@ def _report(
     return {
         "file": file.name,
         "sha256": digest,
-        "kind": model.kind,
+        "source": model.source,
         "to": to,
-        "counts": {
-            "used": len(keys.used),
-            "made": len(keys.made),
-            "missing": len(keys.initialised),
-            "unused": len(keys.unused),
-        },
         "used": [{"from": old, "to": new, "shape": shape(new)} for new, old in keys.used.items()],
-        "made": [{"to": x, "is": what, "shape": shape(x)} for x, what in keys.made.items()],
-        "missing": keys.initialised,
-        "unused": [{"from": key, "because": why} for key, why in keys.unused.items()],
+        "made": [{"to": x, "value": what, "shape": shape(x)} for x, what in keys.made.items()],
+        "missing": keys.missing,
+        "unused": [{"from": key, "reason": why} for key, why in keys.unused.items()],
         "classes": model.classes,
         "settings": result.settings,
         "notes": result.notes,

@@ -1,4 +1,4 @@
-"""detectron2's RetinaNet, and this plugin's own: weights that have their names already."""
+"""Reads RetinaNets of detectron2 and of this plugin, whose parameters have the same names."""
 
 from collections.abc import Mapping
 
@@ -6,23 +6,22 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ...errors import UserError
-from . import rows
-from .model import Keys, Model, Options, detector_settings
+from .model import Keys, Model, detector_settings
 
 _COMPUTED = ("anchor_generator.cell_anchors.", "pixel_mean", "pixel_std")
 
 
-def read(
-    tensors: Mapping[str, Tensor], classes: list[str] | None, cfg: CfgNode | None, options: Options
+def read_model(
+    tensors: Mapping[str, Tensor], classes: list[str] | None, cfg: CfgNode | None
 ) -> Model:
-    """A state dictionary with detectron2's names.
+    """Reads a state dictionary with detectron2's names.
 
     Args:
-        classes: that the file names.
-        cfg: that the model was trained with; None: one of detectron2's zoo.
+        classes: the class names in the file.
+        cfg: the config that the model was trained with; None: it is from detectron2's model zoo.
 
     Raises:
-        UserError: for one that is no RetinaNet, or needs a config and has none.
+        UserError: if it is not a RetinaNet, or has no config and needs one.
     """
     weights = {
         key: x.float() if x.is_floating_point() else x
@@ -30,23 +29,18 @@ def read(
         if not key.startswith(_COMPUTED)
     }
     unused = {key: "follows from the config" for key in tensors if key not in weights}
-    notes = ["MODEL.WEIGHTS takes the file as it is: only the config is new"]
+    notes = ["MODEL.WEIGHTS also accepts the original file; only the config is new"]
     settings = {}
     if cfg is None:
         if any(key.endswith(".num_batches_tracked") for key in weights):
             raise UserError(
-                "its batch norms are not those of detectron2's zoo, so it needs --config-file: the "
-                "config.yaml that its training left behind."
+                "its batch norms are not frozen, so it is not from detectron2's model zoo; give "
+                "--config-file, the config.yaml of its training."
             )
-        settings = detector_settings(weights)
-        settings["MODEL.RETINANET.SMOOTH_L1_LOSS_BETA"] = 0.0
+        settings = {**detector_settings(weights), "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0}
         notes.append(
-            "no config was given: this one is that of detectron2's zoo (BGR, mean subtracted, the "
-            "stride in a block's first convolution)"
+            "no config was given: the new one is that of detectron2's model zoo (BGR, mean "
+            "subtracted, stride in the first convolution of a block)"
         )
-    num_classes = settings.get("MODEL.RETINANET.NUM_CLASSES")
-    classes = options.classes or classes
-    if classes is None and num_classes == len(rows.COCO_CLASSES):
-        classes = list(rows.COCO_CLASSES)
     keys = Keys({key: key for key in weights}, unused)
     return Model("detectron2 RetinaNet", weights, keys, settings, classes, notes)

@@ -1,14 +1,14 @@
-"""The config that mmdetection writes into its files: Python, of which only the values are read."""
+"""Reads the config that mmdetection writes into its files: Python source, which is never run."""
 
 import ast
 from typing import Any
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """``{"model.backbone.depth": 50}`` of ``model = dict(backbone=dict(depth=50))``.
+    """Returns ``{"model.backbone.depth": 50}`` for ``model = dict(backbone=dict(depth=50))``.
 
-    Tuples become lists. Nothing is run: what is no number, text or list of these is left out, as is
-    all of a text that is not Python.
+    Tuples become lists. Anything but literals, lists and calls of dict is left out; text that is
+    not Python gives an empty config.
     """
     try:
         statements = ast.parse(text).body
@@ -17,22 +17,22 @@ def read_config(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for statement in statements:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            values |= _values(statement.targets[0].id, statement.value)
+            values |= _flatten(statement.targets[0].id, statement.value)
     return values
 
 
-def _values(name: str, node: ast.expr) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(name: str, node: ast.expr) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     if isinstance(node, ast.Call):  # of dict
         for keyword in node.keywords:
-            found |= _values(f"{name}.{keyword.arg}", keyword.value) if keyword.arg else {}
+            values |= _flatten(f"{name}.{keyword.arg}", keyword.value) if keyword.arg else {}
     elif isinstance(node, ast.List | ast.Tuple) and any(isinstance(x, ast.Call) for x in node.elts):
-        for i, inner in enumerate(node.elts):
-            found |= _values(f"{name}.{i}", inner)
+        for i, element in enumerate(node.elts):
+            values |= _flatten(f"{name}.{i}", element)
     else:
         try:
             value = ast.literal_eval(node)
-            found[name] = list(value) if isinstance(value, tuple) else value
         except (ValueError, TypeError, RecursionError):
             return {}
-    return found
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values

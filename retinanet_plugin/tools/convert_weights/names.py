@@ -1,6 +1,8 @@
-"""What a weight is called in torchvision and mmdetection, and what here, as in detectron2."""
+"""Translates parameter names of torchvision and mmdetection into this plugin's (detectron2's)."""
 
 import re
+
+from .model import BOTTOM_UP
 
 _SUBNETS = {"classification": "cls", "regression": "bbox", "cls": "cls", "reg": "bbox"}
 _PYRAMID = {"inner": "lateral", "layer": "output", "lateral": "lateral", "fpn": "output"}
@@ -12,73 +14,70 @@ _OUTPUTS = {
 }
 
 
-def of_resnet(key: str) -> str | None:
-    """Of torchvision's ResNet, whose names mmdetection shares; None for what is none of its."""
-    if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
-        return f"stem.conv1.{_norm(stem[1] == 'bn')}{stem[2]}"
-    block = re.fullmatch(r"layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", key)
-    if not block:
+def resnet_name(key: str) -> str | None:
+    """Translates a name of torchvision's ResNet, which mmdetection shares; None if unknown."""
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
+        return f"{BOTTOM_UP}stem.conv1.{_norm(match[1] == 'bn')}{match[2]}"
+    match = re.fullmatch(r"layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", key)
+    if not match:
         return None
-    stage, index, kind, number, what = block.groups()
-    is_shortcut = kind == "downsample."  # whose two parts are a convolution and its norm
+    stage, index, kind, number, parameter = match.groups()
+    is_shortcut = kind == "downsample."  # a Sequential of a convolution and its norm
     layer = "shortcut" if is_shortcut else f"conv{number}"
     is_norm = number == "1" if is_shortcut else kind == "bn"
-    return f"res{int(stage) + 1}.{index}.{layer}.{_norm(is_norm)}{what}"
+    return f"{BOTTOM_UP}res{int(stage) + 1}.{index}.{layer}.{_norm(is_norm)}{parameter}"
 
 
-def of_torchvision(key: str, *, head_has_norms: bool) -> str | None:
-    """Of torchvision's RetinaNet."""
+def torchvision_name(key: str, *, head_has_norms: bool) -> str | None:
+    """Translates a name of torchvision's RetinaNet; None if unknown."""
     if key.startswith("backbone.body."):
-        return _prefixed(of_resnet(key.removeprefix("backbone.body.")))
-    if found := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.([0-2])\.([01])\.(\w+)", key):
-        kind, index, part, what = found.groups()
-        return f"backbone.fpn_{_PYRAMID[kind]}{int(index) + 3}.{_norm(part == '1')}{what}"
-    if found := re.fullmatch(r"backbone\.fpn\.extra_blocks\.(p[67]\.\w+)", key):
-        return f"backbone.top_block.{found[1]}"
-    if found := re.fullmatch(
+        return resnet_name(key.removeprefix("backbone.body."))
+    if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.([0-2])\.([01])\.(\w+)", key):
+        kind, index, part, parameter = match.groups()
+        return f"backbone.fpn_{_PYRAMID[kind]}{int(index) + 3}.{_norm(part == '1')}{parameter}"
+    if match := re.fullmatch(r"backbone\.fpn\.extra_blocks\.(p[67]\.\w+)", key):
+        return f"backbone.top_block.{match[1]}"
+    if match := re.fullmatch(
         r"head\.(classification|regression)_head\.conv\.(\d+)\.([01])\.(\w+)", key
     ):
-        return _subnet(found[1], int(found[2]), found[3] == "1", found[4], head_has_norms)
-    return _output(key)
+        return _subnet_name(match[1], int(match[2]), match[3] == "1", match[4], head_has_norms)
+    return _output_name(key)
 
 
-def modern_torchvision(key: str) -> str:
-    """A name of torchvision before 0.14, whose layers were not yet each a convolution and norm."""
+def modern_torchvision_name(key: str) -> str:
+    """Translates a name from before torchvision 0.14, in which convolutions had no wrapper."""
     key = re.sub(r"(fpn\.\w+_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", key)
-    if found := re.fullmatch(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)", key):
-        return f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}"  # there the ReLUs were counted
+    if match := re.fullmatch(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)", key):
+        return f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"  # ReLUs had numbers too
     return key
 
 
-def of_mmdetection(key: str, *, head_has_norms: bool) -> str | None:
-    """Of mmdetection's RetinaNet, whose pyramid begins at C3."""
+def mmdetection_name(key: str, *, head_has_norms: bool) -> str | None:
+    """Translates a name of mmdetection's RetinaNet, whose pyramid begins at C3; None if unknown."""
     if key.startswith("backbone."):
-        return _prefixed(of_resnet(key.removeprefix("backbone.")))
-    if found := re.fullmatch(r"neck\.(lateral|fpn)_convs\.([0-4])\.(conv|bn|gn)\.(\w+)", key):
-        kind, index, part, what = found.groups()
-        if int(index) < 3:
-            return f"backbone.fpn_{_PYRAMID[kind]}{int(index) + 3}.{_norm(part != 'conv')}{what}"
+        return resnet_name(key.removeprefix("backbone."))
+    if match := re.fullmatch(r"neck\.(lateral|fpn)_convs\.([0-4])\.(conv|bn|gn)\.(\w+)", key):
+        kind, index, part, parameter = match.groups()
+        level = int(index) + 3
+        if level <= 5:
+            return f"backbone.fpn_{_PYRAMID[kind]}{level}.{_norm(part != 'conv')}{parameter}"
         is_extra = kind == "fpn" and part == "conv"
-        return f"backbone.top_block.p{int(index) + 3}.{what}" if is_extra else None
-    if found := re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d+)\.(conv|bn|gn)\.(\w+)", key):
-        return _subnet(found[1], int(found[2]), found[3] != "conv", found[4], head_has_norms)
-    return _output(key)
+        return f"backbone.top_block.p{level}.{parameter}" if is_extra else None
+    if match := re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d+)\.(conv|bn|gn)\.(\w+)", key):
+        return _subnet_name(match[1], int(match[2]), match[3] != "conv", match[4], head_has_norms)
+    return _output_name(key)
 
 
 def _norm(is_norm: bool) -> str:
     return "norm." if is_norm else ""
 
 
-def _prefixed(name: str | None) -> str | None:
-    return name and f"backbone.bottom_up.{name}"
-
-
-def _subnet(kind: str, layer: int, is_norm: bool, what: str, head_has_norms: bool) -> str:
-    """A subnet here is convolution, norm, ReLU in a row, or convolution and ReLU."""
+def _subnet_name(kind: str, layer: int, is_norm: bool, parameter: str, head_has_norms: bool) -> str:
+    """Here a subnet is a Sequential of convolution, norm (if any) and ReLU."""
     index = layer * (3 if head_has_norms else 2) + is_norm
-    return f"head.{_SUBNETS[kind]}_subnet.{index}.{what}"
+    return f"head.{_SUBNETS[kind]}_subnet.{index}.{parameter}"
 
 
-def _output(key: str) -> str | None:
-    layer, _, what = key.rpartition(".")
-    return f"{_OUTPUTS[layer]}.{what}" if layer in _OUTPUTS else None
+def _output_name(key: str) -> str | None:
+    layer, _, parameter = key.rpartition(".")
+    return f"{_OUTPUTS[layer]}.{parameter}" if layer in _OUTPUTS else None

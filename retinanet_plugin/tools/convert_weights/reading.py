@@ -1,4 +1,4 @@
-"""A file of weights: read safely, and its kind known from its keys."""
+"""Reads a file of weights safely, and recognizes its framework by its keys."""
 
 import json
 from collections.abc import Mapping
@@ -11,161 +11,153 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ...config import get_config
-from ...engine.atomic_io import sha256
-from ...engine.checkpoint import classes_in, local_file, read_safely
+from ...engine.checkpoint import classes_in, read_safely
 from ...errors import UserError, printable
+from ...utils import sha256, shorten
 from . import from_detectron2, from_mmdetection, from_torchvision
-from .model import Model, Options, check_values, listed
-from .to_torchvision import is_default
-from .training_state import skipping_training_state
+from .head_rows import COCO_CLASSES
+from .model import Model, Options, check_values
+from .to_torchvision import factory
+from .training_state import ignore_training_state
 
-_NESTED = ("model", "state_dict", "model_state_dict")  # where frameworks keep the weights
+_WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that hold the weights
 
 
-def read_model(file: Path, config: str | Path | None, options: Options) -> tuple[Model, CfgNode]:
-    """The model in a file, and the configuration that it needs.
+def read_model(file: Path, config: str | None, options: Options) -> tuple[Model, CfgNode]:
+    """Returns the model in a file and its config.
 
     Args:
-        config: of a model with this plugin's or detectron2's names; None: the ``config.yaml``
-            beside it, if any.
+        config: of a model with detectron2's names; None: the ``config.yaml`` beside it, if any.
 
     Raises:
-        UserError: for a file that cannot be read, is of no known kind, or is not wholly known.
+        UserError: if the file cannot be read, is of an unknown kind, or not known completely.
     """
-    local_file(str(file), "FILE")
     if file.suffix == ".safetensors":
         raise UserError(
-            f"{file}: a file of safetensors; write it as a .pth, by torch.save("
-            "safetensors.torch.load_file(FILE), OTHER), and give that."
+            f"--weights: {file} is in safetensors' format; save its content as .pth by "
+            "torch.save(safetensors.torch.load_file(FILE), OTHER)."
         )
     try:
-        with skipping_training_state():
+        with ignore_training_state():
             content = read_safely(str(file))
     except UserError as error:
-        raise UserError(str(error).removeprefix("MODEL.WEIGHTS: ")) from None
+        raise UserError(str(error).replace("MODEL.WEIGHTS", "--weights", 1)) from None
     try:
         tensors, others = _tensors(content)
-        model, cfg = _model(tensors, content, file, config, options)
+        if "head.cls_score.weight" in tensors:
+            classes = classes_in(dict(content))
+            cfg = _own_config(config, file, classes)
+            model = from_detectron2.read_model(tensors, classes, cfg)
+        elif config is not None:
+            raise UserError("--config-file: only for weights with detectron2's names.")
+        else:
+            cfg, model = None, _read_foreign(tensors, content, file, options)
         check_values(model.weights)
+        cfg = cfg or _config_of(model)
+        model.classes = options.classes or model.classes
+        if model.classes is None and _is_coco(cfg):
+            model.classes = list(COCO_CLASSES)
         _check_options(model, cfg, options)
-        model.keys.unused |= others
-        return model, cfg
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (RuntimeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = printable(str(error), 200)
-        raise UserError(f"{file}: its weights have shapes of no RetinaNet ({reason}).") from None
+        raise UserError(f"{file}: its shapes are not a RetinaNet's ({reason}).") from None
+    model.keys.unused |= others
+    return model, cfg
 
 
-def _model(
-    tensors: dict[str, Tensor],
-    content: Mapping[str, Any],
-    file: Path,
-    config: str | Path | None,
-    options: Options,
-) -> tuple[Model, CfgNode]:
-    if "head.cls_score.weight" in tensors:
-        beside = file.with_name("config.yaml")
-        cfg = _config(config or (beside if beside.is_file() else None), tensors, content)
-        model = from_detectron2.read(tensors, classes_in(dict(content)), cfg, options)
-        return model, cfg or config_of(model)
-    if config is not None:
-        raise UserError("--config-file is for weights with this plugin's names, and these are not.")
-    model = _foreign(tensors, content, file, options)
-    return model, config_of(model)
-
-
-def _foreign(
+def _read_foreign(
     tensors: dict[str, Tensor], content: Mapping[str, Any], file: Path, options: Options
 ) -> Model:
     if any(key.startswith("head.classification_head.") for key in tensors):
-        _refuse_own(file)
+        _refuse_own_export(file)
         return from_torchvision.read_detector(tensors, options, sha256(file))
     if "bbox_head.retina_cls.weight" in tensors:
-        return from_mmdetection.read(tensors, content.get("meta"), options)
+        return from_mmdetection.read_detector(tensors, content.get("meta"), options)
     if "conv1.weight" in tensors and "layer1.0.conv1.weight" in tensors:
         return from_torchvision.read_backbone(tensors)
     if "conv1_w" in tensors:
-        raise UserError(
-            "ImageNet weights of Caffe2, which MODEL.WEIGHTS takes as they are; nothing to convert."
-        )
+        raise UserError("ImageNet weights of Caffe2; MODEL.WEIGHTS accepts them unconverted.")
     raise UserError(
-        f"the keys ({listed(tensors)}) are of no known kind; known are RetinaNets of detectron2, "
-        "torchvision and mmdetection, and ResNets of torchvision."
+        f"unknown kind of model ({printable(shorten(tensors))}); known: RetinaNets of detectron2, "
+        "torchvision and mmdetection, and torchvision's ResNets."
     )
 
 
-def _refuse_own(file: Path) -> None:
-    """What ``--to torchvision`` has written is torchvision's in its weights, not in all else."""
-    described = file.with_name("model.json")
-    settings = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-    if isinstance(settings, dict) and "stride_in_1x1" in settings and not is_default(settings):
+def _refuse_own_export(file: Path) -> None:
+    """Refuses what ``--to torchvision`` wrote, if its settings are not torchvision's defaults."""
+    path = file.with_name("model.json")
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if isinstance(settings, dict) and "stride_in_1x1" in settings and not factory(settings):
         raise UserError(
-            "the model.json beside it tells of anchors, strides or normalisation that are not "
-            "torchvision's own: convert what it was made of."
+            f"{path.name} beside it has settings that weights do not tell; convert the original "
+            "weights instead."
         )
 
 
-def config_of(model: Model) -> CfgNode:
-    """``Base-RetinaNet.yaml`` under the model's settings."""
-    words = [word for key, value in model.settings.items() for word in (key, str(value) or "''")]
-    return get_config(overrides=words)
+def _config_of(model: Model) -> CfgNode:
+    pairs = model.settings.items()
+    return get_config(overrides=[x for key, value in pairs for x in (key, str(value) or "''")])
 
 
-def _config(
-    config: str | Path | None, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-) -> CfgNode | None:
-    if config is None:
+def _own_config(config: str | None, file: Path, classes: list[str] | None) -> CfgNode | None:
+    beside = file.with_name("config.yaml")
+    if config is None and not beside.is_file():
         return None
-    cfg = get_config(config)
-    retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
-    if retinanet.NUM_CLASSES < 0:  # as many as the data set had
-        ratios = anchors.ASPECT_RATIOS
-        ratios = ratios[0] if isinstance(ratios[0], list | tuple) else ratios
-        num_anchors = len(ratios) * anchors.SCALES_PER_OCTAVE
-        retinanet.NUM_CLASSES = len(tensors["head.cls_score.weight"]) // num_anchors
+    cfg = get_config(config or beside)
+    if cfg.MODEL.RETINANET.NUM_CLASSES < 0:  # as many as the dataset had
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(classes or ())
     return cfg
 
 
+def _is_coco(cfg: CfgNode) -> bool:
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    is_coco = bool(names) and all(name.startswith("coco_") for name in names)
+    return is_coco and cfg.MODEL.RETINANET.NUM_CLASSES == len(COCO_CLASSES)
+
+
 def _check_options(model: Model, cfg: CfgNode, options: Options) -> None:
-    """No option is for another kind of file, and there are as many names of classes as outputs."""
-    for option, is_given, kind in (
+    """Raises a UserError for an option of another kind of file, or a wrong number of classes."""
+    for option, is_given, framework in (
         ("--no-background", not options.has_background, "torchvision RetinaNet"),
         ("--norm-eps", options.norm_eps is not None, "torchvision RetinaNet"),
         ("--caffe-style", options.caffe_style is not None, "mmdetection RetinaNet"),
     ):
-        if is_given and not model.kind.startswith(kind):
-            raise UserError(f"{option} is for a {kind}, and this is a {model.kind}.")
-    number = cfg.MODEL.RETINANET.NUM_CLASSES
+        if is_given and not model.source.startswith(framework):
+            raise UserError(f"{option}: only for a {framework}; this is a {model.source}.")
     if options.classes and not model.is_detector:
-        raise UserError("--classes is for detectors, and this is a backbone alone.")
+        raise UserError("--classes: only for detectors; this is a backbone.")
     if options.classes and len(set(options.classes)) < len(options.classes):
-        raise UserError("--classes: a name is given twice; each class has one of its own.")
-    if model.classes and len(model.classes) != number:
-        where = "--classes" if options.classes else 'the file\'s "classes"'
-        raise UserError(f"{where}: {len(model.classes)} names, but the model has {number} classes.")
+        raise UserError("--classes: a name is given twice; give each class a name of its own.")
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    if model.is_detector and model.classes and len(model.classes) != num_classes:
+        where = "--classes" if options.classes else "class names in the file"
+        note = " besides the background" if model.source.startswith("torchvision") else ""
+        raise UserError(
+            f"{where}: {len(model.classes)} names, but the model has {num_classes} classes{note}."
+        )
 
 
 def _tensors(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights by name, without a wrapper's prefix, and why each entry beside them is none.
+    """Returns the weights without a data-parallel wrapper's prefix, and why others are left out.
 
     Raises:
-        UserError: where there are none, or two of one name.
+        UserError: if there are none, or two with the same name.
     """
-    found = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), content)
+    state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     tensors: dict[str, Tensor] = {}
     others = {}
-    for key, value in found.items():
-        name = str(key).removeprefix("module.")  # as a data-parallel wrapper names them
+    for key, value in state.items():
+        name = str(key).removeprefix("module.")
         if not isinstance(key, str) or not _is_array(value):
-            others[str(key)] = f"no tensor of numbers, but a {type(value).__name__}"
+            others[str(key)] = f"not a tensor, but a {type(value).__name__}"
         elif name in tensors:
             raise UserError(f"{name} is there twice, with and without the prefix module.")
         else:
             tensors[name] = torch.as_tensor(value)
     if not tensors:
-        held = f"but {listed(map(str, found))}" if found else "it is empty"
-        raise UserError(f"it holds no tensors, {held}.")
+        raise UserError(f"it has no tensors ({printable(shorten(state)) or 'it is empty'}).")
     return tensors, others
 
 

@@ -1,7 +1,6 @@
-"""A model of this plugin as torchvision's RetinaNet: a state dictionary, and what builds it."""
+"""Converts a model to torchvision's RetinaNet: a state dictionary, and settings to build it."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from detectron2.modeling import build_anchor_generator
 from torch import Tensor
 
 from ...errors import UserError
-from . import rows
-from .model import BOTTOM_UP, Keys, Model, NoRandomValues, check_fit
-from .names import of_torchvision
-from .to_detectron2 import refuse_others
+from . import head_rows
+from .model import BOTTOM_UP, Keys, Model, NoRandomValues, check_config, check_fit
+from .names import torchvision_name
+from .to_detectron2 import COMMON
 from .torchvision_model import NORMS, assemble
 
 _LAYERS = {
@@ -24,7 +23,29 @@ _LAYERS = {
     101: [3, 4, 23, 3],
     152: [3, 8, 36, 3],
 }
-_FACTORY: dict[str, Any] = {  # what retinanet_resnet50_fpn and its second version share
+_ALLOWED: dict[str, list[Any]] = {
+    **COMMON,
+    "MODEL.BACKBONE.NAME": [
+        "build_retinanet_resnet_fpn_backbone",
+        "build_resnet_fpn_p6p7_backbone",
+    ],
+    "MODEL.FPN.IN_FEATURES": [["res3", "res4", "res5"]],
+    "MODEL.FPN.FUSE_TYPE": ["sum"],
+    "MODEL.FPN.NORM": list(NORMS),
+    "MODEL.RETINANET.IN_FEATURES": [["p3", "p4", "p5", "p6", "p7"]],
+    "MODEL.RETINANET.NORM": ["", "GN"],
+    "MODEL.ANCHOR_GENERATOR.NAME": [
+        "RetinaNetAnchorGenerator",
+        "TorchvisionAnchorGenerator",
+        "DefaultAnchorGenerator",
+    ],
+    "MODEL.RESNETS.NORM": ["BN", "FrozenBN", "GN"],
+    "MODEL.RESNETS.RES5_DILATION": [1],
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [[False] * 4],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": [64],
+    "INPUT.FORMAT": ["BGR", "RGB"],
+}
+_FACTORY: dict[str, Any] = {  # what retinanet_resnet50_fpn and its version 2 share
     "block": "Bottleneck",
     "layers": [3, 4, 6, 3],
     "groups": 1,
@@ -54,128 +75,90 @@ _FACTORY: dict[str, Any] = {  # what retinanet_resnet50_fpn and its second versi
 
 
 def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
-    """The model under torchvision's names, and the settings that ``torchvision_model`` builds.
+    """Returns the model under torchvision's names, and the settings for ``torchvision_model``.
 
     Raises:
-        UserError: for a model that torchvision's class cannot express.
+        UserError: if torchvision's class cannot express the model.
     """
-    _refuse(cfg)
-    weights = dict(model.weights)
-    num_ratios, num_sizes = _ratios_and_sizes(cfg)
-    places, total = _places(model.classes, cfg)
-    for layer in ("cls_score", "bbox_pred"):
-        for part in ("weight", "bias"):
-            name = f"head.{layer}.{part}"
-            weights[name] = rows.ratios_first(weights[name], num_ratios, num_sizes)
-            if layer == "cls_score":
-                fill = rows.NEVER if part == "bias" else 0.0
-                weights[name] = rows.spread_classes(
-                    weights[name], num_ratios * num_sizes, places, total, fill
-                )
+    res2 = [64 if cfg.MODEL.RESNETS.DEPTH < 50 else 256]
+    allowed = {**_ALLOWED, "MODEL.RESNETS.RES2_OUT_CHANNELS": res2}
+    check_config(cfg, allowed, "torchvision's RetinaNet")
+    weights, indices, num_outputs = _head_reordered(model, cfg)
     if cfg.INPUT.FORMAT == "BGR":
         stem = f"{BOTTOM_UP}stem.conv1.weight"
         weights[stem] = weights[stem].flip(1)
-    settings = _settings(cfg, weights, total)
-    names = model.classes or [f"class {i}" for i in range(len(places))]
-    settings["labels"] = {str(i): name for i, name in zip(places, names, strict=True)}
-    state: dict[str, Tensor] = {}
-    keys = Keys()
-    has_norms = bool(settings["head_norm"])
-    with NoRandomValues():
-        built = assemble(settings).state_dict()
-    for key in built:
-        source = of_torchvision(key, head_has_norms=has_norms)
-        if source in weights:
-            state[key] = weights[source].contiguous()
-            keys.used[key] = source
-    for key in [key for key in state if key.endswith(".running_var")]:
-        counter = key.replace("running_var", "num_batches_tracked")
-        built[counter] = state[counter] = torch.zeros((), dtype=torch.int64)
-        keys.made[counter] = "0: a batch norm's count of training steps, which frozen ones ignore"
-    check_fit(state, built, "torchvision's RetinaNet")
-    for name in weights.keys() - set(keys.used.values()):
-        if name == "loss_normalizer":
-            keys.unused[name] = "torchvision divides each picture's losses by its own positives"
-        elif not settings["head_bias"] and "_subnet." in name and name.endswith(".bias"):
-            keys.unused[name] = "zeros: the convolution has no bias there"
-        else:
-            raise UserError(f"{name} has no place in torchvision's RetinaNet.")
+    settings = _settings(cfg, weights, num_outputs)
+    names = model.classes or [f"class {i}" for i in range(len(indices))]
+    settings["labels"] = {str(i): name for i, name in zip(indices, names, strict=True)}
+    state, keys = _renamed(weights, settings)
     notes = list(model.notes)
     if not cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
         notes.append(
-            "torchvision clips boxes before NMS, this model after: at a picture's edge one box "
-            "more or less may stay"
+            "torchvision clips boxes before NMS, this model after, so detections at the edge of an "
+            "image can differ"
         )
-    return Model(model.kind, state, keys, settings, model.classes, notes), settings
+    return Model(model.source, state, keys, settings, model.classes, notes), settings
 
 
 def factory(settings: dict[str, Any]) -> str | None:
-    """The function of torchvision that makes such a model by its defaults, if there is one."""
-    if not all(_same(settings[key], value) for key, value in _FACTORY.items()):
+    """Returns the name of torchvision's function that builds such a model by default, if any."""
+    if not all(_equal(settings[key], value) for key, value in _FACTORY.items()):
         return None
-    name = {(True, ""): "", (False, "GN"): "_v2"}.get(
-        (settings["p6_from_p5"], settings["head_norm"])
-    )
-    return None if name is None else f"retinanet_resnet50_fpn{name}"
+    names = {(True, ""): "retinanet_resnet50_fpn", (False, "GN"): "retinanet_resnet50_fpn_v2"}
+    return names.get((settings["p6_from_p5"], settings["head_norm"]))
 
 
-def is_default(settings: dict[str, Any]) -> bool:
-    """Whether torchvision's class has anchors, strides and normalisation by its defaults."""
-    ours, theirs = settings["options"], _FACTORY["options"]
-    return all(
-        _same(settings[key], _FACTORY[key]) for key in ("stride_in_1x1", "box_weights", "anchors")
-    ) and all(_same(ours[key], theirs[key]) for key in ("image_mean", "image_std"))
-
-
-def _same(value: Any, other: Any) -> bool:
-    """With numbers equal but for rounding."""
+def _equal(value: Any, other: Any) -> bool:
+    """Compares nested values, floats up to rounding."""
     if isinstance(other, dict):
-        return value.keys() == other.keys() and all(_same(value[x], other[x]) for x in other)
+        return value.keys() == other.keys() and all(_equal(value[x], other[x]) for x in other)
     if isinstance(other, list):
-        return len(value) == len(other) and all(map(_same, value, other))
+        return len(value) == len(other) and all(map(_equal, value, other))
     return math.isclose(value, other) if isinstance(other, float) else bool(value == other)
 
 
-def _refuse(cfg: CfgNode) -> None:
-    target = "torchvision's RetinaNet"
-    refuse_others(cfg, target)
-    model = cfg.MODEL
-    needed: dict[str, tuple[Any, Sequence[Any]]] = {
-        "MODEL.BACKBONE.NAME": (
-            model.BACKBONE.NAME,
-            ("build_retinanet_resnet_fpn_backbone", "build_resnet_fpn_p6p7_backbone"),
-        ),
-        "MODEL.FPN.IN_FEATURES": (list(model.FPN.IN_FEATURES), [["res3", "res4", "res5"]]),
-        "MODEL.FPN.FUSE_TYPE": (model.FPN.FUSE_TYPE, ["sum"]),
-        "MODEL.FPN.NORM": (model.FPN.NORM, list(NORMS)),
-        "MODEL.RETINANET.IN_FEATURES": (
-            list(model.RETINANET.IN_FEATURES),
-            [["p3", "p4", "p5", "p6", "p7"]],
-        ),
-        "MODEL.RETINANET.NORM": (model.RETINANET.NORM, ["", "GN"]),
-        "MODEL.ANCHOR_GENERATOR.NAME": (
-            model.ANCHOR_GENERATOR.NAME,
-            ["RetinaNetAnchorGenerator", "TorchvisionAnchorGenerator", "DefaultAnchorGenerator"],
-        ),
-        "MODEL.RESNETS.NORM": (model.RESNETS.NORM, ["BN", "FrozenBN", "GN"]),
-        "MODEL.RESNETS.RES5_DILATION": (model.RESNETS.RES5_DILATION, [1]),
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (
-            list(model.RESNETS.DEFORM_ON_PER_STAGE),
-            [[False] * 4],
-        ),
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": (model.RESNETS.STEM_OUT_CHANNELS, [64]),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": (
-            model.RESNETS.RES2_OUT_CHANNELS,
-            [64 if model.RESNETS.DEPTH < 50 else 256],
-        ),
-        "INPUT.FORMAT": (cfg.INPUT.FORMAT, ["BGR", "RGB"]),
-    }
-    for key, (found, allowed) in needed.items():
-        if found not in allowed:
-            raise UserError(
-                f"{key}: {found}, for which {target} has nothing; it can be "
-                f"{' or '.join(str(value) or 'none' for value in allowed)}."
-            )
+def _head_reordered(model: Model, cfg: CfgNode) -> tuple[dict[str, Tensor], list[int], int]:
+    """Returns weights in torchvision's anchor order, the output of each class, and their number."""
+    count = cfg.MODEL.RETINANET.NUM_CLASSES
+    indices, total = list(range(1, count + 1)), count + 1
+    if model.classes == head_rows.COCO_CLASSES:
+        indices, total = head_rows.COCO_IDS, head_rows.TORCHVISION_COCO
+    num_ratios, num_sizes = _ratios_and_sizes(cfg)
+    weights = dict(model.weights)
+    for part, fill in (("weight", 0.0), ("bias", head_rows.NEVER)):
+        scores, boxes = (f"head.{layer}.{part}" for layer in ("cls_score", "bbox_pred"))
+        weights[boxes] = head_rows.ratios_first(weights[boxes], num_ratios, num_sizes)
+        rows = head_rows.ratios_first(weights[scores], num_ratios, num_sizes)
+        weights[scores] = head_rows.scatter_classes(
+            rows, num_ratios * num_sizes, indices, total, fill
+        )
+    return weights, indices, total
+
+
+def _renamed(
+    weights: dict[str, Tensor], settings: dict[str, Any]
+) -> tuple[dict[str, Tensor], Keys]:
+    with NoRandomValues():
+        built = assemble(settings).state_dict()
+    keys, state = Keys(), dict[str, Tensor]()
+    for key in built:
+        name = torchvision_name(key, head_has_norms=bool(settings["head_norm"]))
+        if name in weights:
+            state[key] = weights[name].contiguous()
+            keys.used[key] = name
+    for key in [key for key in state if key.endswith(".running_var")]:
+        counter = key.replace("running_var", "num_batches_tracked")
+        built[counter] = state[counter] = torch.zeros((), dtype=torch.int64)
+        keys.made[counter] = "0: the number of training steps of a batch norm"
+    check_fit(state, built, "torchvision's RetinaNet")
+    for name in weights.keys() - set(keys.used.values()):
+        if name == "loss_normalizer":
+            keys.unused[name] = "torchvision divides the losses of each image by its own positives"
+        elif not settings["head_bias"] and "_subnet." in name and name.endswith(".bias"):
+            keys.unused[name] = "zeros: the convolution has no bias there"
+        else:
+            raise UserError(f"{name}: torchvision's RetinaNet has no such parameter.")
+    return state, keys
 
 
 def _generator(cfg: CfgNode) -> Any:
@@ -183,21 +166,18 @@ def _generator(cfg: CfgNode) -> Any:
     return build_anchor_generator(cfg, levels)
 
 
-def _ratios_and_sizes(cfg: CfgNode) -> tuple[int, int]:
+def _ratios_per_level(cfg: CfgNode) -> list[list[float]]:
+    """Returns the aspect ratios of each level, or one list for all."""
     ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-    num_ratios = len(ratios[0] if isinstance(ratios[0], list | tuple) else ratios)
+    return [list(x) for x in (ratios if isinstance(ratios[0], list | tuple) else [ratios])]
+
+
+def _ratios_and_sizes(cfg: CfgNode) -> tuple[int, int]:
+    num_ratios = len(_ratios_per_level(cfg)[0])
     return num_ratios, _generator(cfg).num_anchors[0] // num_ratios
 
 
-def _places(classes: list[str] | None, cfg: CfgNode) -> tuple[list[int], int]:
-    """The output of each class in torchvision, and how many outputs there are."""
-    count = cfg.MODEL.RETINANET.NUM_CLASSES
-    if classes == rows.COCO_CLASSES:
-        return rows.COCO_IDS, rows.TORCHVISION_COCO
-    return list(range(1, count + 1)), count + 1
-
-
-def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dict[str, Any]:
+def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_outputs: int) -> dict[str, Any]:
     model, retinanet = cfg.MODEL, cfg.MODEL.RETINANET
     resnets, is_rgb = model.RESNETS, cfg.INPUT.FORMAT == "RGB"
     mean, std = (list(x) if is_rgb else list(x)[::-1] for x in (model.PIXEL_MEAN, model.PIXEL_STD))
@@ -215,7 +195,7 @@ def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dic
         "out_channels": model.FPN.OUT_CHANNELS,
         "p6_from_p5": is_ours and model.FPN.P6_INPUT == "p5",
         "anchors": _anchors(cfg),
-        "num_classes": num_classes,
+        "num_classes": num_outputs,
         "num_convs": len(convs) // 2,
         "head_norm": retinanet.NORM,
         "head_bias": bool(retinanet.NORM) and any(bool(x.any()) for x in biases),
@@ -236,24 +216,15 @@ def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_classes: int) -> dic
 def _anchors(cfg: CfgNode) -> dict[str, Any]:
     generator, anchors = _generator(cfg), cfg.MODEL.ANCHOR_GENERATOR
     num_ratios, num_sizes = _ratios_and_sizes(cfg)
-    if anchors.NAME == "TorchvisionAnchorGenerator":
-        if anchors.OFFSET:
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.OFFSET: {anchors.OFFSET}, but torchvision has 0."
-            )
-        octave = [2 ** (i / num_sizes) for i in range(num_sizes)]
-        ratios = anchors.ASPECT_RATIOS
-        by_level = ratios if isinstance(ratios[0], list | tuple) else [ratios]
-        sizes = [
-            [int(anchors.ANCHOR_SCALE * s * step) for step in octave] for s in generator.strides
+    if anchors.NAME != "TorchvisionAnchorGenerator":
+        cells = [
+            head_rows.ratios_first(cell + generator.offset * stride, num_ratios, num_sizes).tolist()
+            for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
         ]
-        return {
-            "rounded": True,
-            "sizes": sizes,
-            "ratios": [list(x) for x in by_level] * (1 if len(by_level) == 5 else 5),
-        }
-    cells = [
-        rows.ratios_first(cell + generator.offset * stride, num_ratios, num_sizes).tolist()
-        for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
-    ]
-    return {"rounded": False, "cells": cells, "strides": list(generator.strides)}
+        return {"rounded": False, "cells": cells, "strides": list(generator.strides)}
+    if anchors.OFFSET:
+        raise UserError(f"MODEL.ANCHOR_GENERATOR.OFFSET: {anchors.OFFSET}; torchvision needs 0.")
+    octave = [2 ** (i / num_sizes) for i in range(num_sizes)]
+    sizes = [[int(anchors.ANCHOR_SCALE * s * step) for step in octave] for s in generator.strides]
+    ratios = _ratios_per_level(cfg)
+    return {"rounded": True, "sizes": sizes, "ratios": ratios * (1 if len(ratios) == 5 else 5)}

@@ -1,12 +1,12 @@
-"""A RetinaNet for torchvision, put together as model.json says, with the weights in model.pth.
+"""Builds torchvision's RetinaNet from model.json, with the weights in model.pth.
 
     python model.py street.jpg          # prints label, score and box of each detection
 
     from model import build             # in Python
-    model = build()                     # a torchvision.models.detection.RetinaNet, in eval mode
-    (found,) = model([picture])         # RGB, (3, H, W), from 0 to 1
+    model = build()                     # a torchvision.models.detection.RetinaNet in eval mode
+    (detections,) = model([image])      # RGB, (3, H, W), from 0 to 1
 
-Needs torch and torchvision alone.
+Needs only torch and torchvision.
 """
 
 import json
@@ -35,11 +35,11 @@ NORMS: dict[str, Any] = {
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors without their rounding, and at the levels' strides exactly.
+    """torchvision's anchors, but not rounded, and spaced by exactly the stride of each level.
 
     Args:
-        cells: of each level, boxes (A, 4) around the first place.
-        strides: of each level, in pixels.
+        cells: per level, the anchors (A, 4) of the first location.
+        strides: per level, in pixels.
     """
 
     def __init__(self, cells: list[list[list[float]]], strides: list[int]) -> None:
@@ -53,7 +53,7 @@ class Anchors(AnchorGenerator):
 
 
 def assemble(settings: dict[str, Any]) -> RetinaNet:
-    """The model with random weights."""
+    """Builds the model with random weights."""
     is_deep = settings["block"] == "Bottleneck"
     body = resnet.ResNet(
         resnet.Bottleneck if is_deep else resnet.BasicBlock,
@@ -104,7 +104,7 @@ def assemble(settings: dict[str, Any]) -> RetinaNet:
 
 
 def build(folder: str | Path = Path(__file__).parent) -> RetinaNet:
-    """The model in eval mode, of the model.json and model.pth in a folder."""
+    """Builds the model from the model.json and model.pth in a folder, in eval mode."""
     folder = Path(folder)
     model = assemble(json.loads((folder / "model.json").read_text(encoding="utf-8")))
     weights = torch.load(folder / "model.pth", map_location="cpu", weights_only=True)
@@ -115,9 +115,10 @@ def build(folder: str | Path = Path(__file__).parent) -> RetinaNet:
 if __name__ == "__main__":
     from torchvision.io import ImageReadMode, decode_image
 
-    picture = decode_image(sys.argv[1], ImageReadMode.RGB) / 255
+    image = decode_image(sys.argv[1], ImageReadMode.RGB) / 255
     names = json.loads(Path(__file__).with_name("model.json").read_text(encoding="utf-8"))["labels"]
     with torch.no_grad():
-        (found,) = build()([picture])
-    for label, score, box in zip(found["labels"], found["scores"], found["boxes"], strict=True):
+        (detections,) = build()([image])
+    columns = (detections[key] for key in ("labels", "scores", "boxes"))
+    for label, score, box in zip(*columns, strict=True):
         print(names.get(str(label.item()), label.item()), f"{score:.3f}", box.tolist())

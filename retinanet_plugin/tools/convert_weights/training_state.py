@@ -1,50 +1,42 @@
-"""Checkpoints of mmengine, whose training state holds objects that are no tensors.
+"""Lets checkpoints of mmengine be read, whose training state holds objects other than tensors.
 
-PyTorch reads a file safely only if it knows each class and function that the file names. Those
-that mmengine's logs name get stand-ins, which take whatever they are given, keep nothing and do
-nothing; nothing of mmengine or numpy is called.
+``torch.load(weights_only=True)`` must know every class and function that a file names. Those that
+mmengine's logs name are replaced by a class that keeps nothing and does nothing, so no code of
+mmengine or numpy runs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-_NUMPYS = ("numpy.core.multiarray", "numpy._core.multiarray")  # of version 1 and 2
 _NAMES = {
     "mmengine.logging.history_buffer": ["HistoryBuffer"],
-    "builtins": ["getattr"],  # by which a buffer names its own methods
+    "builtins": ["getattr"],  # buffers name their own methods by it
     "numpy": ["ndarray", "dtype"],
-    **{module: ["_reconstruct", "scalar"] for module in _NUMPYS},
+    "numpy.core.multiarray": ["_reconstruct", "scalar"],  # numpy 1
+    "numpy._core.multiarray": ["_reconstruct", "scalar"],  # numpy 2
 }
 
 
-class _Nothing:
-    def __new__(cls, *_: Any, **__: Any) -> "_Nothing":
+class _Ignored:
+    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __setstate__(self, state: object) -> None:
-        pass
+    def __setstate__(self, state: object) -> None: ...
 
 
 _STAND_INS: list[Any] = [
-    type(name, (_Nothing,), {"__module__": module})
+    type(name, (_Ignored,), {"__module__": module})
     for module, names in _NAMES.items()
     for name in names
 ]
 
 
-@contextmanager
-def skipping_training_state() -> Iterator[None]:
-    """While PyTorch reads with ``weights_only``, such objects become nothings."""
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_STAND_INS)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
+def ignore_training_state() -> AbstractContextManager[Any]:
+    """While active, ``torch.load(weights_only=True)`` ignores mmengine's training state."""
+    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
+        return nullcontext()
+    return torch.serialization.safe_globals(_STAND_INS)

@@ -1,38 +1,20 @@
-"""detectron2's own RetinaNet: its weights as they are; ours in it, with a config of its keys."""
+"""detectron2's own RetinaNet: its weights here, and ours there with a config of its keys."""
 
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from agreement import PICTURES, assert_equal, detect, ours, spread
+from agreement import IMAGES, assert_equal, converted, detect, imitate_training_of
 from conftest import small_config
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from retinanet_plugin.tools.convert_weights.command.conversion import convert
-from retinanet_plugin.tools.convert_weights.command.rows import COCO_CLASSES
-from torch import nn
 
 from retinanet_plugin import UserError
 from retinanet_plugin.modeling import FocalRetinaNet
-
-
-class Outputs(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, images: torch.Tensor) -> object:
-        levels = self.inner.backbone(images)
-        return self.inner.head([levels[name] for name in self.inner.head_in_features])
-
-
-def spread_out(model: nn.Module) -> nn.Module:
-    model.eval()
-    images = model.preprocess_image([{"image": PICTURES[0] * 255}]).tensor
-    spread(Outputs(model), model.head.cls_score, model.head.bbox_pred, images)
-    return model
+from retinanet_plugin.tools.convert_weights.conversion import convert
+from retinanet_plugin.tools.convert_weights.head_rows import COCO_CLASSES
 
 
 def zoo_config() -> CfgNode:
@@ -49,16 +31,23 @@ def zoo_config() -> CfgNode:
     return cfg
 
 
+def save(cfg: CfgNode, folder: Path, model: torch.nn.Module, **others: object) -> Path:
+    """What training leaves behind."""
+    torch.save({"model": model.state_dict(), **others}, folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model.pth"
+
+
 def test_a_pickle_of_the_zoo(tmp_path: Path) -> None:
-    theirs = spread_out(build_model(zoo_config()))
+    theirs = imitate_training_of(build_model(zoo_config()))
     weights = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    weights["anchor_generator.cell_anchors.0"] = torch.zeros(9, 4).numpy()  # as old ones have it
+    weights["anchor_generator.cell_anchors.0"] = torch.zeros(9, 4).numpy()  # in old files
     content = {"model": weights, "__author__": "Detectron2 Model Zoo"}
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(content))
-    said = convert(tmp_path / "model.pkl", tmp_path / "out")
-    assert "takes the file as it is" in said and "unused: 1 (follows from the config)" in said
-    for picture in PICTURES:
-        assert_equal(detect(ours(tmp_path / "out"), picture, "BGR"), detect(theirs, picture, "BGR"))
+    convert(tmp_path / "model.pkl", tmp_path / "out")
+    ours = converted(tmp_path / "out")
+    for image in IMAGES:
+        assert_equal(detect(ours, image, "BGR"), detect(theirs, image, "BGR"))
     saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
     assert saved["classes"] == COCO_CLASSES
 
@@ -72,12 +61,8 @@ def test_a_pickle_of_the_zoo(tmp_path: Path) -> None:
 )
 def test_our_models_detect_the_same_there(tmp_path: Path, overrides: list[str]) -> None:
     cfg = small_config(*overrides)
-    model = spread_out(FocalRetinaNet(cfg))
-    names = ["a", "b", "c", "d", "e", "f", "g"]
-    torch.save({"model": model.state_dict(), "classes": names}, tmp_path / "model.pth")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    said = convert(tmp_path / "model.pth", tmp_path / "out", to="detectron2")
-    assert ("its moving average" in said) == (cfg.MODEL.RETINANET.LOSS_NORMALIZER == "ema")
+    model = imitate_training_of(FocalRetinaNet(cfg))
+    convert(save(cfg, tmp_path, model, classes=list("abcdefg")), tmp_path / "out", to="detectron2")
     theirs = get_cfg()
     theirs.merge_from_file(str(tmp_path / "out" / "config.yaml"))
     theirs.MODEL.DEVICE = "cpu"
@@ -86,36 +71,31 @@ def test_our_models_detect_the_same_there(tmp_path: Path, overrides: list[str]) 
     loaded = torch.load(theirs.MODEL.WEIGHTS, weights_only=True)["model"]
     built.load_state_dict(loaded, strict=True)
     DetectionCheckpointer(built).load(theirs.MODEL.WEIGHTS)
-    for picture in PICTURES:
-        expected = detect(model, picture, cfg.INPUT.FORMAT)
-        assert_equal(detect(built, picture, theirs.INPUT.FORMAT), expected)
+    for image in IMAGES:
+        expected = detect(model, image, cfg.INPUT.FORMAT)
+        assert_equal(detect(built, image, theirs.INPUT.FORMAT), expected)
+
+
+P6P7 = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_p6p7_backbone"]
 
 
 @pytest.mark.parametrize(
-    "overrides, said",
+    "key, value, others",
     [
-        (["MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator"], "--to torchvision"),
-        (
-            [
-                *("MODEL.BACKBONE.NAME", "build_resnet_fpn_p6p7_backbone"),
-                *("MODEL.FPN.P6_INPUT", "p5"),
-            ],
-            "P6_INPUT: p5",
-        ),
-        (["MODEL.FPN.P7_RELU", "False"], "P7_RELU: False"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator", []),
+        ("MODEL.FPN.P6_INPUT", "p5", P6P7),
+        ("MODEL.FPN.P7_RELU", "False", []),
     ],
 )
-def test_what_detectron2_has_not(tmp_path: Path, overrides: list[str], said: str) -> None:
-    cfg = small_config(*overrides)
-    torch.save({"model": FocalRetinaNet(cfg).state_dict()}, tmp_path / "model.pth")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    with pytest.raises(UserError, match=said):
-        convert(tmp_path / "model.pth", tmp_path / "out", to="detectron2")
+def test_what_detectron2_cannot_express(tmp_path: Path, key, value, others) -> None:
+    cfg = small_config(*others, key, value)
+    file = save(cfg, tmp_path, FocalRetinaNet(cfg))
+    with pytest.raises(UserError, match=key):
+        convert(file, tmp_path / "out", to="detectron2")
 
 
 def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
-    model = FocalRetinaNet(small_config())
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    (tmp_path / "config.yaml").write_text(small_config("MODEL.RETINANET.NUM_CONVS", 2).dump())
-    with pytest.raises(UserError, match="4 are missing"):
-        convert(tmp_path / "model.pth", tmp_path / "out")
+    cfg = small_config("MODEL.RETINANET.NUM_CONVS", 2)
+    file = save(cfg, tmp_path, FocalRetinaNet(small_config()))
+    with pytest.raises(UserError, match=r"4 .*head\.cls_subnet\.2\.weight"):
+        convert(file, tmp_path / "out")

@@ -1,7 +1,7 @@
-"""mmdetection's RetinaNet: key for key and shape for shape, and by numbers against its formulas.
+"""mmdetection's RetinaNet: key for key, shape for shape, and detections against its formulas.
 
 It cannot be installed beside this PyTorch, so its model is written down here: the layout from its
-published configuration, the arithmetic in float32 from functions of PyTorch alone.
+published config, the arithmetic in float32 with PyTorch's functions alone.
 """
 
 import json
@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import PICTURES, assert_equal, detect, ours, spread
-from retinanet_plugin.tools.convert_weights.command.conversion import convert
-from retinanet_plugin.tools.convert_weights.command.model import NoRandomValues, Options
+from agreement import IMAGES, assert_equal, converted, detect, imitate_training
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 from torchvision.ops import batched_nms
 
 from retinanet_plugin import UserError, get_config
+from retinanet_plugin.tools.convert_weights.conversion import convert
+from retinanet_plugin.tools.convert_weights.model import NoRandomValues, Options
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-CAFFE_MEAN = [103.53, 116.28, 123.675]
 CAFFE = """
 model = dict(
     type='RetinaNet',
@@ -34,11 +33,11 @@ img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=
 
 
 class ConvModule(nn.Module):
-    """mmcv's: a convolution, and perhaps a group norm, in place of its bias, and a ReLU."""
+    """mmcv's: a convolution, then a group norm instead of the bias, and a ReLU, if wanted."""
 
-    def __init__(self, inward: int, out: int, size: int, *, stride=1, gn=False, relu=False):
+    def __init__(self, channels: int, out: int, size: int, *, stride=1, gn=False, relu=False):
         super().__init__()
-        self.conv = nn.Conv2d(inward, out, size, stride, size // 2, bias=not gn)
+        self.conv = nn.Conv2d(channels, out, size, stride, size // 2, bias=not gn)
         if gn:
             self.gn = nn.GroupNorm(32, out)
         self.has_gn, self.relu = gn, relu
@@ -84,21 +83,19 @@ class RetinaNet(nn.Module):
         levels.append(self.neck.fpn_convs[4](levels[3]))
         scores, deltas = [], []
         for level in levels:
-            kind = box = level
+            cls = reg = level
             for cls_conv, reg_conv in zip(head.cls_convs, head.reg_convs, strict=True):
-                kind, box = cls_conv(kind), reg_conv(box)
-            scores.append(head.retina_cls(kind))
-            deltas.append(head.retina_reg(box))
+                cls, reg = cls_conv(cls), reg_conv(reg)
+            scores.append(head.retina_cls(cls))
+            deltas.append(head.retina_reg(reg))
         return scores, deltas
 
     @torch.no_grad()
-    def detect(self, picture: Tensor, mean: list[float], std: list[float]):
-        """Of a picture in the model's channels, values 0 to 1."""
-        image = (picture * 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
-            :, None, None
-        ]
-        height, width = picture.shape[1:]
-        image = F.pad(image, (0, -width % 32, 0, -height % 32))
+    def detect(self, image: Tensor, mean: list[float], std: list[float]):
+        """In an image with the model's channel order, from 0 to 1."""
+        mean, std = (torch.tensor(x)[:, None, None] for x in (mean, std))
+        height, width = image.shape[1:]
+        image = F.pad((image * 255 - mean) / std, (0, -width % 32, 0, -height % 32))
         candidates = []
         for i, (scores, deltas) in enumerate(zip(*self(image[None]), strict=True)):
             stride = 8 * 2**i
@@ -112,14 +109,14 @@ class RetinaNet(nn.Module):
             boxes[:, 1::2].clamp_(0, height)
             candidates.append((boxes, value[:1000], index[:, 1]))
         boxes, scores, classes = (torch.cat(x) for x in zip(*candidates, strict=True))
-        there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, scores, classes = boxes[there], scores[there], classes[there]
+        valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, scores, classes = boxes[valid], scores[valid], classes[valid]
         keep = batched_nms(boxes, scores, classes, 0.5)[:100]
         return boxes[keep], scores[keep], classes[keep]
 
 
 def anchors_of(rows: int, columns: int, stride: int) -> Tensor:
-    """Ratio by ratio, in each the three scales; a place's anchors lie around its corner."""
+    """Ratio by ratio, and for each the three scales, around the corner of each location."""
     anchors = []
     for row in range(rows):
         for column in range(columns):
@@ -139,47 +136,45 @@ def decoded(anchors: Tensor, deltas: Tensor) -> Tensor:
     return torch.cat((centre - size / 2, centre + size / 2), dim=1)
 
 
-def spread_out(model: RetinaNet, scale: float, mean: float = -8.5) -> RetinaNet:
-    """Few enough detections that the most a picture may have, 100, is not reached."""
-    images = (PICTURES[0][None] - 0.5) * scale
-    spread(model.eval(), model.bbox_head.retina_cls, model.bbox_head.retina_reg, images, mean)
+def imitate(model: RetinaNet, scale: float, mean: float = -8.5) -> RetinaNet:
+    """With fewer than 100 detections per image, the limit."""
+    images, head = (IMAGES[0][None] - 0.5) * scale, model.bbox_head
+    imitate_training(model.eval(), head.retina_cls, head.retina_reg, images, mean)
     return model
 
 
 @pytest.mark.parametrize("gn, mean", [(False, -8.5), (True, -7.5)])
 def test_detections_are_the_same(tmp_path: Path, gn: bool, mean: float) -> None:
-    model = spread_out(RetinaNet(resnet18(weights=None), [128, 256, 512], gn=gn), 4.0, mean)
+    model = imitate(RetinaNet(resnet18(weights=None), [128, 256, 512], gn=gn), 4.0, mean)
     torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "mm.pth")
     said = convert(tmp_path / "mm.pth", tmp_path / "out")
-    assert "mmdetection RetinaNet" in said and "give --caffe-style" in said
-    converted = ours(tmp_path / "out")
-    for picture in PICTURES:
-        assert_equal(detect(converted, picture), model.detect(picture, MEAN, STD), 10)
-    with torch.no_grad():  # the levels of few detections too
+    assert "mmdetection RetinaNet" in said and "--caffe-style" in said
+    ours = converted(tmp_path / "out")
+    for image in IMAGES:
+        assert_equal(detect(ours, image), model.detect(image, MEAN, STD), 10)
+    with torch.no_grad():  # also levels with few detections
         images = torch.randn(1, 3, 96, 128)
-        features = list(converted.backbone(images).values())
-        for mine, theirs in zip(converted.head(features), model(images), strict=True):
-            for mine_i, theirs_i in zip(mine, theirs, strict=True):
-                ratio_first = mine_i.unflatten(1, (3, 3, -1)).transpose(1, 2).flatten(1, 3)
+        features = list(ours.backbone(images).values())
+        for actual, expected in zip(ours.head(features), model(images), strict=True):
+            for actual_i, theirs_i in zip(actual, expected, strict=True):
+                ratio_first = actual_i.unflatten(1, (3, 3, -1)).transpose(1, 2).flatten(1, 3)
                 torch.testing.assert_close(ratio_first, theirs_i, rtol=1e-3, atol=1e-3)
 
 
 def test_caffes_resnet_is_known_from_the_config_in_the_file(tmp_path: Path) -> None:
-    with NoRandomValues():  # spread comes over them
+    with NoRandomValues():
         body = resnet50(weights=None)
-    model = spread_out(RetinaNet(body, [512, 1024, 2048], caffe=True), 255.0)
+    model = imitate(RetinaNet(body, [512, 1024, 2048], caffe=True), 255.0)
     meta = {"config": CAFFE, "CLASSES": ("a",) * 80}
     torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / "mm.pth")
     convert(tmp_path / "mm.pth", tmp_path / "out")
-    expected = model.detect(PICTURES[0].flip(0), CAFFE_MEAN, [1.0] * 3)
-    assert_equal(detect(ours(tmp_path / "out"), PICTURES[0], "BGR"), expected, 10)
-    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
-    assert saved["classes"] == ["a"] * 80
-    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert {row["from"]: row["shape"] for row in report["used"]} == {
+    expected = model.detect(IMAGES[0].flip(0), [103.53, 116.28, 123.675], [1.0] * 3)
+    assert_equal(detect(converted(tmp_path / "out"), IMAGES[0], "BGR"), expected, 10)
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {row["from"]: row["shape"] for row in record["used"]} == {
         key: shape for key, shape in layout().items() if "num_batches" not in key
     }
-    assert {row["from"] for row in report["unused"]} == {k for k in layout() if "num_batches" in k}
+    assert {row["from"] for row in record["unused"]} == {k for k in layout() if "num_batches" in k}
 
 
 def layout() -> dict[str, list[int]]:
@@ -191,28 +186,28 @@ def layout() -> dict[str, list[int]]:
             shapes[f"{name}.{part}"] = [channels]
         shapes[f"{name}.num_batches_tracked"] = []
 
-    def conv(name: str, out: int, inward: int, size: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, inward, size, size], [out]
+    def conv(name: str, out: int, channels: int, size: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, channels, size, size], [out]
 
     shapes["backbone.conv1.weight"] = [64, 3, 7, 7]
     norm("backbone.bn1", 64)
-    inward = 64
+    channels = 64
     for stage, blocks in enumerate([3, 4, 6, 3]):
         middle = 64 * 2**stage
         for block in range(blocks):
             name = f"backbone.layer{stage + 1}.{block}"
-            sizes = [(middle, inward, 1), (middle, middle, 3), (4 * middle, middle, 1)]
+            sizes = [(middle, channels, 1), (middle, middle, 3), (4 * middle, middle, 1)]
             for i, (out, into, size) in enumerate(sizes, start=1):
                 shapes[f"{name}.conv{i}.weight"] = [out, into, size, size]
                 norm(f"{name}.bn{i}", out)
             if block == 0:
-                shapes[f"{name}.downsample.0.weight"] = [4 * middle, inward, 1, 1]
+                shapes[f"{name}.downsample.0.weight"] = [4 * middle, channels, 1, 1]
                 norm(f"{name}.downsample.1", 4 * middle)
-            inward = 4 * middle
-    for i, channels in enumerate([512, 1024, 2048]):
-        conv(f"neck.lateral_convs.{i}.conv", 256, channels, 1)
-    for i, channels in enumerate([256, 256, 256, 2048, 256]):
-        conv(f"neck.fpn_convs.{i}.conv", 256, channels, 3)
+            channels = 4 * middle
+    for i, inputs in enumerate([512, 1024, 2048]):
+        conv(f"neck.lateral_convs.{i}.conv", 256, inputs, 1)
+    for i, inputs in enumerate([256, 256, 256, 2048, 256]):
+        conv(f"neck.fpn_convs.{i}.conv", 256, inputs, 3)
     for i in range(4):
         conv(f"bbox_head.cls_convs.{i}.conv", 256, 256, 3)
         conv(f"bbox_head.reg_convs.{i}.conv", 256, 256, 3)
@@ -243,12 +238,15 @@ def narrow() -> dict[str, Tensor]:
         return RetinaNet(resnet18(weights=None), [128, 256, 512]).state_dict()
 
 
-def test_what_the_config_tells(narrow, tmp_path: Path, capsys) -> None:
-    """Also names of classes as version 3 writes them."""
-    names = [f"kind {i}" for i in range(80)]
-    meta = {"cfg": OTHERS, "dataset_meta": {"classes": names}}
-    torch.save({"state_dict": narrow, "meta": meta}, tmp_path / "mm.pth")
-    convert(tmp_path / "mm.pth", tmp_path / "out")
+def saved(folder: Path, state: dict[str, Tensor], meta: object = None, **others: object) -> Path:
+    torch.save({"state_dict": state, "meta": meta or {}, **others}, folder / "mm.pth")
+    return folder / "mm.pth"
+
+
+def test_the_config_in_the_file_is_read_but_not_run(narrow, tmp_path: Path, capsys) -> None:
+    names = [f"class {i}" for i in range(80)]
+    file = saved(tmp_path, narrow, {"cfg": OTHERS, "dataset_meta": {"classes": names}})
+    convert(file, tmp_path / "out")
     assert capsys.readouterr().out == ""  # of the call in the config
     cfg = get_config(tmp_path / "out" / "config.yaml")
     retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
@@ -259,14 +257,14 @@ def test_what_the_config_tells(narrow, tmp_path: Path, capsys) -> None:
     assert (retinanet.SCORE_THRESH_TEST, retinanet.NMS_THRESH_TEST) == (0.1, 0.6)
     assert (retinanet.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (500, 50)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (512, 640)
-    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
-    assert saved["classes"] == names
-    with pytest.raises(UserError, match="2 names of classes, but the file has 80"):
-        convert(tmp_path / "mm.pth", tmp_path / "two", options=Options(["a", "b"]))
+    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    assert checkpoint["classes"] == names
+    with pytest.raises(UserError, match=r"--classes: 2 .* 80"):
+        convert(file, tmp_path / "two", options=Options(["a", "b"]))
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    "config, named",
     [
         ("model=dict(bbox_head=dict(loss_cls=dict(use_sigmoid=False)))", "use_sigmoid=False"),
         (
@@ -275,30 +273,28 @@ def test_what_the_config_tells(narrow, tmp_path: Path, capsys) -> None:
         ),
     ],
 )
-def test_configs_of_other_models_are_refused(narrow, tmp_path: Path, config: str, said) -> None:
-    torch.save({"state_dict": narrow, "meta": {"cfg": config}}, tmp_path / "mm.pth")
-    with pytest.raises(UserError, match=said):
-        convert(tmp_path / "mm.pth", tmp_path / "out")
+def test_configs_of_other_models_are_refused(narrow, tmp_path: Path, config: str, named) -> None:
+    with pytest.raises(UserError, match=named):
+        convert(saved(tmp_path, narrow, {"cfg": config}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_with_a_moving_average_and_a_wrapper(narrow, tmp_path: Path) -> None:
-    """The averaged weights have the plain names, those before the other."""
+def test_averaged_weights_are_preferred_and_a_wrapper_is_ignored(narrow, tmp_path: Path) -> None:
+    """The averaged weights have the plain names."""
     before = {f"ema_{key.replace('.', '_')}": x + 1 for key, x in narrow.items()}
     wrapped = {f"module.{key}": x for key, x in {**narrow, **before}.items()}
-    torch.save({"state_dict": wrapped}, tmp_path / "mm.pth")
-    convert(tmp_path / "mm.pth", tmp_path / "out")
-    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    convert(saved(tmp_path, wrapped), tmp_path / "out")
+    weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     key = "backbone.bottom_up.stem.conv1.weight"
-    assert torch.equal(saved[key], narrow["backbone.conv1.weight"])
-    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert {row["from"] for row in report["unused"]} >= before.keys()
+    assert torch.equal(weights[key], narrow["backbone.conv1.weight"])
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert {row["from"] for row in record["unused"]} >= before.keys()
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.serialization, "safe_globals"), reason="torch 2.4 reads none with numpy's"
+    not hasattr(torch.serialization, "safe_globals"), reason="torch 2.4 cannot read such files"
 )
-def test_training_state_of_mmengine_is_passed_over(narrow, tmp_path: Path, monkeypatch) -> None:
+def test_training_state_of_mmengine_is_ignored(narrow, tmp_path: Path, monkeypatch) -> None:
     """Its logs are objects of its own with numpy arrays and methods."""
     name = "mmengine.logging.history_buffer"
     for module in ("mmengine", "mmengine.logging", name):
@@ -315,28 +311,28 @@ def test_training_state_of_mmengine_is_passed_over(narrow, tmp_path: Path, monke
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = name, "HistoryBuffer"
     sys.modules[name].HistoryBuffer = HistoryBuffer
     hub = {"log_scalars": {"loss": HistoryBuffer()}}
-    torch.save({"state_dict": narrow, "message_hub": hub, "meta": {}}, tmp_path / "epoch_12.pth")
     before = set(torch.serialization.get_safe_globals())
-    said = convert(tmp_path / "epoch_12.pth", tmp_path / "out")
+    said = convert(saved(tmp_path, narrow, message_hub=hub), tmp_path / "out")
     assert "mmdetection RetinaNet" in said
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_other_pyramids_are_refused(narrow, tmp_path: Path) -> None:
-    for key, value, said in (
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
         ("neck.fpn_convs.3.conv.weight", torch.zeros(256, 256, 3, 3), "on_input"),
-        ("neck.lateral_convs.3.conv.weight", torch.zeros(256, 512, 1, 1), "no place"),
-        ("bbox_head.retina_iou.weight", torch.zeros(9), "no place"),
-    ):
-        torch.save({"state_dict": {**narrow, key: value}}, tmp_path / "mm.pth")
-        with pytest.raises(UserError, match=said):
-            convert(tmp_path / "mm.pth", tmp_path / "out")
+        ("neck.lateral_convs.3.conv.weight", torch.zeros(256, 512, 1, 1), "lateral_convs.3"),
+        ("bbox_head.retina_iou.weight", torch.zeros(9), "retina_iou"),
+    ],
+)
+def test_other_pyramids_and_heads_are_refused(narrow, tmp_path: Path, key, value, named) -> None:
+    with pytest.raises(UserError, match=named):
+        convert(saved(tmp_path, {**narrow, key: value}), tmp_path / "out")
 
 
-def test_a_pyramid_whose_p6_is_made_from_p5(narrow, tmp_path: Path) -> None:
+def test_a_pyramid_whose_p6_is_computed_from_p5(narrow, tmp_path: Path) -> None:
     key = "neck.fpn_convs.3.conv.weight"
     state = {**narrow, key: narrow[key][:, :256].clone()}
     meta = {"cfg": "model = dict(neck=dict(add_extra_convs='on_output'))"}
-    torch.save({"state_dict": state, "meta": meta}, tmp_path / "mm.pth")
-    convert(tmp_path / "mm.pth", tmp_path / "out")
+    convert(saved(tmp_path, state, meta), tmp_path / "out")
     assert get_config(tmp_path / "out" / "config.yaml").MODEL.FPN.P6_INPUT == "p5"
