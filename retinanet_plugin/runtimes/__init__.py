@@ -1,0 +1,1 @@
+"""Exported models behind the interface that detectron2's models have."""

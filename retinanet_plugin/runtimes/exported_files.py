@@ -1,21 +1,17 @@
-"""Exported files run behind one interface: ``load(path)(pictures)``.
+"""Exported models run behind one interface: ``load(path)(images)``.
 
     from retinanet_plugin.runtimes.exported_files import load
 
     detect = load("model.onnx")
-    boxes, scores, classes = detect(picture[None])[0]
+    boxes, scores, classes = detect(image[None])[0]
     names = [detect.classes[i] for i in classes]
 
-A ``.pt2`` or TorchScript file is a program: load those alone that you would also run.
+``.pt2`` and TorchScript files are programs: load only files that you would also run.
 """
 
-import functools
-import importlib
-import json
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,21 +19,18 @@ import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from ..errors import UserError, printable
-from ..modeling.registry import one_of
-from ..tools.export.detector import LAYOUTS, OUTPUTS
+from ..errors import UserError, did_you_mean, printable
+from .backends import BACKENDS, Run
 
-# Outputs, by the order of OUTPUTS, of an input as the file wants it.
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]
-
-METADATA = "metadata.json"  # in the zip archives that .pt2 and TorchScript files are
-_LARGEST_METADATA = 2**24  # bytes; a thousand classes' names are far less
+FORMATS = ("onnx", "pt2", "torchscript")  # also the suffixes of the files
+ONNX_RUNTIMES = ("onnxruntime", "openvino")
+LAYOUTS, CHANNELS, INPUT_DTYPES = ("nhwc", "nchw"), ("BGR", "RGB"), ("uint8", "float32")
 
 
 class Detections(NamedTuple):
-    """Of one picture, by falling score."""
+    """The D detections of one image, by descending score."""
 
-    boxes: np.ndarray  # (D, 4) float32, XYXY in pixels of the picture
+    boxes: np.ndarray  # (D, 4) float32, XYXY in pixels of the image
     scores: np.ndarray  # (D,) float32
     classes: np.ndarray  # (D,) int64
 
@@ -46,9 +39,9 @@ class Runtime:
     """An exported detector.
 
     Args:
-        run: the outputs, named in ``detector.OUTPUTS``, of an input as the metadata describe it.
-        metadata: what the file says of itself, see docs/export.md.
-        name: of what runs it.
+        run: maps an input that the metadata describe to the arrays named in ``OUTPUTS``.
+        metadata: the file's own description of itself, see docs/deploy.md.
+        name: the runtime's name.
 
     Attributes:
         classes: names by class index.
@@ -58,17 +51,17 @@ class Runtime:
         self._run, self.metadata, self.name = run, metadata, name
         self.classes: list[str] = metadata["classes"]
 
-    def __call__(self, pictures: np.ndarray) -> list[Detections]:
-        """Detections of each picture.
+    def __call__(self, images: np.ndarray) -> list[Detections]:
+        """Returns the detections of each image.
 
         Args:
-            pictures: (N, H, W, 3), uint8, in the order ``metadata["input"]["channels"]``, already
-                resized as ``metadata["resize"]`` says.
+            images: (N, H, W, 3) uint8 with the channels ``metadata["input"]["channels"]``, resized
+                as ``metadata["resize"]`` says.
         """
-        wanted = self.metadata["input"]
-        if wanted["layout"] == "nchw":
-            pictures = pictures.transpose(0, 3, 1, 2)
-        outputs = self._run(np.ascontiguousarray(pictures, dtype=wanted["dtype"]))
+        expected = self.metadata["input"]
+        if expected["layout"] == "nchw":
+            images = images.transpose(0, 3, 1, 2)
+        outputs = self._run(np.ascontiguousarray(images, dtype=expected["dtype"]))
         boxes, scores, classes, counts = outputs
         return [
             Detections(boxes[i, :count], scores[i, :count], classes[i, :count])
@@ -77,218 +70,107 @@ class Runtime:
 
 
 class DetectronModel:
-    """A :class:`Runtime` called as detectron2 calls a model: for its evaluators.
+    """A :class:`Runtime` with the calling convention of detectron2's models, for its evaluators.
 
     Args:
-        channels: of the pictures that it is given, ``INPUT.FORMAT``.
+        channels: channel order of the given images, ``INPUT.FORMAT``.
     """
 
     def __init__(self, runtime: Runtime, channels: str) -> None:
         self._runtime = runtime
-        self._flips = channels != runtime.metadata["input"]["channels"]
+        self._flip = channels != runtime.metadata["input"]["channels"]
 
     def __call__(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Of each dict with an ``image`` (3, H, W), and perhaps ``height`` and ``width``.
+        """Returns ``{"instances": Instances}`` per input.
 
-        Pictures of one size go through the file together, others one by one.
+        Images of one size form a batch, others go through the file one by one.
+
+        Args:
+            batched_inputs: dicts with ``image`` (3, H, W) and optionally the ``height`` and
+                ``width`` that the boxes are scaled to.
         """
         images = [x["image"].permute(1, 2, 0).numpy() for x in batched_inputs]
-        if self._flips:
+        if self._flip:
             images = [x[:, :, ::-1] for x in images]
-        alike = len({x.shape for x in images}) == 1
-        batches = [np.stack(images)] if alike else [x[None] for x in images]
-        found = [one for batch in batches for one in self._runtime(batch)]
+        same_size = len({x.shape for x in images}) == 1
+        batches = [np.stack(images)] if same_size else [x[None] for x in images]
+        detections = [x for batch in batches for x in self._runtime(batch)]
         return [
-            {"instances": _instances(one, given)}
-            for one, given in zip(found, batched_inputs, strict=True)
+            {"instances": _to_instances(*pair)}
+            for pair in zip(detections, batched_inputs, strict=True)
         ]
 
 
-def _instances(found: Detections, given: dict[str, Any]) -> Instances:
-    """As detectron2's models give them, at the size that is asked for."""
+def _to_instances(detections: Detections, given: dict[str, Any]) -> Instances:
     height, width = given["image"].shape[1:]
     instances = Instances(
         (height, width),
-        pred_boxes=Boxes(torch.from_numpy(found.boxes.copy())),
-        scores=torch.from_numpy(found.scores.copy()),
-        pred_classes=torch.from_numpy(found.classes.copy()),
+        pred_boxes=Boxes(torch.from_numpy(detections.boxes.copy())),
+        scores=torch.from_numpy(detections.scores.copy()),
+        pred_classes=torch.from_numpy(detections.classes.copy()),
     )
     size = given.get("height", height), given.get("width", width)
     return detector_postprocess(instances, *size)
 
 
 def load(path: str | Path, device: str = "cpu", runtime: str = "onnxruntime") -> Runtime:
-    """What runs an exported file, told by its content.
+    """Loads an exported file; its content, not its suffix, decides what runs it.
 
     Args:
-        device: "cpu", or "cuda" where the file and its runtime can: what .pt2 and TorchScript files
-            were exported for.
-        runtime: of ONNX files, "onnxruntime" or "openvino", which always works on the CPU.
+        device: "cpu" or "cuda"; .pt2 and TorchScript files run on the one they were exported for.
+        runtime: runs ONNX files: "onnxruntime", or "openvino", which always uses the CPU.
 
     Raises:
-        UserError: for a file that is none of ours, or whose runtime is not installed.
+        UserError: if this plugin did not export the file, or its runtime is not installed.
     """
     path = Path(path).expanduser()
-    kind = kind_of(path)
-    one_of(runtime, ONNX_RUNTIMES, "runtime")
-    if kind == "onnx":
-        kind = runtime
+    if runtime not in ONNX_RUNTIMES:
+        raise UserError(
+            f'runtime: unknown value "{runtime}"{did_you_mean(runtime, ONNX_RUNTIMES)}; known: '
+            f"{', '.join(ONNX_RUNTIMES)}."
+        )
+    name = _program_format(path) or runtime
     try:
-        run, metadata = RUNTIMES[kind](path, device)
+        run, metadata = BACKENDS[name](path, device)
     except UserError:
         raise
-    except Exception as error:  # what is damaged raises nearly anything
+    except Exception as error:  # damaged files raise nearly anything
         reason = printable(str(error).strip().split("\n")[0], 200) or type(error).__name__
+        raise UserError(f"{path}: {name} cannot load it ({reason}); export it again.") from None
+    if invalid := [key for key in _METADATA_CHECKS if not _is_valid(key, metadata)]:
         raise UserError(
-            f"{path}: {kind} cannot load it ({reason}); export the model anew, with the versions "
-            "that it is to run on."
-        ) from None
-    lacking = [key for key in _NEEDED if not _is_right(key, metadata)]
-    if lacking:
-        raise UserError(
-            f"{path}: its metadata lack {', '.join(lacking)} as retinanet_plugin.tools.export.command "
-            "writes them; export the model anew."
+            f"{path}: no valid {', '.join(invalid)} in its metadata; give a file that "
+            "`retinanet export` wrote."
         )
-    return Runtime(run, metadata, kind)
+    return Runtime(run, metadata, name)
 
 
-# What others rely on, and whether a value is such.
-_NEEDED: dict[str, Callable[[Any], bool]] = {
-    "format": lambda x: isinstance(x, str),
+_METADATA_CHECKS: dict[str, Callable[[Any], bool]] = {
     "classes": lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
     "category_ids": lambda x: isinstance(x, list) and all(isinstance(i, int) for i in x),
     "input": lambda x: (
-        x["layout"] in LAYOUTS
-        and x["channels"] in ("BGR", "RGB")
-        and x["dtype"] in ("uint8", "float32")
+        x["layout"] in LAYOUTS and x["channels"] in CHANNELS and x["dtype"] in INPUT_DTYPES
     ),
     "resize": lambda x: all(isinstance(x[side], int) for side in ("short_side", "long_side")),
     "score_threshold": lambda x: isinstance(x, int | float),
 }
 
 
-def _is_right(key: str, metadata: dict[str, Any]) -> bool:
+def _is_valid(key: str, metadata: dict[str, Any]) -> bool:
     try:
-        return _NEEDED[key](metadata[key])
+        return _METADATA_CHECKS[key](metadata[key])
     except (KeyError, TypeError):
         return False
 
 
-def kind_of(path: Path) -> str:
-    """Of ONNX files "onnx", of others a key of ``RUNTIMES``.
-
-    Raises:
-        UserError: if the file is not there.
-    """
+def _program_format(path: Path) -> str | None:
+    """Returns which of PyTorch's zip archives a file is; None for all others, so for ONNX."""
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; give one that retinanet_plugin.tools.export.command wrote."
-        )
+        raise UserError(f"{path}: no such file; give one that `retinanet export` wrote.")
     if not zipfile.is_zipfile(path):
-        return "onnx"
+        return None
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    is_script = any(name.endswith("/constants.pkl") for name in names)
-    is_compiled = any("/data/aotinductor/" in name for name in names)
-    return "torchscript" if is_script else "aotinductor" if is_compiled else "pt2"
-
-
-def needed(module: str, package: str) -> ModuleType:
-    """An optional library.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{package} is not installed; `pip install {package}`.") from None
-
-
-def _onnx(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    runtime = needed("onnxruntime", "onnxruntime")
-    providers = ["CPUExecutionProvider"]
-    if device != "cpu":
-        providers.insert(0, "CUDAExecutionProvider")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(str(path), options, providers=providers)
-    stored = session.get_modelmeta().custom_metadata_map
-    (given,) = session.get_inputs()
-    metadata = {key: json.loads(value) for key, value in stored.items() if key in stored}
-    return lambda pictures: session.run(None, {given.name: pictures}), metadata
-
-
-def _openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    openvino = needed("openvino", "openvino")
-    core = _core_of(openvino)
-    model = core.read_model(path)
-    # Without the hint it computes in bfloat16 where the processor can.
-    threads = torch.get_num_threads()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = core.compile_model(model, "CPU", settings)
-    stored = model.get_rt_info()["framework"] if model.has_rt_info(["framework"]) else {}
-    metadata = {key: json.loads(value.astype(str)) for key, value in stored.items()}
-
-    def run(pictures: np.ndarray) -> list[np.ndarray]:
-        outputs = compiled(pictures)
-        return [outputs[name] for name in OUTPUTS]
-
-    return run, metadata
-
-
-@functools.cache
-def _core_of(openvino: Any) -> Any:
-    """The one of this process, which stays.
-
-    Each sets the stack that signals are handled on, and restores the one before as it ends. Of two,
-    the second would restore what the first has freed: the next signal were a segmentation fault.
-    """
-    return openvino.Core()
-
-
-def _pt2(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    metadata = _metadata_in(path)
-    module = torch.export.load(path).module()
-    return _by_torch(module, device), metadata
-
-
-def _aotinductor(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    metadata = _metadata_in(path)
-    return _by_torch(torch._inductor.aoti_load_package(str(path)), device), metadata
-
-
-def _torchscript(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    metadata = _metadata_in(path)
-    return _by_torch(torch.jit.load(path, map_location=device), device), metadata
-
-
-ONNX_RUNTIMES = ("onnxruntime", "openvino")
-# By name: the function and the metadata of the file at a path, on a device.
-RUNTIMES: dict[str, Callable[[Path, str], tuple[Run, dict[str, Any]]]] = {
-    "onnxruntime": _onnx,
-    "openvino": _openvino,
-    "pt2": _pt2,
-    "aotinductor": _aotinductor,
-    "torchscript": _torchscript,
-}
-
-
-def _by_torch(module: Callable[..., Sequence[torch.Tensor]], device: str) -> Run:
-    @torch.inference_mode()
-    def run(pictures: np.ndarray) -> list[np.ndarray]:
-        outputs = module(torch.from_numpy(pictures).to(device))
-        return [x.cpu().numpy() for x in outputs]
-
-    return run
-
-
-def _metadata_in(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            is_ours = entry.filename.endswith(f"extra/{METADATA}")
-            if is_ours and entry.file_size <= _LARGEST_METADATA:
-                metadata: dict[str, Any] = json.loads(archive.read(entry))
-                return metadata
-    return {}
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "torchscript"
+    return "aotinductor" if any("/data/aotinductor/" in name for name in names) else "pt2"

@@ -1,4 +1,4 @@
-"""What detects, whether its weights are a checkpoint or a file that was exported."""
+"""Detectors from ``MODEL.WEIGHTS``, whether these are a checkpoint or an exported file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,30 +11,32 @@ from ..acceleration.accelerate import speed_up_inference
 from ..engine import SafeCheckpointer, Trainer
 from ..engine.checkpoint import classes_in
 from ..errors import UserError
-from ..tools.export.files import FORMATS
-from .exported_files import DetectronModel, load
+from ..utils import shorten
+from .exported_files import FORMATS, DetectronModel, load
 
 EAGER = "PyTorch"
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether the name of a file of weights is that of an exported one, by its ending."""
+    """Whether a file name has the suffix of an exported model."""
     return Path(path).suffix.removeprefix(".") in FORMATS
 
 
 def load_network(
     cfg: CfgNode, *, runtime: str = "onnxruntime", classes: list[str] | None = None
 ) -> tuple[Any, str, list[str] | None]:
-    """What detects with ``MODEL.WEIGHTS``, the name of what runs it, and the classes it names.
-
-    It is called as detectron2 calls a model in eval mode.
+    """Loads ``MODEL.WEIGHTS`` for inference.
 
     Args:
-        runtime: of an ONNX file.
-        classes: that it must have, if it names any.
+        runtime: runs an ONNX file.
+        classes: names that those of the file, if it has any, must equal.
+
+    Returns:
+        the model, which is called like detectron2's models; the name of what runs it; and the
+        names of its classes, None if the file has none.
 
     Raises:
-        UserError: for weights that cannot be used.
+        UserError: if the weights cannot be used.
     """
     weights = cfg.MODEL.WEIGHTS
     if not is_exported(weights):
@@ -45,14 +47,15 @@ def load_network(
     exported = load(weights, cfg.MODEL.DEVICE, runtime)
     if classes and classes != exported.classes:
         raise UserError(
-            f"{weights}: exported for the classes {_few(exported.classes)}, but the data set has "
-            f"{_few(classes)}; give a data set with its classes in its order, or another file."
+            f"{weights}: its {len(exported.classes)} classes ({shorten(exported.classes)}) are "
+            f"not the dataset's {len(classes)} ({shorten(classes)}); give a dataset with the "
+            "same classes in the same order."
         )
     return DetectronModel(exported, cfg.INPUT.FORMAT), exported.name, exported.classes
 
 
-def keys_of(metadata: Mapping[str, Any]) -> list[str]:
-    """Key, value, key, value ... of a config that treats pictures as the file wants it."""
+def overrides_of(metadata: Mapping[str, Any]) -> list[str]:
+    """Returns config overrides, key and value in turn, that prepare images for an exported file."""
     resize = metadata["resize"]
     return [
         *("INPUT.MIN_SIZE_TEST", str(resize["short_side"])),
@@ -61,7 +64,3 @@ def keys_of(metadata: Mapping[str, Any]) -> list[str]:
         *("MODEL.RETINANET.NUM_CLASSES", str(len(metadata["classes"]))),
         *("MODEL.RETINANET.SCORE_THRESH_TEST", str(metadata["score_threshold"])),
     ]
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -1,1 +1,1 @@
-"""A trained model at work on a person's pictures, videos and cameras."""
+"""``retinanet demo``: detect objects in images, videos and camera streams."""

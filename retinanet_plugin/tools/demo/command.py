@@ -1,152 +1,132 @@
-"""Detects and draws objects in pictures, folders of them, videos and what a camera sees.
+r"""Detects objects in images, folders, videos and a camera's stream, and draws them.
 
-    python -m retinanet_plugin.tools.demo.command --weights output/quickstart/model_final.pth \
-        --input street.jpg holidays/ 'shots/**/*.png' traffic.mp4 --output found
-    python -m retinanet_plugin.tools.demo.command --config-file output/bccd_R18_FPN/config.yaml \
-        --webcam 0 --output found --score-threshold 0.3 --classes RBC,WBC --opts MODEL.DEVICE cpu
-    python -m retinanet_plugin.tools.demo.command --weights model.onnx --input street.jpg --output found
+    retinanet demo --weights output/quickstart/model_final.pth \
+        --input street.jpg holidays/ 'shots/**/*.png' traffic.mp4 --output drawn
+    retinanet demo --weights model.onnx --webcam 0 --output drawn \
+        --score-threshold 0.3 --classes RBC,WBC
 
-OUTPUT gets a drawn picture or video of each, detections.json (a list in COCO's results format) and
-pictures.json (COCO's images and categories: what each image_id and category_id is). What cannot be
-read is named and skipped, and the exit status is 1 then. Ctrl-C keeps what is drawn so far; it is
-also what ends a camera.
+OUTPUT receives a drawn image or video for each input, detections.json (a list in COCO's results
+format) and images.json (COCO's images and categories). Inputs that cannot be read are reported and
+skipped; the exit status is 1 then. Ctrl-C ends the camera, and keeps what is drawn so far.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 
 from ...acceleration.memory import keep_freed_memory
-from ...command_line import add_opts_option, whole
-from ...engine.user_code import add_option, import_code
-from ...errors import UserError, one_sentence
+from ...command_line import (
+    add_config_file,
+    add_device,
+    add_output,
+    add_overrides,
+    add_weights,
+    at_least,
+    command_parser,
+    parse,
+    positive_int,
+)
+from ...errors import UserError
 from ...evaluation.scores import highest_score
 from ...predictor import Predictor
 from ...runtimes.exported_files import ONNX_RUNTIMES
-from .inputs import camera, find
-from .outputs import DETECTIONS, Outputs
+from .inputs import Frames, find_sources
+from .outputs import DETECTIONS, open_outputs
 from .run import Demo
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.demo.command",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words.add_argument(
-        "--config-file", metavar="FILE", help="default: the config.yaml beside the weights"
-    )
-    words.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="checkpoint, or a file of tools.export, which needs no config; default: "
-        "model_best.pth or model_final.pth beside the config, else its MODEL.WEIGHTS",
-    )
-    words.add_argument(
-        "--runtime",
-        choices=ONNX_RUNTIMES,
-        default=ONNX_RUNTIMES[0],
-        help="of an .onnx file; default: onnxruntime",
-    )
-    words.add_argument(
+    """Returns the parser of ``retinanet demo``."""
+    result = command_parser("demo", __doc__)
+    add_config_file(result, required=False)
+    add_weights(result, required=False)
+    result.add_argument(
         "--input",
         nargs="+",
         default=[],
         metavar="PATH",
-        help="pictures, videos, folders (with all below) and patterns in quotes",
+        help="images, videos, folders (searched recursively) and quoted patterns",
     )
-    words.add_argument("--webcam", type=whole(0), metavar="NUMBER", help="a camera; 0 is the first")
-    words.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    words.add_argument(
-        "--score-threshold", type=_fraction, default=0.5, metavar="S", help="default: 0.5"
+    result.add_argument("--webcam", type=at_least(0), metavar="N", help="a camera; 0 is the first")
+    add_output(result, "a new folder", required=True)
+    result.add_argument(
+        "--score-threshold", type=_score, default=0.5, metavar="SCORE", help="default: 0.5"
     )
-    words.add_argument(
-        "--classes", type=_names, metavar="NAME,NAME", help="keep only these; default: all"
+    result.add_argument(
+        "--classes", type=_names, metavar="NAME,NAME", help="classes to keep; default: all"
     )
-    words.add_argument(
-        "--batch-size", type=whole(1), default=4, help="of pictures of one size; default: 4"
+    result.add_argument(
+        "--batch-size", type=positive_int, default=4, help="of images of one size; default: 4"
     )
-    words.add_argument(
-        "--overwrite", action="store_true", help="replace what this command left in FOLDER"
+    result.add_argument(
+        "--runtime",
+        choices=ONNX_RUNTIMES,
+        default=ONNX_RUNTIMES[0],
+        help=f"runs .onnx files; default: {ONNX_RUNTIMES[0]}",
     )
-    add_option(words)
-    add_opts_option(words)
-    return words
+    add_device(result)
+    add_overrides(result)
+    return result
 
 
-def _fraction(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = -1.0
+def _score(text: str) -> float:
+    value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} given; give a number from 0 to below 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number in [0, 1)")
     return value
 
 
-def _names(word: str) -> list[str]:
-    return [name.strip() for name in word.split(",") if name.strip()]
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Does what the command line asks for; returns the exit status."""
-    args = parser().parse_args(words)
-    opencv = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # 4 and 5
-    opencv.setLogLevel(0)  # silent: we name what cannot be read
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs ``retinanet demo`` and returns its exit status."""
+    parsed = parse(parser(), args)
+    opencv = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
+    opencv.setLogLevel(0)  # silent: the demo itself reports what cannot be read
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    if not args.input and args.webcam is None:
-        raise UserError("--input: none given; give pictures, folders or videos, or --webcam 0.")
-    sources, absent = find(args.input, args.output)
-    if not sources and args.webcam is None:
+    sources, unmatched = find_sources(parsed.input, parsed.output)
+    if not sources and parsed.webcam is None:
         raise UserError(
-            f"--input: no picture or video under {', '.join(absent)} (working directory "
-            f"{Path.cwd()}); give files, folders or patterns that there are."
+            f"--input: no image or video {', '.join(unmatched) or 'given'}; give files, folders or "
+            "patterns, or --webcam 0."
         )
-    frames = None if args.webcam is None else camera(args.webcam)
-    import_code(args.imports)
+    camera = None if parsed.webcam is None else Frames(parsed.webcam)
     predictor = Predictor(
-        args.config_file,
-        args.weights,
-        score_threshold=args.score_threshold,
-        classes=args.classes,
-        batch_size=args.batch_size,
-        overrides=args.opts,
-        runtime=args.runtime,
+        parsed.config_file,
+        parsed.weights,
+        score_threshold=parsed.score_threshold,
+        classes=parsed.classes,
+        batch_size=parsed.batch_size,
+        overrides=parsed.opts,
+        runtime=parsed.runtime,
     )
     keep_freed_memory(predictor.cfg)
-    outputs = Outputs(
-        args.output, predictor.classes, predictor.category_ids, overwrite=args.overwrite
-    )
-    demo = Demo(predictor, outputs)
-    with highest_score(predictor.model, predictor.kept_classes) as highest:
+    with (
+        open_outputs(
+            parsed.output, predictor.classes, predictor.category_ids, overwrite=parsed.overwrite
+        ) as outputs,
+        highest_score(predictor.model, predictor.kept_classes) as highest,
+    ):
+        demo = Demo(predictor, outputs)
+        for name in unmatched:
+            demo.fail(name, "no image or video")
         try:
-            with outputs:
-                for word in absent:
-                    demo.fail(word, "no picture or video is there")
-                demo.pictures([x for x in sources if not x.is_video])
-                for source in sources:
-                    if source.is_video:
-                        demo.video(source)
-                if frames:
-                    demo.camera(frames, f"webcam_{args.webcam}")
+            demo.run_images([x for x in sources if not x.is_video])
+            for source in sources:
+                if source.is_video:
+                    demo.run_video(source)
+            if camera:
+                demo.run_camera(camera, f"webcam_{parsed.webcam}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{args.output} keeps what was drawn of {demo.done} inputs, whole files all, and "
-                f"{DETECTIONS} of them; --overwrite begins anew"
+                f"{parsed.output} has the results of {demo.num_done} inputs"
             ) from None
-        print(f"{demo.summary(highest())}\n{args.output / DETECTIONS}")
-    if demo.failed:
-        inputs = "1 input" if len(demo.failed) == 1 else f"{len(demo.failed)} inputs"
-        print(f"{inputs} could not be read, see above.", file=sys.stderr)
-    return 1 if demo.failed else 0
-
-
-if __name__ == "__main__":
-    with one_sentence():
-        sys.exit(main())
+        print(f"{demo.summary(highest())}\n{parsed.output / DETECTIONS}")
+    if demo.num_failed:
+        print(f"{demo.num_failed} inputs could not be read, see above.", file=sys.stderr)
+    return 1 if demo.num_failed else 0

@@ -1,4 +1,4 @@
-"""What a person names to look at: pictures, folders of them, patterns, videos."""
+"""Inputs of the demo: images, folders, patterns, videos and cameras."""
 
 import glob
 import os
@@ -11,33 +11,23 @@ import numpy as np
 
 from ...errors import UserError
 
-# Endings, in lower case
-PICTURES = frozenset(
-    f".{x}"
-    for x in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpeg", "jpg", "mpo", "pbm", "pgm", "png", "pnm"),
-        *("ppm", "tif", "tiff", "webp"),
-    )
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-VIDEOS = frozenset(
-    f".{x}"
-    for x in (
-        *("avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "webm"),
-        "wmv",
-    )
+VIDEO_SUFFIXES = frozenset(
+    ".avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
-_USUAL_RATE = 25.0  # frames a second, where none is told
-_HIGHEST_RATE = 1000.0  # what some containers tell in place of none is beyond it
+_DEFAULT_FPS = 25.0  # for videos that do not state it
+_MAX_FPS = 1000.0  # containers without a frame rate may state absurd ones
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, or a video.
+    """An image or a video.
 
     Args:
         path: the file.
-        name: what it is called in the output: the file's name, of a folder's files with the way
-            from there.
+        name: relative path of the output: the file's name, or its path below the given folder.
     """
 
     path: Path
@@ -45,108 +35,86 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEOS
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find(words: Iterable[str], output: Path) -> tuple[list[Source], list[str]]:
-    """All that the words of a command line name, each file once.
+def find_sources(inputs: Iterable[str], output: Path) -> tuple[list[Source], list[str]]:
+    """Finds the images and videos that ``--input`` names, each file once.
 
     Args:
-        words: files, which are videos by their endings, else pictures; folders, which are gone
-            through to their ends, and patterns such as ``shots/**/*.jpg``: of these only known
-            endings count, and hidden files do not.
-        output: the folder of what is written, which is no input.
+        inputs: files, folders, which are searched recursively, and glob patterns. A file without a
+            video suffix counts as an image. In folders and patterns, only known suffixes count,
+            and hidden files are left out.
+        output: the output folder, which is skipped.
 
     Returns:
-        the sources, and the words that name nothing.
+        the sources, and the inputs that match nothing.
 
     Raises:
-        UserError: for a word that names ``output``, or what lies in it.
+        UserError: if an input lies in ``output``.
     """
-    found: dict[Path, Source] = {}
-    absent = []
-    written = output.resolve()
-    for word in words:
-        path = Path(word).expanduser()
-        if path.exists() and path.resolve().is_relative_to(written):
-            raise UserError(
-                f"--output: {output} holds the input {word}; give another folder, so that nothing "
-                "of yours is replaced."
-            )
+    sources: dict[Path, Source] = {}
+    unmatched = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output: {output} contains the input {text}; give another folder.")
         if path.is_file():
-            sources = [Source(path, PurePath(path.name))]
+            matches = [Source(path, PurePath(path.name))]
         else:
-            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-            roots = [path] if path.exists() else matches
-            sources = [source for root in roots for source in _below(root, written)]
-        if not sources:
-            absent.append(word)
-        for source in sources:
-            found.setdefault(source.path.resolve(), source)
-    return list(found.values()), absent
+            roots = [path] if path.exists() else map(Path, sorted(glob.glob(text, recursive=True)))
+            matches = [x for root in roots for x in _search(root)]
+            matches = [x for x in matches if not x.path.resolve().is_relative_to(output.resolve())]
+        if not matches:
+            unmatched.append(text)
+        for source in matches:
+            sources.setdefault(source.path.resolve(), source)
+    return list(sources.values()), unmatched
 
 
-def _below(root: Path, written: Path) -> Iterator[Source]:
-    """Pictures and videos in a folder, or the one file that ``root`` is, but for what we write."""
-    if not root.is_dir():
-        files = [root]
-    else:
-        files = []
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(x for x in folders if not x.startswith("."))
-            files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+def _search(root: Path) -> Iterator[Source]:
+    """Yields the images and videos below a folder, or ``root`` itself if it is one."""
+    files = [root] if root.is_file() else []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(x for x in subfolders if not x.startswith("."))
+        files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
     for file in files:
-        if file.suffix.lower() in PICTURES | VIDEOS and not file.resolve().is_relative_to(written):
-            name = file.relative_to(root) if file != root else file.name
-            yield Source(file, PurePath(name))
+        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            yield Source(file, PurePath(file.name if file == root else file.relative_to(root)))
 
 
 class Frames:
-    """The frames of a video or camera, (H, W, 3) uint8 in BGR, turned upright.
+    """The frames of a video or a camera, (H, W, 3) uint8 in BGR.
 
     Args:
-        source: a file, or a camera's number.
+        source: a file, or the number of a camera.
 
     Attributes:
-        rate: frames a second.
-        count: of a file, as it tells; None: unknown.
+        fps: frames per second.
+        count: number of frames that a video states, None if unknown.
 
     Raises:
-        UserError: where it cannot be opened.
+        UserError: if the source cannot be opened.
     """
 
     def __init__(self, source: Path | int) -> None:
+        is_camera = isinstance(source, int)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            self.close()
-            raise UserError(
-                "no such camera, or another program has it"
-                if isinstance(source, int)
-                else "it cannot be opened as a video, by the decoders that OpenCV has"
-            )
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 0 < rate <= _HIGHEST_RATE else _USUAL_RATE
+            if is_camera:
+                raise UserError(f"--webcam: cannot open camera {source}; give another number.")
+            raise UserError("OpenCV cannot open it as a video")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps <= _MAX_FPS else _DEFAULT_FPS
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if count > 0 and not isinstance(source, int) else None
+        self.count = int(count) if count > 0 and not is_camera else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         while True:
-            there, frame = self._capture.read()
-            if not there:
+            ok, frame = self._capture.read()
+            if not ok:
                 return
             yield frame
 
     def close(self) -> None:
         self._capture.release()
-
-
-def camera(number: int) -> Frames:
-    """The frames of a camera, without end.
-
-    Raises:
-        UserError: where there is none.
-    """
-    try:
-        return Frames(number)
-    except UserError as error:
-        raise UserError(f"--webcam: {number}: {error}; give another number.") from None

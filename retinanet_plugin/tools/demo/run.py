@@ -1,4 +1,4 @@
-"""From pictures, videos and a camera to what is drawn and noted of them."""
+"""The demo itself: runs a model on images, videos and a camera, and records what it detects."""
 
 import sys
 import time
@@ -16,128 +16,123 @@ from ...errors import UserError, printable
 from ...evaluation.drawing import draw, enlargement
 from ...predictor import Predictor
 from .inputs import Frames, Source
-from .outputs import Outputs, Video, write_picture
+from .outputs import Outputs, Video, write_image
 
 
 class Demo:
-    """Runs a model over what it is given, and goes on after what cannot be read.
-
-    Args:
-        predictor: the model.
-        outputs: where to.
+    """Runs a model on sources and skips those that cannot be read.
 
     Attributes:
-        failed: names of what could not be read.
-        done: how many pictures, videos and cameras are drawn, whole or to where they were stopped.
+        num_failed: how many sources could not be read.
+        num_done: how many are drawn, including a video that Ctrl-C cut short.
     """
 
     def __init__(self, predictor: Predictor, outputs: Outputs) -> None:
         self._predictor = predictor
         self._outputs = outputs
-        self.failed: list[str] = []
-        self.done = 0
+        self.num_failed = self.num_done = 0
 
     def fail(self, name: str, reason: str) -> None:
-        """Says what is skipped, and why, above the line of progress."""
-        self.failed.append(name)
+        """Reports a source that is skipped, above the progress bar."""
+        self.num_failed += 1
         tqdm.write(f"skipped: {printable(name)}: {printable(reason)}", file=sys.stderr)
 
-    def pictures(self, sources: Sequence[Source]) -> None:
-        """Pictures, a batch of which is in memory at a time."""
-        if not sources:
-            return
+    def run_images(self, sources: Sequence[Source]) -> None:
+        """Draws images, of which one batch is in memory at a time."""
         pending: deque[tuple[Source, np.ndarray]] = deque()
-        with tqdm(total=len(sources), desc="pictures", unit="picture") as bar:
+        with tqdm(total=len(sources), desc="images", unit="image", disable=not sources) as bar:
 
             def read() -> Iterator[np.ndarray]:
                 for source in sources:
                     try:
-                        picture = read_picture(str(source.path), "BGR")
-                    except Exception as error:  # PIL's decoders raise nearly everything
+                        image = read_picture(str(source.path), "BGR")
+                    except Exception as error:  # PIL's decoders raise nearly anything
                         self.fail(str(source.path), reason_of(error))
                         bar.update()
                         continue
-                    pending.append((source, picture))
-                    yield picture
+                    pending.append((source, image))
+                    yield image
 
-            for found in self._predictor.stream(read()):
-                source, picture = pending.popleft()
+            for detections in self._predictor.stream(read()):
+                source, image = pending.popleft()
                 path = self._outputs.path_for(source.name, is_video=False)
-                enlarge = enlargement(*picture.shape[:2])
-                write_picture(path, draw(picture, found, self._predictor.classes, enlarge))
-                self._note(found, str(source.path), path)
-                self.done += 1
+                scale = enlargement(*image.shape[:2])
+                write_image(path, draw(image, detections, self._predictor.classes, scale))
+                self._record(detections, str(source.path), path)
+                self.num_done += 1
                 bar.update()
 
-    def video(self, source: Source) -> None:
-        """A video, frame by frame; what is drawn until Ctrl-C is kept."""
+    def run_video(self, source: Source) -> None:
+        """Draws a video frame by frame."""
+        name = str(source.path)
         try:
             frames = Frames(source.path)
         except UserError as error:
-            self.fail(str(source.path), str(error))
+            self.fail(name, str(error))
             return
         with closing(frames):
-            number = self._film(frames, str(source.path), source.name)
-        if number == 0:
-            self.fail(str(source.path), "it has no frame that can be read")
-        elif frames.count and number < 0.99 * frames.count:  # what containers tell is not exact
-            self.fail(str(source.path), f"only {number} of {frames.count} frames can be read")
+            count = self._run_frames(frames, name, source.name)
+        if count == 0:
+            self.fail(name, "no frame can be read")
+        elif frames.count and count < 0.99 * frames.count:  # stated counts are not exact
+            self.fail(name, f"only {count} of {frames.count} frames can be read")
 
-    def camera(self, frames: Frames, name: str) -> None:
-        """What a camera sees, until Ctrl-C."""
-        self._film(frames, name, PurePath(name), live=True)
+    def run_camera(self, frames: Frames, name: str) -> None:
+        """Draws a camera's frames until Ctrl-C."""
+        with closing(frames):
+            self._run_frames(frames, name, PurePath(name), live=True)
 
-    def _film(self, frames: Frames, label: str, name: PurePath, *, live: bool = False) -> int:
-        """Draws each frame; returns their number.
+    def _run_frames(self, frames: Frames, label: str, name: PurePath, *, live: bool = False) -> int:
+        """Draws each frame and returns their number; frames drawn before Ctrl-C are kept.
 
-        A live video is as long as it was watched: a network is slower than a camera, so a frame is
-        repeated until the next.
+        A live video takes as long as it was watched: a network slower than the camera repeats
+        frames.
         """
-        predictor, given = self._predictor, deque[tuple[np.ndarray, float]]()
-        number = 0
+        pending: deque[tuple[np.ndarray, float]] = deque()
+        count = 0
         video: Video | None = None
 
         def read() -> Iterator[np.ndarray]:
             for frame in frames:
-                given.append((frame, time.monotonic()))
+                pending.append((frame, time.monotonic()))
                 yield frame
 
         start = time.monotonic()
         bar = tqdm(total=frames.count, desc=printable(label, 40), unit="frame")
         try:
-            for found in predictor.stream(read(), batch_size=1 if live else None):
-                frame, at = given.popleft()
+            for detections in self._predictor.stream(read(), batch_size=1 if live else None):
+                frame, seen = pending.popleft()
                 if video is None:
                     path = self._outputs.path_for(name, is_video=True)
-                    video = Video(path, frames.rate)
-                drawn = draw(frame, found, predictor.classes)
-                due = round((at - start) * frames.rate) + 1 - video.num_frames
-                video.write(drawn, times=max(due, 0) if live else 1)
-                self._note(found, label, path, frame=number)
-                number += 1
+                    video = Video(path, frames.fps, (frame.shape[1], frame.shape[0]))
+                drawn = draw(frame, detections, self._predictor.classes)
+                due = round((seen - start) * frames.fps) + 1 - video.num_frames
+                video.write(drawn, repeat=max(due, 0) if live else 1)
+                self._record(detections, label, path, frame=count)
+                count += 1
                 bar.update()
         finally:
             bar.close()
             if video is not None:
-                self.done += 1
+                self.num_done += 1
                 video.close()
-        return number
+        return count
 
-    def _note(self, found: Instances, label: str, drawn: Path, **more: int) -> None:
+    def _record(self, detections: Instances, label: str, drawn: Path, **frame: int) -> None:
         name = drawn.relative_to(self._outputs.folder).as_posix()
-        self._outputs.add(found, file_name=label, **more, drawn=name)
+        self._outputs.add(detections, file_name=label, **frame, drawn=name)
 
     def summary(self, highest: float | None) -> str:
-        """What was found, in a sentence.
+        """Describes the result.
 
         Args:
-            highest: score of all, also below the threshold, if known.
+            highest: the highest score of all, also below the threshold, if known.
         """
         outputs, threshold = self._outputs, self._predictor.score_threshold
         if outputs.num_images and not outputs.num_detections:
-            most = "" if highest is None else f"; the highest score seen is {highest:.3g}"
-            return f"No detection scores above {threshold:g}{most}."
+            rest = "" if highest is None else f"; the highest is {highest:.3g}"
+            return f"No detection scores above {threshold:g}{rest}."
         return (
             f"{outputs.num_detections} detections above {threshold:g} in {outputs.num_images} "
-            "pictures and frames."
+            "images and frames."
         )

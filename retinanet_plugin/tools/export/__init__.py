@@ -1,1 +1,1 @@
-"""Trained models as files that run without this package, and what runs them."""
+"""``retinanet export``: trained models as files that run without this package."""

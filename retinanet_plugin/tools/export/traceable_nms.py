@@ -1,8 +1,8 @@
-"""Non-maximum suppression that can be exported: no shape depends on what is in a picture.
+"""Non-maximum suppression (NMS) with shapes that do not depend on the content of images.
 
-Greedy NMS keeps the best box, drops those of its class that overlap it, and begins anew with what
-is left. Here that is done at most K times, for all pictures of a batch at once: the K best of what
-torchvision's NMS keeps, in its order. The first of equal scores goes first.
+Greedy NMS takes the best box, drops the boxes of its class that overlap it, and repeats. Here D
+steps do so for all images of a batch at once. The result is that of torchvision's NMS per class,
+cut to the D best, with the first of equal scores first.
 """
 
 import functools
@@ -12,86 +12,88 @@ import torch
 from torch import Tensor
 
 
-def pick(
-    boxes: Tensor, scores: Tensor, classes: Tensor, most: int, threshold: float
+def nms_top_k(
+    boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Indices and scores of the boxes that remain of each picture, by falling score: (N, K) each.
+    """Returns indices and scores of the remaining boxes per image, by descending score: (N, D).
 
     Args:
         boxes: (N, M, 4), XYXY.
-        scores: (N, M); 0: no candidate. Where fewer than K remain, so are the scores of the rest.
-        classes: (N, M): boxes of different classes never suppress one another.
-        most: K.
-        threshold: IoU above which the lesser of two boxes is dropped.
+        scores: (N, M); 0 for what is no candidate. Where fewer than D boxes remain, the scores of
+            the rest are 0, too.
+        classes: (N, M); boxes of different classes do not suppress each other.
+        max_detections: D.
+        threshold: the lower scored of two boxes with an IoU above it is dropped.
     """
     if torch.jit.is_tracing():
-        picked: tuple[Tensor, Tensor] = _scripted()(boxes, scores, classes, most, threshold)
-        return picked
-    if is_exporting():
-        return _exported(boxes, scores, classes, most, threshold)
-    return _loop(boxes, scores, classes, most, threshold)
+        result: tuple[Tensor, Tensor] = _scripted_loop()(
+            boxes, scores, classes, max_detections, threshold
+        )
+        return result
+    loop = _exported_loop if is_exporting() else _loop
+    return loop(boxes, scores, classes, max_detections, threshold)
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` is at work; PyTorch before 2.7, which cannot tell, only traces."""
+    """Whether ``torch.export`` is running; False with PyTorch before 2.7, which only traces."""
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def _loop(
-    boxes: Tensor, scores: Tensor, classes: Tensor, most: int, threshold: float
+    boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    indices, picked = _none(scores, most)
-    for step in range(most):
+    indices, kept = _empty(scores, max_detections)
+    for step in range(max_detections):
         if bool((scores > 0).any()):
             best, index, scores = _take_best(boxes, scores, classes, threshold)
             indices[:, step] = index[:, 0]
-            picked[:, step] = best[:, 0]
-    return indices, picked
+            kept[:, step] = best[:, 0]
+    return indices, kept
 
 
-def _exported(
-    boxes: Tensor, scores: Tensor, classes: Tensor, most: int, threshold: float
+@functools.cache
+def _scripted_loop() -> Any:
+    return torch.jit.script(_loop)
+
+
+def _exported_loop(
+    boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    def goes_on(step: Tensor, left: Tensor, *_: Tensor) -> Tensor:
-        return (step < most) & (left > 0).any()
+    def condition(step: Tensor, left: Tensor, *_: Tensor) -> Tensor:
+        return (step < max_detections) & (left > 0).any()
 
     def body(
-        step: Tensor, left: Tensor, indices: Tensor, picked: Tensor, boxes: Tensor, classes: Tensor
+        step: Tensor, left: Tensor, indices: Tensor, kept: Tensor, boxes: Tensor, classes: Tensor
     ) -> tuple[Tensor, ...]:
         best, index, left = _take_best(boxes, left, classes, threshold)
-        here = torch.arange(most, device=left.device) == step
-        return step + 1, left, torch.where(here, index, indices), torch.where(here, best, picked)
+        here = torch.arange(max_detections, device=left.device) == step
+        return step + 1, left, torch.where(here, index, indices), torch.where(here, best, kept)
 
     start = torch.zeros((), dtype=torch.int64, device=scores.device)
-    state = (start, scores.clone(), *_none(scores, most))
+    state = (start, scores.clone(), *_empty(scores, max_detections))
     loop = torch.ops.higher_order.while_loop
-    _, _, indices, picked = loop(goes_on, body, state, (boxes, classes))
-    return indices, picked
+    _, _, indices, kept = loop(condition, body, state, (boxes, classes))
+    return indices, kept
 
 
-def _none(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    picked = scores.new_zeros((scores.shape[0], most))
-    return picked.to(torch.int64), picked
+def _empty(scores: Tensor, max_detections: int) -> tuple[Tensor, Tensor]:
+    kept = scores.new_zeros((scores.shape[0], max_detections))
+    return kept.to(torch.int64), kept
 
 
 def _take_best(
     boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best score (N, 1), its index (N, 1), and the scores without it and what it suppresses."""
+    """Returns the best score (N, 1), its index (N, 1), and the scores without what it suppresses."""
     best, index = scores.max(1, keepdim=True)
     box = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
     corner = torch.maximum(boxes[:, :, :2], box[:, :, :2])
     size = (torch.minimum(boxes[:, :, 2:], box[:, :, 2:]) - corner).clamp(min=0)
     overlap = size[:, :, 0] * size[:, :, 1]
     iou = overlap / (_area(boxes) + _area(box) - overlap)
-    gone = (iou > threshold) & (classes == classes.gather(1, index))
-    return best, index, scores.masked_fill(gone, 0.0).scatter(1, index, 0.0)
+    suppressed = (iou > threshold) & (classes == classes.gather(1, index))
+    return best, index, scores.masked_fill(suppressed, 0.0).scatter(1, index, 0.0)
 
 
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, :, 2] - boxes[:, :, 0]) * (boxes[:, :, 3] - boxes[:, :, 1])
-
-
-@functools.cache
-def _scripted() -> Any:
-    return torch.jit.script(_loop)

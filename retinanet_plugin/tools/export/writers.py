@@ -1,0 +1,173 @@
+"""Writers of a detector as ONNX, as a ``torch.export`` program or as traced TorchScript."""
+
+import copy
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+from ...runtimes.backends import METADATA, OUTPUTS, optional_import
+from .detector import ImageDetector
+from .onnx_nms import onnx_nms, translations
+
+INPUT = "images"
+_DIMENSIONS = ("batch", "height", "width")
+
+
+@torch.no_grad()
+def write(
+    detector: ImageDetector,
+    path: Path,
+    file_format: str,
+    metadata: Mapping[str, Any],
+    *,
+    input_dtype: torch.dtype = torch.uint8,
+    compiled: bool = False,
+) -> None:
+    """Writes one file, which accepts batches of any number, height and width of images.
+
+    Args:
+        detector: in eval mode.
+        file_format: one of ``exported_files.FORMATS``.
+        metadata: stored in the file, each value as JSON.
+        input_dtype: of the images, uint8 or float32.
+        compiled: compile a .pt2 for this kind of machine with AOTInductor and a C++ compiler.
+
+    Raises:
+        UserError: if a required package is not installed, or the model cannot be exported.
+    """
+    example = example_input(detector, input_dtype)
+    try:
+        with _quiet_exporters():
+            if file_format == "torchscript":
+                script = torch.jit.trace(detector, example, check_trace=False)
+                script.save(str(path), _extra_files={METADATA: _json(metadata)})
+            elif file_format == "onnx":
+                _write_onnx(detector, example, path, metadata)
+            elif compiled:
+                _write_compiled(detector, example, path, metadata)
+            else:
+                program = export_program(detector, example)
+                torch.export.save(program, path, extra_files={METADATA: _json(metadata)})
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # exporters raise nearly anything
+        raise UserError(
+            f"--format {file_format}: PyTorch {torch.__version__} cannot export this model "
+            f"({_first_line(error)}); use PyTorch 2.14, and traceable code for your own parts "
+            "(docs/export.md)."
+        ) from error
+
+
+def example_input(detector: ImageDetector, dtype: torch.dtype) -> Tensor:
+    """Returns two black images for tracing, with 2 rows and 3 columns in the last level.
+
+    They have 224 x 288 pixels with the usual levels.
+    """
+    height, width = detector.last_stride * 7 // 4, detector.last_stride * 9 // 4
+    example = torch.zeros((2, height, width, 3), dtype=dtype, device=detector.pixel_mean.device)
+    return example.permute(0, 3, 1, 2).contiguous() if detector.layout == "nchw" else example
+
+
+def export_program(detector: ImageDetector, example: Tensor) -> Any:
+    """Runs ``torch.export`` and removes stack traces, which name files of this machine."""
+    dims = (0, 1, 2) if detector.layout == "nhwc" else (0, 2, 3)
+    minima = (1, detector.smallest_side, detector.smallest_side)
+    dynamic = {
+        dim: torch.export.Dim(name, min=minimum)
+        for dim, name, minimum in zip(dims, _DIMENSIONS, minima, strict=True)
+    }
+    program = torch.export.export(detector, (example,), dynamic_shapes=(dynamic,), strict=False)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def _write_compiled(
+    detector: ImageDetector, example: Tensor, path: Path, metadata: Mapping[str, Any]
+) -> None:
+    program = export_program(detector, example)
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:
+        raise UserError(
+            f"--compile: AOTInductor cannot compile the model ({_first_line(error)}); install a "
+            "C++ compiler such as g++, or omit --compile."
+        ) from None
+    with zipfile.ZipFile(path, "a") as archive:
+        top = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{top}/extra/{METADATA}", _json(metadata))
+
+
+def _write_onnx(
+    detector: ImageDetector, example: Tensor, path: Path, metadata: Mapping[str, Any]
+) -> None:
+    onnx = optional_import("onnx", "onnx")
+    optional_import("onnxscript", "onnxscript")
+    detector = copy.copy(detector)
+    detector.nms = onnx_nms(detector.decoder.num_classes)
+    program = torch.onnx.export(
+        export_program(detector, example),
+        dynamo=True,
+        custom_translation_table=translations(),
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    _clean(model)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=_json(value))
+    onnx.save(model, str(path))
+
+
+def _clean(model: Any) -> None:
+    """Gives dimensions readable names and removes what refers to this machine's files."""
+    graph = model.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del model.metadata_props[:]
+    symbols = [x.dim_param for x in graph.input[0].type.tensor_type.shape.dim if x.dim_param]
+    names = dict(zip(symbols, _DIMENSIONS, strict=True))
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"\w+", lambda x: names.get(x[0], x[0]), size.dim_param)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {line}"
+
+
+@contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """Suppresses the exporters' messages to their own developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
