@@ -112,7 +112,3 @@ def looking_at_data(name: str, description: str | None, split: str) -> argparse.
     parser.add_argument("--overwrite", action="store_true")
     add_overrides(parser)
     return parser
-
-
-def add_opts_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import detectron2
 from detectron2.config import CfgNode
 
 from . import __version__
@@ -79,8 +80,12 @@ def origin(hashes: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of this package and of those that made an exported file."""
-    result = {"retinanet_plugin": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "detectron2", "onnx", "onnxruntime"):
+    result = {
+        "retinanet_plugin": __version__,
+        "detectron2": detectron2.__version__,
+        "python": platform.python_version(),
+    }
+    for name in ("torch", "torchvision", "onnx", "onnxruntime"):
         with suppress(PackageNotFoundError):
             result[name] = version(name)
     return result

@@ -55,7 +55,7 @@ class Predictor:
 
     Attributes:
         classes: names by class index, from the checkpoint or the config's dataset, else numbers.
-        category_ids: dataset ids by class index; 1, 2, ... if no registered dataset has the classes.
+        category_ids: by class index, of a registered dataset with these classes, else 1, 2, ...
         kept_classes: indices of the classes to keep. None: all.
         score_threshold: of the detections.
         model: the network in eval mode, or an exported file with the same calling convention.

@@ -1,4 +1,4 @@
-"""The examples, in processes that have neither PyTorch nor detectron2 nor this package."""
+"""The Python example, in a process without PyTorch, detectron2 and this package."""
 
 import ast
 import subprocess
@@ -8,72 +8,65 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from toy_onnx import METADATA, foretold, write_toy
+from toy_onnx import METADATA, predicted, write_toy
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "detect_onnx.py"
 PAGE = ROOT / "docs" / "deploy.md"
-# Runs the script after it as if none of these were installed.
-ALONE = """
+# Runs the script that its first argument names.
+ISOLATED = """
 import runpy, sys
-absent = ("torch", "torchvision", "detectron2", "fvcore", "iopath", "PIL", "onnx")
-class Absent:
+hidden = ("torch", "torchvision", "detectron2", "fvcore", "iopath", "PIL", "onnx")
+class Hidden:
     def find_spec(name, *others):
-        if name.split(".")[0] in (*absent, "retinanet_plugin"):
+        if name.split(".")[0] in (*hidden, "retinanet_plugin"):
             raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, Absent)
+sys.meta_path.insert(0, Hidden)
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
-assert not set(absent) & set(sys.modules)
+assert not set(hidden) & set(sys.modules)
 """
-AS_FLOATS = {"name": "given", "layout": "nchw", "channels": "RGB", "dtype": "float32"}
+FLOAT_INPUT = {"name": "given", "layout": "nchw", "channels": "RGB", "dtype": "float32"}
 
 
-def alone(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", ALONE, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+def run_isolated(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", ISOLATED, SCRIPT, *args]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
-    "given, shape",  # of a picture that is too large, too small, too long
-    [(METADATA["input"], (90, 60)), (AS_FLOATS, (16, 12)), (METADATA["input"], (20, 100))],
+    ("given", "shape"),  # of an image that is too large, too small, too long
+    [(METADATA["input"], (90, 60)), (FLOAT_INPUT, (16, 12)), (METADATA["input"], (20, 100))],
 )
-def test_detecting_with_onnxruntime_alone(
-    tmp_path: Path, given: dict[str, str], shape: tuple[int, int]
-) -> None:
+def test_detections(tmp_path: Path, given: dict[str, str], shape: tuple[int, int]) -> None:
     pytest.importorskip("onnxruntime")
     model = write_toy(tmp_path / "toy.onnx", input=given)
-    picture = np.zeros((*shape, 3), np.uint8)
-    picture[:] = (12, 200, 150)
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    run = alone(SCRIPT, model, tmp_path / "a.png", tmp_path / "found.png")
+    image = np.zeros((*shape, 3), np.uint8)
+    image[:] = (12, 200, 150)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    run = run_isolated(model, tmp_path / "a.png", tmp_path / "drawn.png")
     assert run.returncode == 0, run.stderr
-    _, scores, classes = foretold(picture[..., ::-1] if given is AS_FLOATS else picture)
-    names = [METADATA["classes"][kind] for kind in classes]
+    _, scores, classes = predicted(image[..., ::-1] if given is FLOAT_INPUT else image)
+    names = [METADATA["classes"][i] for i in classes]
     half = shape[1] // 2
     expected = [f"{x} {y:.2f} 0 0 {half} {shape[0]}" for x, y in zip(names, scores, strict=True)]
     assert run.stdout.splitlines() == expected[:2] and scores[1] > 0.5 > 0.05
-    drawn = cv2.imread(str(tmp_path / "found.png"))
-    changed = (drawn != picture).any(axis=2)
-    assert drawn.shape == picture.shape and changed[-1, :half].all()
+    drawn = cv2.imread(str(tmp_path / "drawn.png"))
+    changed = (drawn != image).any(axis=2)
+    assert drawn.shape == image.shape and changed[-1, :half].all()
     assert not changed[-1, half + 3 :].any()
 
 
-def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_image(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    run = alone(SCRIPT, write_toy(tmp_path / "toy.onnx"), "absent.jpg", "found.png")
-    assert run.returncode == 1 and "absent.jpg: no picture that OpenCV can read" in run.stderr
+    run = run_isolated(write_toy(tmp_path / "toy.onnx"), "absent.jpg", "drawn.png")
+    assert run.returncode == 1 and "absent.jpg" in run.stderr
 
 
-def test_the_page_shows_the_script_which_is_short_and_needs_three_libraries() -> None:
+def test_docs_show_the_script_which_needs_three_libraries() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
     assert f"```python\n{text}```\n" in PAGE.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 40
-    imported = {
-        alias.name.split(".")[0]
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
+    nodes = list(ast.walk(ast.parse(text)))
+    imported = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
     assert imported - sys.stdlib_module_names == {"cv2", "numpy", "onnxruntime"}
-    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(ast.parse(text)))
+    assert not any(isinstance(node, ast.ImportFrom) for node in nodes)

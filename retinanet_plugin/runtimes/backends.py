@@ -48,7 +48,7 @@ def _load_onnxruntime(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
 
 
 def _load_openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    core = _openvino_core()
+    core = _openvino_core(optional_import("openvino", "openvino"))
     model = core.read_model(path)
     # Without the hint it computes in bfloat16 on processors that support it.
     threads = torch.get_num_threads()
@@ -65,13 +65,13 @@ def _load_openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
 
 
 @functools.cache
-def _openvino_core() -> Any:
+def _openvino_core(openvino: Any) -> Any:
     """Returns the one Core of this process, which is never destroyed.
 
     A Core installs an alternate signal stack and restores the previous one when it ends. With two
     of them, the second restores a stack that the first has freed: the next signal would crash.
     """
-    return optional_import("openvino", "openvino").Core()
+    return openvino.Core()
 
 
 # Loaders of the programs that PyTorch saves as zip archives.

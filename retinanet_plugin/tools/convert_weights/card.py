@@ -5,9 +5,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ...model_card import about, accuracy_table, metrics_of, origin, plain, table
+from ...model_card import about, accuracy_table, metrics_of, origin, plain, table, versions
 from ...utils import sha256
-from ..export.exporting import versions
 from .model import Keys, Model
 
 

@@ -5,9 +5,11 @@ r"""Detects objects in images, folders, videos and a camera's stream, and draws 
     retinanet demo --weights model.onnx --webcam 0 --output drawn \
         --score-threshold 0.3 --classes RBC,WBC
 
-OUTPUT receives a drawn image or video for each input, detections.json (a list in COCO's results
-format) and images.json (COCO's images and categories). Inputs that cannot be read are reported and
-skipped; the exit status is 1 then. Ctrl-C ends the camera, and keeps what is drawn so far.
+The config is the config.yaml beside the weights unless --config-file names another one; exported
+models need none. OUTPUT receives a drawn image or video for each input, detections.json (a list in
+COCO's results format) and images.json (COCO's images and categories). Inputs that cannot be read
+are reported and skipped; the exit status is 1 then. Ctrl-C ends the camera, and keeps what is drawn
+so far.
 """
 
 import argparse
@@ -126,7 +128,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt(
                 f"{parsed.output} has the results of {demo.num_done} inputs"
             ) from None
-        print(f"{demo.summary(highest())}\n{parsed.output / DETECTIONS}")
+        summary = demo.summary(highest())
+    print(f"{summary}\n{parsed.output / DETECTIONS}")
     if demo.num_failed:
         print(f"{demo.num_failed} inputs could not be read, see above.", file=sys.stderr)
     return 1 if demo.num_failed else 0

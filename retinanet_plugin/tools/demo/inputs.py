@@ -2,21 +2,19 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from ...data.images import FORMATS
 from ...errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
-VIDEO_SUFFIXES = frozenset(
-    ".avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
+_VIDEO_SUFFIX = re.compile(r"\.(avi|flv|m4v|mkv|mov|mp4|mpeg|mpg|mts|ogv|ts|webm|wmv)", re.I)
 _DEFAULT_FPS = 25.0  # for videos that do not state it
 _MAX_FPS = 1000.0  # containers without a frame rate may state absurd ones
 
@@ -35,7 +33,11 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return bool(_VIDEO_SUFFIX.fullmatch(self.path.suffix))
+
+    @property
+    def is_image(self) -> bool:
+        return Image.registered_extensions().get(self.path.suffix.lower()) in FORMATS
 
 
 def find_sources(inputs: Iterable[str], output: Path) -> tuple[list[Source], list[str]]:
@@ -79,8 +81,9 @@ def _search(root: Path) -> Iterator[Source]:
         subfolders[:] = sorted(x for x in subfolders if not x.startswith("."))
         files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
     for file in files:
-        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            yield Source(file, PurePath(file.name if file == root else file.relative_to(root)))
+        source = Source(file, PurePath(file.name if file == root else file.relative_to(root)))
+        if source.is_image or source.is_video:
+            yield source
 
 
 class Frames:

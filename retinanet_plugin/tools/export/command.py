@@ -5,10 +5,11 @@ r"""Writes a trained model as one file that runs without this package.
     retinanet export --weights output/bccd_R18_FPN/model_final.pth \
         --format onnx --dtype int8 --calibration 200 --evaluate --output small.onnx
 
-The file maps batches of images of any size to boxes, scores, classes and num_detections, with
-normalization, padding, decoding and NMS inside. It is loaded again and compared with the model on
-images of the test dataset, at several sizes. If they differ, no file is written and the exit
-status is 2. A model card, OUTPUT.md, lies beside the file. See docs/export.md.
+The config is the config.yaml beside the weights unless --config-file names another one. The file
+maps batches of images of any size to boxes, scores, classes and num_detections, with normalization,
+padding, decoding and NMS inside. It is loaded again and compared with the model on images of the
+test dataset, at several sizes. If they differ, no file is written and the exit status is 2. A model
+card, OUTPUT.md, lies beside the file. See docs/export.md.
 """
 
 import argparse
@@ -49,10 +50,10 @@ from .exporting import (
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of ``retinanet export``."""
     result = command_parser("export", __doc__)
-    add_config_file(result, required=False, default="the config.yaml beside the weights")
+    add_config_file(result, required=False)
     add_weights(result)
     result.add_argument("--format", choices=FORMATS, required=True)
-    add_output(result, "the exported file, whose name ends in .FORMAT")
+    add_output(result, "the exported file, whose name ends in .FORMAT", required=True)
     result.add_argument(
         "--dtype",
         choices=sorted({x for allowed in PRECISIONS.values() for x in allowed}),
@@ -102,7 +103,8 @@ def main(args: Sequence[str] | None = None) -> None:
     predictor = load_model(parsed.config_file, parsed.weights, parsed.opts)
     if parsed.evaluate:
         require_dataset(predictor.cfg)  # before the long work
-    runtime, comparison = export(predictor, path, options, _log)
+    images = comparison_images(predictor.cfg)
+    runtime, comparison = export(predictor, path, options, images, _log)
     if not comparison.detections:
         _log("warning: the model detected nothing in the compared images, so this proves little.")
     accuracy = {}
@@ -110,7 +112,6 @@ def main(args: Sequence[str] | None = None) -> None:
         _log("evaluating the model and the file")
         with redirect_stdout(sys.stderr):
             accuracy = {"the model": evaluate(predictor), "this file": evaluate(predictor, runtime)}
-    images, _ = comparison_images(predictor)
     text = model_card(
         path,
         predictor,

@@ -25,6 +25,7 @@ from ...model_card import versions
 from ...predictor import Predictor, config_beside
 from ...runtimes.backends import OUTPUTS
 from ...runtimes.exported_files import DetectronModel, Runtime, load
+from ...runtimes.network import is_exported
 from ...utils import sha256
 from . import comparison, writers
 from .comparison import BOX_TOLERANCE, SCORE_TOLERANCE, Comparison
@@ -84,6 +85,8 @@ def load_model(
     config: str | Path | None, weights: str | Path, overrides: Sequence[str] = ()
 ) -> Predictor:
     """Loads a checkpoint for export; ``config`` defaults to the ``config.yaml`` beside it."""
+    if is_exported(weights):
+        raise UserError(f"--weights: {weights} is an exported model; give a checkpoint.")
     cfg = get_config(config or config_beside(weights), [*overrides, *_EAGER_OVERRIDES])
     with suppress(UserError):  # gives the categories their ids, if the dataset is on this machine
         register_own_datasets(cfg, training=False)
@@ -94,6 +97,7 @@ def export(
     predictor: Predictor,
     path: Path,
     options: Options,
+    images: Sequence[np.ndarray],
     log: Callable[[str], object] = lambda text: None,
 ) -> tuple[Runtime, Comparison]:
     """Writes a file, provided that its detections are those of the model.
@@ -101,6 +105,7 @@ def export(
     Args:
         predictor: from :func:`load_model`.
         path: ends in the name of the format; an existing file is replaced.
+        images: to compare both on, from :func:`comparison_images`.
         log: called with what is done.
 
     Returns:
@@ -111,13 +116,12 @@ def export(
     """
     if path.suffix != f".{options.file_format}":
         raise UserError(f"--output: {path}: the name must end in .{options.file_format}.")
-    images, source = comparison_images(predictor)
     if options.precision == "int8":
         require_dataset(predictor.cfg, training=True)  # before the long work
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         _write(predictor, scratch, options, log)
-        log(f"comparing it with the model on {source}")
+        log("comparing it with the model")
         runtime = load(scratch, predictor.cfg.MODEL.DEVICE)
         given = list(comparison.batches(images, runtime.metadata["smallest_side"]))
         with tqdm(given, desc="compared", unit=" batches", disable=None) as batches:
@@ -189,22 +193,18 @@ def require_dataset(cfg: CfgNode, *, training: bool = False) -> str:
     return str(cfg.DATASETS[split][0])
 
 
-def comparison_images(predictor: Predictor) -> tuple[list[np.ndarray], str]:
-    """Returns images (H, W, 3) in the model's channels, the last one gray, and their source.
+def comparison_images(cfg: CfgNode) -> list[np.ndarray]:
+    """Returns images (H, W, 3) in the model's channels; the last one is gray.
 
     They are from the test dataset, resized as the config says, or noise if there is none.
     """
-    cfg = predictor.cfg
     try:
-        name = require_dataset(cfg)
-        inputs = load_images(cfg, name, _NUM_COMPARED)
-        source = f"{len(inputs)} images of {name}"
+        inputs = load_images(cfg, require_dataset(cfg), _NUM_COMPARED)
     except UserError:
         side = cfg.INPUT.MIN_SIZE_TEST or 480
         inputs = noise_images(cfg, side, side * 4 // 3, _NUM_COMPARED)
-        source = "noise, as there is no test dataset"
     images = [x["image"].numpy().transpose(1, 2, 0) for x in inputs]
-    return [*images, np.full_like(images[0], 114)], source
+    return [*images, np.full_like(images[0], 114)]
 
 
 def _require_agreement(result: Comparison, path: Path, precision: str) -> None:

@@ -20,7 +20,7 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
         batches: inputs of the file, to measure ranges on.
     """
     onnx = optional_import("onnx", "onnx")
-    quantization = optional_import("onnxruntime.quantization", "onnxruntime")
+    quantization: Any = optional_import("onnxruntime.quantization", "onnxruntime")
     shape_inference = optional_import("onnxruntime.quantization.shape_inference", "onnxruntime")
     prepared = target.with_name(f"{target.stem}-prepared.onnx")
     # Fuses what the quantizer looks for. ONNX's own shape inference suffices.

@@ -48,8 +48,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Returns the ``custom_translation_table`` of ``torch.onnx.export``."""
     op: Any = optional_import("onnxscript", "onnxscript").opset18
 
-    def translated(
-        boxes: Any, scores: Any, classes: Any, num_classes: int, max_detections: int, threshold: float
+    def translate(
+        boxes: Any, scores: Any, classes: Any, num_classes: int, count: int, threshold: float
     ) -> Any:
         # Scores from (N, M) to (N, K, M): 0 in the rows of other classes.
         zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
@@ -60,7 +60,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         selected = op.NonMaxSuppression(
             boxes,
             op.Mul(op.Unsqueeze(scores, axis), op.Cast(is_class, to=1)),
-            op.Constant(value_ints=[max_detections]),
+            op.Constant(value_ints=[count]),
             op.Constant(value_floats=[threshold]),
             op.Constant(value_floats=[0.0]),
         )
@@ -70,4 +70,4 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         zeros = op.Mul(scores, op.Constant(value_float=0.0))
         return op.Cast(op.ScatterND(zeros, position, ones), to=9)
 
-    return {torch.ops.retinanet_plugin.nms_mask.default: translated}
+    return {torch.ops.retinanet_plugin.nms_mask.default: translate}

@@ -84,7 +84,7 @@ def _empty(scores: Tensor, max_detections: int) -> tuple[Tensor, Tensor]:
 def _take_best(
     boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the best score (N, 1), its index (N, 1), and the scores without what it suppresses."""
+    """Returns the best scores and their indices, (N, 1) each, and the scores of what remains."""
     best, index = scores.max(1, keepdim=True)
     box = boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
     corner = torch.maximum(boxes[:, :, :2], box[:, :, :2])

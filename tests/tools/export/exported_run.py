@@ -1,4 +1,4 @@
-"""What training leaves behind, of a network with random weights, for tests of exported files."""
+"""The folder of a run with random weights, for tests of exported files."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 
 
 def write_run(folder: Path, *overrides: object, levels: list[str] = LEVELS) -> Path:
-    """A folder with config.yaml and model_final.pth: it detects much in noise, in grey nothing."""
+    """Writes config.yaml and model_final.pth of a model that detects much in noise only."""
     content = valid_content()
     content["categories"].append({"id": 9, "name": CLASSES[2]})
     write_set(folder, content)
@@ -28,20 +28,20 @@ def write_run(folder: Path, *overrides: object, levels: list[str] = LEVELS) -> P
         model.head.cls_score.bias -= 1
         model.head.bbox_pred.weight *= 0.1
         for name, value in model.backbone.named_buffers():
-            if name.endswith(("norm.running_var", "norm.weight")):  # norms that do something
+            if name.endswith(("norm.running_var", "norm.weight")):  # not the identity
                 value.uniform_(0.5, 1.5)
     save(cfg, model, CLASSES)
     return folder / "out"
 
 
 def blocks(number: int, height: int, width: int) -> np.ndarray:
-    """(N, H, W, 3), uint8: squares of random colours, the same for each size."""
+    """Returns (N, H, W, 3) uint8: squares of random colors, the same for each size."""
     rng = np.random.default_rng(height * width)
     small = (number, -(-height // 8), -(-width // 8), 3)
     large = rng.integers(0, 256, small, dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     return large[:, :height, :width]
 
 
-def grey(number: int, height: int, width: int) -> np.ndarray:
-    """(N, H, W, 3), uint8: all pixels the mean, in which nothing is found."""
+def gray(number: int, height: int, width: int) -> np.ndarray:
+    """Returns (N, H, W, 3) uint8 of the mean color, in which nothing is detected."""
     return np.full((number, height, width, 3), (104, 116, 124), dtype=np.uint8)

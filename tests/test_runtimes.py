@@ -1,4 +1,4 @@
-"""Exported files in the place of the network, by each runtime of ONNX files."""
+"""Exported files in place of a checkpoint, in each runtime for ONNX."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_onnx import METADATA, foretold, write_toy
+from toy_onnx import METADATA, predicted, write_toy
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.runtimes.exported_files import ONNX_RUNTIMES, DetectronModel, Runtime, load
@@ -22,17 +22,17 @@ def toy(tmp_path: Path, name: str, **metadata: object) -> Runtime:
 
 
 @each_runtime
-def test_detections_of_batches_of_any_size(tmp_path: Path, name: str) -> None:
+def test_batches_of_any_size(tmp_path: Path, name: str) -> None:
     detect = toy(tmp_path, name)
     assert (detect.name, detect.metadata, detect.classes) == (name, METADATA, METADATA["classes"])
     for shape in ((1, 4, 6), (3, 9, 5), (2, 30, 40)):
-        pictures = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-        pictures[0, :, :, 1] = 0
-        pictures[-1:] //= 40 if shape[0] > 1 else 1  # the last holds nothing
-        found = detect(pictures)
-        assert len(found) == shape[0] and len(found[0].scores) == 2
-        for one, picture in zip(found, pictures, strict=True):
-            boxes, scores, classes = foretold(picture)
+        images = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        images[0, :, :, 1] = 0
+        images[-1:] //= 40 if shape[0] > 1 else 1  # nothing to detect in the last one
+        detections = detect(images)
+        assert len(detections) == shape[0] and len(detections[0].scores) == 2
+        for one, image in zip(detections, images, strict=True):
+            boxes, scores, classes = predicted(image)
             assert one.boxes.tolist() == boxes and one.classes.tolist() == classes
             np.testing.assert_allclose(one.scores, scores, atol=1e-6)
 
@@ -43,40 +43,36 @@ def network(path: Path, *overrides: str, **options: object) -> object:
 
 
 @each_runtime
-def test_in_the_place_of_the_network(tmp_path: Path, name: str) -> None:
-    """Channels are those of the config, and boxes at the size that is asked for."""
+def test_in_place_of_the_network(tmp_path: Path, name: str) -> None:
+    """Channels are the config's, and boxes refer to the requested size."""
     pytest.importorskip(name)
     path = write_toy(tmp_path / "toy.onnx")
     image = torch.zeros((3, 20, 10), dtype=torch.uint8)
     image[2] = 51
-    for channels, kind in (("BGR", 2), ("RGB", 0)):
-        model, runs, classes = network(path, "INPUT.FORMAT", channels, runtime=name)
-        assert (runs, classes) == (name, METADATA["classes"])
+    for channels, class_id in (("BGR", 2), ("RGB", 0)):
+        model, runtime, classes = network(path, "INPUT.FORMAT", channels, runtime=name)
+        assert (runtime, classes) == (name, METADATA["classes"])
         (one, two) = model([{"image": image, "height": 40, "width": 30}, {"image": image}])
-        assert one["instances"].pred_classes.tolist() == [kind]
+        assert one["instances"].pred_classes.tolist() == [class_id]
         assert one["instances"].scores.tolist() == pytest.approx([0.2])
         assert one["instances"].pred_boxes.tensor.tolist() == [[0, 0, 15, 40]]
         assert two["instances"].pred_boxes.tensor.tolist() == [[0, 0, 5, 20]]
 
 
-def test_pictures_of_one_size_go_through_it_together(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def test_images_of_one_size_form_a_batch(tmp_path: Path) -> None:
     runtime, sizes = toy(tmp_path, "onnxruntime"), []
     run, runtime._run = runtime._run, lambda x: sizes.append(len(x)) or run(x)
     model = DetectronModel(runtime, "BGR")
     images = torch.arange(0, 250, 50, dtype=torch.uint8).reshape(5, 1, 1, 1).repeat(1, 3, 4, 6)
-    found = model([{"image": image, "height": 8, "width": 6} for image in images])
-    assert sizes == [5] and found[0]["instances"].scores.numel() == 0
-    assert [x["instances"].scores[0].item() for x in found[1:]] == pytest.approx(
-        [50 / 255, 100 / 255, 150 / 255, 200 / 255]
-    )
-    assert found[1]["instances"].pred_boxes.tensor[0].tolist() == [0, 0, 3, 8]
+    results = [x["instances"] for x in model([{"image": image} for image in images])]
+    assert sizes == [5] and len(results[0]) == 0
+    assert [x.scores[0].item() * 255 for x in results[1:]] == pytest.approx([50, 100, 150, 200])
     model([{"image": images[0]}, {"image": images[1, :, 1:]}])
     assert sizes == [5, 1, 1]
 
 
-def test_signals_are_handled_after_files_are_gone(tmp_path: Path) -> None:
-    """As of a loader's worker that ends: OpenVINO, loaded twice, once left them no stack."""
+def test_signals_after_openvino_models_are_gone(tmp_path: Path) -> None:
+    """Two of OpenVINO's cores would leave a freed signal stack behind."""
     pytest.importorskip("openvino")
     path = write_toy(tmp_path / "toy.onnx")
     script = f"""
@@ -94,28 +90,28 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
 
 
-def test_files_are_told_by_their_endings() -> None:
+def test_suffixes() -> None:
     assert all(is_exported(f"a/b.{x}") for x in ("onnx", "pt2", "torchscript"))
     assert not any(is_exported(x) for x in ("a.pth", "a.onnx/model.pkl", "detectron2://a", "onnx"))
 
 
 def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_toy(tmp_path / "toy.onnx")
-    with pytest.raises(UserError, match=r'runtime: unknown value "openvin" .*"openvino"'):
+    with pytest.raises(UserError, match=r'"openvin".*"openvino"'):
         load(path, runtime="openvin")
-    with pytest.raises(UserError, match=r"toy.onnx: exported for the classes blue, green, r"):
+    with pytest.raises(UserError, match=r"toy\.onnx: .*blue, green.*green, blue"):
         network(path, classes=["green", "blue", "röd"])
     for name in ONNX_RUNTIMES:
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(UserError, match=f"{name} is not installed; `pip install {name}`"):
+        with pytest.raises(UserError, match=f"pip install {name}"):
             load(path, runtime=name)
 
 
 @each_runtime
-def test_a_file_of_others(tmp_path: Path, name: str) -> None:
+def test_files_of_others(tmp_path: Path, name: str) -> None:
     pytest.importorskip(name)
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"bad.onnx: \w+ cannot load it"):
+    with pytest.raises(UserError, match=r"bad\.onnx"):
         load(tmp_path / "bad.onnx", runtime=name)
     for key, value in (
         ("classes", "cat"),
@@ -124,7 +120,7 @@ def test_a_file_of_others(tmp_path: Path, name: str) -> None:
         ("resize", [800, 1333]),
         ("score_threshold", None),
         ("input", {**METADATA["input"], "channels": "BRG"}),
-        ("input", {"name": "pictures", "layout": "nhwc"}),
+        ("input", {"name": "images", "layout": "nhwc"}),
     ):
-        with pytest.raises(UserError, match=rf"toy.onnx: its metadata lack {key} as"):
+        with pytest.raises(UserError, match=rf"toy\.onnx: no valid {key} "):
             toy(tmp_path, name, **{key: value})
