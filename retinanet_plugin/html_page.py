@@ -4,9 +4,6 @@ import base64
 import hashlib
 import html
 import io
-import json
-import math
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,61 +85,18 @@ def figure_svg(figure: Figure, *, alt: str) -> Markup:
     return Markup('<svg class="chart" role="img" aria-label="{}" ').format(alt) + Markup(svg)
 
 
-# The functions below serve the pages that do not use templates yet.
+# The functions below serve the page of check_dataset until it uses a template.
 
 
-def page(title: str, body: str, *, script: str = "", style: str = "") -> str:
+def page(title: str, body: str, *, style: str = "") -> str:
     """A document around ``body``."""
     values = {"body": Markup(body), "style": Markup(style)}
-    return render(_HERE / "plain.html", title=title, script=script, **values)
+    return render(_HERE / "plain.html", title=title, **values)
 
 
 def text(value: object) -> str:
     """``value`` escaped."""
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+    return html.escape(str(value))
 
 
 image = image_tag
-
-
-def table(
-    header: Sequence[object], rows: Iterable[Sequence[object]], *, numeric: Iterable[int] = ()
-) -> str:
-    """Cells as text; where it is wider than the screen, it alone scrolls.
-
-    Args:
-        numeric: which columns hold numbers, to be set flush right.
-    """
-    kinds = dict.fromkeys(numeric, ' class="number"')
-
-    def line(cells: Sequence[object], tag: str) -> str:
-        return "".join(
-            f"<{tag}{kinds.get(i, '')}>{text(cell)}</{tag}>" for i, cell in enumerate(cells)
-        )
-
-    lines = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{line(header, "th")}</tr></thead>\n'
-        f"<tbody>\n{lines}\n</tbody>\n</table></div>"
-    )
-
-
-def data(identifier: str, value: Any) -> str:
-    """``value`` as JSON, for the script to read by the element's ``identifier``.
-
-    No text in it can end the element; NaN and infinity become null.
-    """
-    code = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
-    for character in "<>&":  # only strings can hold them
-        code = code.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" id="{text(identifier)}">{code}</script>'
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value

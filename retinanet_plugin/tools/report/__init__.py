@@ -3,39 +3,36 @@
 from pathlib import Path
 
 from ...errors import UserError
-from ...html_page import page
 from ...utils import write_text
-from .body import report_body
-from .numbers import gather
+from .datasets import load_datasets
+from .page import report_page
+from .run import read_config, read_run
+from .set_report import read_set_report
 
-_HERE = Path(__file__).parent
 
-
-def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Writes the page of a run, anew where it is there already.
+def write_report(folder: Path, output: Path | None = None, *, num_images: int = 24) -> Path:
+    """Writes the page of a run, replacing an older one.
 
     Args:
         folder: OUTPUT_DIR of the run.
-        out: default: ``report.html`` in ``folder``.
+        output: default: ``report.html`` in ``folder``.
+        num_images: test images shown of each test set.
 
     Returns:
-        where it was written.
+        the path of the page.
 
     Raises:
-        UserError: where the folder holds no run, or the page cannot be written.
+        UserError: if the folder holds no run, or the page cannot be written.
     """
-    out = out or folder / "report.html"
-    found = gather(folder)
-    name = "/".join(Path(found.run.folder).parts[-2:])  # the last alone is often "output"
-    html = page(
-        f"Report of {name}",
-        report_body(found),
-        script=(_HERE / "report.js").read_text(encoding="utf-8"),
-        style=(_HERE / "report.css").read_text(encoding="utf-8"),
-    )
+    output = output or folder / "report.html"
+    cfg = read_config(folder)
+    train, test = load_datasets(cfg)
+    run = read_run(folder, cfg)
+    test_sets = [read_set_report(cfg, dataset, run, num_images=num_images) for dataset in test]
+    page = report_page(run, train, test, test_sets)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, html)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, page)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); give --out FILE.") from None
-    return out
+        raise UserError(f"{output}: cannot be written ({error.strerror}).") from None
+    return output

@@ -22,20 +22,18 @@ def random_set(
     crowds: float = 0.15,
     ties: bool = True,
 ) -> tuple[Coco, Results]:
-    """Boxes of sizes on both sides of 32 and 96, with ``ties`` often of equal IoU and score.
+    """Boxes of sizes on both sides of 32 and 96, with ``ties`` often with equal IoU and score.
 
-    The last class has detections and no boxes, and pictures and classes have gaps in their ids.
+    The last class has detections and no boxes, and the ids of images and classes have gaps.
     """
     rng = np.random.default_rng(seed)
     images = [{"id": 3 * i + 5, "file_name": f"{i}.png"} for i in range(num_images)]
     categories = [{"id": 2 * k + 1, "name": f"class {k}"} for k in range(num_classes + 1)]
     annotations, results = Results(), Results()
     for image in images:
+        sizes = [8, 16, 32, 40, 96, 104]
         boxes = [
-            [
-                int(v)
-                for v in (*rng.integers(0, 12, 2) * 8, *rng.choice([8, 16, 32, 40, 96, 104], 2))
-            ]
+            [*map(int, (*rng.integers(0, 12, 2) * 8, *rng.choice(sizes, 2)))]
             for _ in range(rng.integers(0, 7))
         ]
         if not ties:
@@ -77,3 +75,27 @@ def coco_eval(coco: Coco, results: Results) -> COCOeval:
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
+
+
+def one_image(boxes: list[tuple[int, float]], crowds: tuple[int, ...] = ()) -> Coco:
+    """An image with boxes of (class, x), 10 wide and high; classes are 1 to 3.
+
+    Args:
+        crowds: which of the boxes are crowds.
+    """
+    annotations = [
+        {"id": i + 1, "image_id": 1, "category_id": k, "bbox": [x, 0, 10, 10], "area": 100}
+        for i, (k, x) in enumerate(boxes)
+    ]
+    for i, annotation in enumerate(annotations):
+        annotation["iscrowd"] = int(i in crowds)
+    categories = [{"id": k, "name": str(k)} for k in (1, 2, 3)]
+    return {"images": [{"id": 1}], "categories": categories, "annotations": annotations}
+
+
+def detections_of(*detections: tuple[int, float, float]) -> Results:
+    """Detections of (class, x, score) in the image of :func:`one_image`."""
+    return [
+        {"image_id": 1, "category_id": k, "bbox": [x, 0, 10, 10], "score": score}
+        for k, x, score in detections
+    ]

@@ -1,49 +1,46 @@
-"""The page of a run in a real browser, on a phone and on a desktop."""
+"""The page of a run in a real browser: the class filter and the score slider."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
 from browser import open_browser, open_page
 from coco_sets import box, forget_new_sets, own_config
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.tools.report.command import write_report
+from retinanet_plugin.tools.report import write_report
+from retinanet_plugin.tools.report.command import main
 
 NASTY = "</script><script>alert(1)</script>"
 CLASSES = ["cell", NASTY, "a_name_without_any_space_that_is_longer_than_a_phone_is_wide_" * 2]
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
-PICTURES = 6
+IMAGES = 6
 
 
 def write_run(folder):
-    """A run of six pictures, and its AP by pycocotools."""
+    """A run with six test images, with its dataset and detections."""
     rng = np.random.default_rng(0)
     boxes, found = [], []
     images = [
-        {"id": i + 1, "file_name": f"<b>{i}</b>.png", "width": 320, "height": 240}
-        for i in range(PICTURES)
+        {"id": i + 1, "file_name": f"<b>{i}.png", "width": 320, "height": 240}
+        for i in range(IMAGES)
     ]
     (folder / "images").mkdir(parents=True)
-    for picture in images:
+    for image in images:
         pixels = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / picture["file_name"].replace("/", "_"))
-        picture["file_name"] = picture["file_name"].replace("/", "_")
+        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
         for _ in range(6):
             label, corner, size = rng.integers(1, 4), rng.uniform(0, 150, 2), rng.uniform(20, 80, 2)
-            place = np.concatenate([corner, size]).round(1)
-            boxes.append(box(len(boxes) + 1, picture["id"], int(label), place.tolist()))
-            moved = place + rng.normal(0, 8, 4)
+            xywh = np.concatenate([corner, size]).round(1)
+            boxes.append(box(len(boxes) + 1, image["id"], int(label), xywh.tolist()))
+            moved = xywh + rng.normal(0, 8, 4)
             guess = label if rng.random() < 0.7 else rng.integers(1, 4)
             if rng.random() < 0.8:
-                found.append((picture["id"], int(guess), moved.tolist(), rng.uniform(0.06, 1)))
+                found.append((image["id"], int(guess), moved.tolist(), rng.uniform(0.06, 1)))
         for _ in range(5):
             noise = [*rng.uniform(0, 200, 2), *rng.uniform(20, 90, 2)]
-            found.append((picture["id"], int(rng.integers(1, 4)), noise, rng.uniform(0.06, 0.6)))
+            found.append((image["id"], int(rng.integers(1, 4)), noise, rng.uniform(0.06, 0.6)))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"info": {}, "images": images, "annotations": boxes, "categories": categories}
     detections = [
@@ -59,11 +56,6 @@ def write_run(folder):
     cfg.OUTPUT_DIR = str(run)
     (run / "config.yaml").write_text(cfg.dump())
 
-    truth = COCO(str(folder / "test.json"))
-    judge = COCOeval(truth, truth.loadRes(detections), "bbox")
-    judge.evaluate(), judge.accumulate(), judge.summarize()
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    metrics = {f"bbox/{n}": float(100 * v) for n, v in zip(names, judge.stats, strict=False)}
     lines = [
         {
             "iteration": 19 + 20 * i,
@@ -73,10 +65,8 @@ def write_run(folder):
         }
         for i in range(30)
     ]
-    (run / "metrics.json").write_text(
-        "\n".join(json.dumps(line) for line in [*lines, {"iteration": 600, **metrics}]) + "\n"
-    )
-    return run, content, detections, metrics
+    (run / "metrics.json").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return run, content, detections
 
 
 @pytest.fixture(scope="module")
@@ -93,101 +83,70 @@ def browser():
 
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_nothing_scrolls_sideways_and_ap_is_that_of_the_metrics(run, browser, size):
-    path, _, _, metrics = run
-    with open_page(browser, path, viewport=size) as page:
+def test_nothing_scrolls_sideways_and_names_are_text(run, browser, size):
+    with open_page(browser, run[0], viewport=size) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        shown = page.locator(".result .tile b").all_inner_texts()
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-        expected = [metrics[f"bbox/{name}"] for name in names]
-        assert shown == [f"{v:.1f}" if v >= 0 else "\u2013" for v in expected]
-        right = page.locator("#set-0-pictures").bounding_box()
-        for part in page.locator(".plot svg, input, select, .frame").all():  # within its card
-            place = part.bounding_box()
-            assert place["x"] + place["width"] <= right["x"] + right["width"]
-        sizes = page.locator(".plot text").evaluate_all("all => all.map(t => t.getBBox().height)")
-        assert sizes and min(sizes) >= 11
-        assert page.locator("h1 ~ section").count() and NASTY in page.inner_text("body")
+        card = page.locator("#set-0-images").bounding_box()
+        for part in page.locator("svg.chart, input, select, .frame").all():
+            bounds = part.bounding_box()
+            assert bounds is None or bounds["x"] + bounds["width"] <= card["x"] + card["width"]
+        texts = page.locator("svg.chart text").evaluate_all(
+            "all => all.map(text => text.getBoundingClientRect().height)"
+        )
+        assert texts and min(texts) >= 9
+        assert NASTY in page.inner_text("body")
 
 
-def counts(content, detections, score, label=None):
-    """Boxes on the pictures, and of them detections, by brute force."""
-    truths = [b for b in content["annotations"] if label in (None, b["category_id"])]
-    drawn = [d for d in detections if d["score"] >= score and label in (None, d["category_id"])]
-    return len(truths) + len(drawn), len(drawn)
-
-
-def test_slider_class_and_ticks_choose_the_boxes(run, browser):
-    path, content, detections, _ = run
+def test_the_slider_and_the_class_choose_the_boxes(run, browser):
+    path, content, detections = run
     with open_page(browser, path, viewport=DESKTOP) as page:
-        room = page.locator("section", has=page.locator(".shots"))
-        slider, choice = room.locator("input[type=range]"), room.locator("select")
+        for details in page.locator("details").all():
+            details.evaluate("details => { details.open = true; }")
+        section = page.locator("#set-0-images")
+        slider, choice = section.locator("input[type=range]"), section.locator("select")
 
         def drawn(kinds=".box"):
-            return room.locator(".shot svg").locator(kinds).count()
+            return section.locator(f".shot {kinds}:visible").count()
 
-        assert room.locator(".shot").count() == PICTURES
+        assert section.locator(".shot").count() == IMAGES
         for score in (0.05, 0.4, 0.83):
             slider.fill(str(score))
-            for value, label in (("", None), ("0", 1), ("1", 2)):
+            for value, class_id in (("3", None), ("0", 1), ("1", 2)):
                 choice.select_option(value)
-                expected = counts(content, detections, score, label)
-                assert (drawn(), drawn(".right, .wrong")) == expected, (score, label)
-        choice.select_option("")
-        slider.fill("0.4")
-        every = counts(content, detections, 0.4)
-        for kind in ("missed", "truth"):
-            room.locator(f"input[value={kind}]").uncheck()
-        assert drawn() == every[1] > 0
-        room.locator("input[value=wrong]").uncheck()
-        assert 0 < drawn() == drawn(".right") < every[1]
+                is_own = lambda row: class_id in (None, row["category_id"])  # noqa: B023, E731
+                truths = sum(map(is_own, content["annotations"]))
+                shown = sum(is_own(d) and d["score"] >= score for d in detections)
+                right, wrong, missed = (drawn(f".{k}") for k in ("right", "wrong", "missed"))
+                assert (drawn("[data-truth]"), right + wrong) == (truths, shown)
+                total = section.locator(".total").inner_text()
+                assert f"{truths - missed} of {truths} boxes" in total
+                assert f"{missed} missed" in total and f"{wrong} wrong" in total
+                sums = np.zeros(3, int)
+                for tally in section.locator(".tally").all_inner_texts():
+                    sums += [int(part.split()[0]) for part in tally.split(", ")]
+                assert sums.tolist() == [right, wrong, missed] and right == truths - missed
+                mean = page.locator("[id^=set-0-recall-]:not([hidden])").count()
+                assert mean == (4 if class_id is None else 2)  # the classes and their mean
+        section.locator("input[value=wrong]").uncheck()
+        assert drawn(".wrong") == 0
+        # The controls of all parts are the same.
+        assert page.locator("#set-0-confusion output").inner_text() == "0.83"
+        assert page.locator(".confusion:visible").get_attribute("data-from") == "0.8"
 
 
-def test_the_tally_counts_the_same_boxes_as_the_pictures(run, browser):
-    path, content, detections, _ = run
-    with open_page(browser, path, viewport=DESKTOP) as page:
-        room = page.locator("section", has=page.locator(".shots"))
-        room.locator("input[type=range]").fill("0.3")
-        tallies = room.locator(".tally").all_inner_texts()
-        sums = Counter()
-        for tally in tallies:
-            for part in tally.split(", "):
-                number, kind = part.split()
-                sums[kind] += int(number)
-        said = room.locator("[data-tally]").inner_text()
-        total = len(content["annotations"])
-        assert f"{sums['found']} of {total} boxes found" in said
-        assert f"{sums['missed']} missed" in said and f"{sums['wrong']} detections wrong" in said
-        assert sums["found"] + sums["wrong"] == counts(content, detections, 0.3)[1]
-
-
-def test_a_curve_tells_its_values_under_the_pointer(run, browser):
-    with open_page(browser, run[0], viewport=PHONE, has_touch=True) as page:
-        plot = page.locator(".plot").first
-        plot.scroll_into_view_if_needed()
-        place = plot.bounding_box()
-        page.touchscreen.tap(place["x"] + place["width"] - 20, place["y"] + 80)
-        assert page.locator(".tip:visible").inner_text().split("\n")[0] == "step 599"
-
-
-def test_without_a_script_the_numbers_stand_there(run, browser):
+def test_without_a_script_the_numbers_and_boxes_are_there(run, browser):
     with open_page(browser, run[0], viewport=PHONE, java_script_enabled=False) as page:
         assert page.locator("noscript p").is_visible()
-        assert page.locator("details.numbers td").first.is_visible()
-        assert all(figure.is_visible() for figure in page.locator(".shot img").all())
+        assert page.locator(".confusion table:visible").count() == 1
+        assert page.locator(".shot .box:visible").count() and page.locator("svg.chart").count() > 3
 
 
-def test_of_a_run_without_evaluation_the_losses_are_shown(tmp_path, run):
-    source = run[0].parent
-    for name in ("config.yaml", "metrics.json"):
-        text = (source / name).read_text()
-        lines = [line for line in text.splitlines(keepends=True) if "bbox/AP" not in line]
-        (tmp_path / name).write_text("".join(lines))
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "coco_instances_results.json" in page  # what is not there
-    assert "chart-loss" in page and "<div data-test-set" not in page
-
-
-def test_a_folder_that_is_no_run_is_told_in_a_sentence(tmp_path):
+def test_the_command_writes_where_it_is_told(run, tmp_path, capsys):
+    output = tmp_path / "new" / "page.html"
+    main([str(run[0].parent), "--output", str(output)])
+    assert capsys.readouterr().out.strip() == str(output)
+    assert output.read_text("utf-8") == run[0].read_text("utf-8")
+    with pytest.raises(UserError, match="--output"):
+        main([str(run[0].parent), "--output", str(output)])
     with pytest.raises(UserError, match=r"config\.yaml"):
-        write_report(tmp_path)
+        main([str(tmp_path)])

@@ -1,0 +1,138 @@
+"""The charts of a report, as SVG."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from ...html_page import figure_svg
+from .accuracy import SCORES, Accuracy, ScoreCounts
+from .run import Run, Series
+from .set_report import SetReport
+
+# Readable on white and on black, and for the color-blind together with the line styles.
+_COLORS = ("#2f86d1", "#e0703a", "#26a17b", "#a868c4", "#b8901c", "#7d8b99", "#d9569a")
+_STYLES = ("-", "--", "-.", ":", (0, (6, 2)), (0, (1, 1)), (0, (8, 2, 1, 2)))
+_PARTS = {"total_loss": "total", "loss_cls": "classification", "loss_box_reg": "boxes"}
+
+Chart = tuple[str, Markup]  # title, SVG
+
+
+def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
+    """Losses, AP and the learning rate over the steps, as far as the run logged them."""
+    charts = []
+    parts = [key for key in _PARTS if key in run.series or f"validation/{key}" in run.series]
+    for title, keys in (("Loss", parts[:1]), ("Loss by part", parts[1:])):
+        lines = {
+            f"{_PARTS[key]}, {split}" if len(keys) > 1 else split: run.series[start + key]
+            for key in keys
+            for start, split in (("", "training"), ("validation/", "validation"))
+            if start + key in run.series
+        }
+        if lines:
+            charts.append(_over_steps(title, lines, "loss"))
+    for test_set in test_sets:
+        curves = {
+            key: {step: metrics[key] for step, metrics in test_set.history.items()}
+            for key in ("AP50", "AP", "AP75")
+            if all(key in metrics for metrics in test_set.history.values())
+        }
+        if len(test_set.history) > 1 and curves:
+            title = f"AP on {test_set.name}" if len(test_sets) > 1 else "AP"
+            charts.append(_over_steps(title, curves, "AP", limits=(0, 100)))
+    if run.series.get("lr"):
+        charts.append(_over_steps("Learning rate", {"": run.series["lr"]}, "rate"))
+    return charts
+
+
+def _over_steps(
+    title: str,
+    lines: dict[str, Series],
+    label: str,
+    *,
+    limits: tuple[float, float | None] = (0, None),
+) -> Chart:
+    figure, axes = _axes("step", label)
+    for i, (name, series) in enumerate(lines.items()):
+        marker = "." if len(series) < 25 else ""
+        _line(axes, i, [*series], [*series.values()], name, marker=marker)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_ylim(*limits)
+    _legend(figure, len(lines))
+    return title, figure_svg(figure, alt=f"{title} over the training steps")
+
+
+def recall_chart(accuracies: Sequence[Accuracy], room: str) -> Markup:
+    """Precision over recall of each class, and their mean.
+
+    Args:
+        room: begins the ids ``ROOM-recall-K`` of the lines; the mean's is ``ROOM-recall-mean``.
+    """
+    figure, axes = _axes("recall", "precision", room=room)
+    known = [(k, a.name, a.curve) for k, a in enumerate(accuracies[:-1]) if a.curve is not None]
+    for i, (k, name, curve) in enumerate(known):
+        gid = f"{room}-recall-{k}"
+        if len(known) > len(_COLORS):  # too many for a legend: the filter shows which is which
+            axes.plot(
+                SCORES, curve, color="#7d8b99", alpha=0.5, linewidth=0.8, gid=gid, clip_on=False
+            )
+        else:
+            _line(axes, i, SCORES, curve, name, gid=gid)
+    mean = accuracies[-1].curve
+    if len(known) > 1 and mean is not None:
+        gid = f"{room}-recall-mean"
+        axes.plot(SCORES, mean, color="black", linewidth=2.5, label="mean", gid=gid, clip_on=False)
+    _legend(figure, min(len(known), 8))
+    return figure_svg(figure, alt="Precision over recall by class")
+
+
+def score_chart(counts: ScoreCounts, room: str) -> Markup:
+    """Precision, recall and F1 of all classes over the score; ids as ``ROOM-precision``."""
+    figure, axes = _axes("score", "share", room=room)
+    curves = {"precision": counts.precision, "recall": counts.recall, "F1": counts.f1}
+    for i, (name, curve) in enumerate(curves.items()):
+        _line(axes, i, SCORES, curve[-1], name, gid=f"{room}-{name}")
+    axes.axvline(counts.best_score, color="gray", linewidth=1, gid=f"{room}-mark")
+    _legend(figure, len(curves))
+    return figure_svg(figure, alt="Precision, recall and F1 over the score threshold")
+
+
+def _axes(x: str, y: str, *, room: str | None = None) -> tuple[Figure, Axes]:
+    """Empty axes; with a ``room`` from 0 to 1, and the script finds them as ``ROOM-axes-X``."""
+    figure = Figure(figsize=(4.2, 3.1), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="gray", alpha=0.3, linewidth=0.8)
+    if room is not None:
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.patch.set_gid(f"{room}-axes-{x}")
+    return figure, axes
+
+
+def _line(
+    axes: Axes,
+    i: int,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    name: str,
+    **style: Any,
+) -> None:
+    name = name.replace("$", r"\$")  # no formula
+    if len(name) > 28:
+        name = f"{name[:27]}…"
+    color, line = _COLORS[i % len(_COLORS)], _STYLES[i % len(_STYLES)]
+    axes.plot(x, y, color=color, linestyle=line, label=name or None, clip_on=False, **style)
+
+
+def _legend(figure: Figure, lines: int) -> None:
+    """Above the axes, if there is something to tell apart."""
+    if lines > 1:
+        columns = 2 if lines == 4 else 3
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
