@@ -41,7 +41,7 @@ from retinanet_plugin.data.coco_json import BAD_BOXES, read_coco
 from retinanet_plugin.data.images import ReadableDatasetMapper, check_pictures
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
 from retinanet_plugin.engine.setup import check_names, choose_device
-from retinanet_plugin.tools.convert_dataset.command import read
+from retinanet_plugin.tools.convert_dataset import read
 from tests.data.coco_sets import valid_content
 
 _SECONDS = 20  # that one input may take

@@ -1,78 +1,72 @@
-"""COCO JSON: one file, or one a split; pictures are looked for where people put them."""
+"""Reads COCO JSON: one file, or one per split, and finds the folder of the images."""
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from ...data.coco_entries import Row, shortened, show
+from ...data.coco_entries import Row, show
 from ...data.coco_json import CocoJson, read_coco
 from ...data.images import names_in
 from ...errors import UserError
+from ...utils import shorten
 from .files import files_below, split_of
-from .labelled import Faults, LabelledSet, Options, Picture, common_folder, found_picture, in_order
+from .labeled import Collector, LabeledDataset, common_folder, ids_by_split
 
-_WORDS = (b'"annotations"', b'"categories"', b'"images"')
-_SAMPLE = 20  # pictures by which a folder is found
-_CHUNK = 1 << 22
+_KEYS = (b'"annotations"', b'"categories"', b'"images"')
+_SAMPLE = 20  # images that are looked for to find their folder
 
 
-def read_coco_set(path: Path, options: Options) -> LabelledSet:
-    """Reads a JSON, or those of a folder that hold boxes; ids of categories stay as they are.
-
-    Raises:
-        UserError: for the first fault, with file and entry.
-    """
-    if options.classes_file is not None:
-        raise UserError("--classes (classes=): a COCO JSON declares its own; leave it out")
+def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
+    """Reads a JSON, or all those in a folder; category ids are kept."""
+    if collector.class_file is not None:
+        raise UserError("--classes: not for COCO JSON, which declares its classes")
     folder = path if path.is_dir() else path.parent
-    files = _files(path)
-    read = [_read(file, options.fix) for file in files]
-    for coco in read[1:]:
-        if coco.classes != read[0].classes:
-            raise UserError(
-                f"{coco.path}: its categories differ from those of {read[0].path}; declare the "
-                "same ids and names in both"
-            )
-    faults = Faults(options.fix)
-    notes = [f"{coco.path}: {', '.join(coco.mended)}" for coco in read if coco.mended]
+    read = [_read(file, collector.fix) for file in _find_files(path)]
+    collector.notes += [f"{coco.path}: {', '.join(coco.mended)}" for coco in read if coco.mended]
     rows: list[Row] = []
     annotations: list[Row] = []
-    files_of_rows: list[Path] = []
-    splits: dict[str, list[int]] = {}
-    ids_of_files: dict[Path, int] = {}
+    splits: list[tuple[int, str | None]] = []
+    ids: dict[Path, int] = {}
     for coco in read:
+        if coco.classes != read[0].classes:
+            raise UserError(
+                f"{coco.path}: its categories differ from those of {read[0].path}; both need the "
+                "same ids and names"
+            )
         split = split_of(coco.path.relative_to(folder))
-        images = options.images_folder or _folder_of(coco, split)
+        image_folder = collector.image_folder or _find_images(coco, split)
         new_ids: dict[int, int] = {}
-        for row in options.track(coco.images.rows):
-            where = f"{coco.path}: picture {show(row['file_name'])}: "
-            file = Path(os.path.abspath(images / row["file_name"].replace("\\", "/")))
-            picture = found_picture(file, where, faults)
-            if picture is None:
+        for row in tqdm(coco.content["images"], desc="reading", leave=False, disable=None):
+            where = f"{coco.path}: image {show(row['file_name'])}"
+            file = Path(os.path.abspath(image_folder / row["file_name"].replace("\\", "/")))
+            image = collector.image(file, where)
+            if image is None:
                 continue
-            _compare(row, picture, where)
-            if file in ids_of_files:
-                raise UserError(f"{where}listed twice (of all JSONs read); leave one of the two")
-            new_ids[row["id"]] = ids_of_files[file] = row["id"] if len(read) == 1 else len(rows) + 1
-            rows.append(row | {"id": ids_of_files[file]})
-            files_of_rows.append(file)
-            if split:
-                splits.setdefault(split, []).append(ids_of_files[file])
+            if (row["width"], row["height"]) != image.size:
+                raise UserError(
+                    f"{where}: {row['width']} x {row['height']}, but {file} is "
+                    f"{image.size[0]} x {image.size[1]} (after EXIF rotation); correct one of them"
+                )
+            if file in ids:
+                raise UserError(f"{where}: listed twice; remove one of the entries")
+            new_ids[row["id"]] = ids[file] = row["id"] if len(read) == 1 else len(rows) + 1
+            rows.append(row | {"id": ids[file]})
+            splits.append((ids[file], split))
         kept = (row for row in coco.content["annotations"] if row["image_id"] in new_ids)
         annotations += [row | {"image_id": new_ids[row["image_id"]]} for row in kept]
-    notes += faults.settle()
-    if not rows:
-        raise UserError(f"{path}: no picture is left; name their folder by --images (images=)")
+    collector.raise_or_note_faults()
     if len(read) > 1:
         annotations = [row | {"id": i} for i, row in enumerate(annotations, start=1)]
-    root = common_folder(files_of_rows)
-    for row, file in zip(rows, files_of_rows, strict=True):
+    root = common_folder(list(ids))
+    for row, file in zip(rows, ids, strict=True):
         row["file_name"] = file.relative_to(root).as_posix()
     content: dict[str, Any] = {**read[0].content, "images": rows, "annotations": annotations}
-    return LabelledSet("coco", root, content, in_order(splits), tuple(notes))
+    return LabeledDataset(root, content, ids_by_split(splits), collector.notes)
 
 
 def _read(file: Path, fix: bool) -> CocoJson:
@@ -80,60 +74,57 @@ def _read(file: Path, fix: bool) -> CocoJson:
         return read_coco(file, for_training=False, bad_boxes="fix" if fix else "error")
     except UserError as error:
         key = 'set DATASETS.OWN.BAD_BOXES to "fix"'
-        raise UserError(str(error).replace(key, "give --fix (fix=True in Python)")) from None
+        raise UserError(str(error).replace(key, "give --fix")) from None
 
 
 def is_coco(file: Path) -> bool:
-    """Whether a JSON names the three lists of a detection set; it is not parsed for that."""
-    missing = set(_WORDS)
+    """Whether a JSON has the keys of a detection dataset; it is not parsed."""
     try:
-        with open(file, "rb") as stream:
-            tail = b""
-            while missing and (chunk := stream.read(_CHUNK)):
-                missing = {word for word in missing if word not in tail + chunk}
-                tail = chunk[-16:]
-    except OSError:
+        with (
+            open(file, "rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+        ):
+            return all(raw.find(key) >= 0 for key in _KEYS)
+    except (OSError, ValueError):  # ValueError: an empty file
         return False
-    return not missing
 
 
-def _files(path: Path) -> list[Path]:
+def _find_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    found = [file for file in files_below(path, {".json"}) if is_coco(file)]
-    # COCO's own folder has its keypoints beside, the same pictures once more
-    found = [file for file in found if "instances" in file.name] or found
-    splits = [split_of(file.relative_to(path)) for file in found]
-    if not found:
-        raise UserError(f"{path}: holds no COCO JSON (images, annotations, categories); name it")
-    if len(found) > 1 and (None in splits or len(set(splits)) < len(splits)):
+    files = [file for file in files_below(path, {".json"}) if is_coco(file)]
+    # COCO's own folder also has keypoints of the same images
+    files = [file for file in files if "instances" in file.name] or files
+    splits = [split_of(file.relative_to(path)) for file in files]
+    if not files:
+        raise UserError(f"{path}: no JSON with images, annotations and categories")
+    if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         raise UserError(
-            f"{path}: holds several COCO JSONs ({shortened(found)}) whose names do not tell train, "
-            "val and test apart; give one of them"
+            f"{path}: several COCO JSONs ({shorten(files)}) whose names do not tell train, val and "
+            "test; give one of them"
         )
-    return found
+    return files
 
 
-def _folder_of(coco: CocoJson, split: str | None) -> Path:
-    """The folder near a JSON that holds most of a sample of its pictures."""
-    count = len(coco.images.rows)
-    sample = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int).tolist()
-    names = [coco.images.rows[i]["file_name"].replace("\\", "/") for i in sample]
+def _find_images(coco: CocoJson, split: str | None) -> Path:
+    """The folder near a JSON that has most of a sample of its images."""
+    rows = coco.content["images"]
+    sample = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int).tolist()
+    names = [rows[i]["file_name"].replace("\\", "/") for i in sample]
 
-    def present(folder: Path) -> int:
+    def num_present(folder: Path) -> int:
         return sum(os.path.isfile(folder / name) for name in names)
 
-    candidates = list(_candidates(coco.path, split))
-    best = max(candidates, key=present)
-    if not present(best):
+    best = max(_folders_near(coco.path, split), key=num_present)
+    if not num_present(best):
         raise UserError(
-            f"{coco.path}: its pictures, such as {show(names[0])}, are in none of the folders near "
-            "by; name their folder by --images (images=)"
+            f"{coco.path}: no folder near it has its images, such as {show(names[0])}; name their "
+            "folder by --images"
         )
     return best
 
 
-def _candidates(json_file: Path, split: str | None) -> Iterator[Path]:
+def _folders_near(json_file: Path, split: str | None) -> Iterator[Path]:
     for base in (json_file.parent, json_file.parent.parent):
         yield base
         for name in names_in(base):
@@ -141,12 +132,3 @@ def _candidates(json_file: Path, split: str | None) -> Iterator[Path]:
             if below.is_dir() and split_of(Path(name)) in {None, split}:
                 yield below
                 yield from (below / x for x in names_in(below) if split_of(Path(x)) == split)
-
-
-def _compare(row: dict[str, Any], picture: Picture, where: str) -> None:
-    if (row["width"], row["height"]) != picture.size:
-        raise UserError(
-            f"{where}width and height are {row['width']} x {row['height']}, but {picture.file} is "
-            f"{picture.size[0]} x {picture.size[1]}, after its EXIF rotation if it has one; "
-            "correct them, or the picture"
-        )

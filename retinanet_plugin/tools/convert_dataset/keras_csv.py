@@ -1,7 +1,8 @@
-"""CSV: a row an object, keras-retinanet's ``path,x1,y1,x2,y2,class``; ``path,,,,,`` has none.
+"""Reads CSV: one row per object, keras-retinanet's ``path,x1,y1,x2,y2,class``.
 
-Coordinates are pixels from the upper left corner, 0 first; paths are relative to the CSV. A first
-row of names (path or filename, x1 or xmin ..., class or label) tells another order of columns.
+Coordinates are pixels from the upper left corner, counted from 0; paths are relative to the CSV.
+``path,,,,,`` is an image without objects. A header (path or filename, x1 or xmin, ..., class or
+label) may change the order of the columns.
 """
 
 import os
@@ -9,138 +10,97 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...data.coco_entries import shortened, show
-from ...data.images import names_in
+from tqdm import tqdm
+
+from ...data.coco_entries import show
 from ...errors import UserError
-from .files import files_below, read_classes, rows_of, split_of
-from .labelled import Box, Faults, LabelledSet, Options, Picture, assemble, found_picture, number
+from ...utils import shorten
+from .files import csv_rows, files_below, is_class_row, read_classes, split_of
+from .labeled import Box, Collector, LabeledDataset, number
 
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "class")
 _SYNONYMS = {
     **dict.fromkeys(("filename", "file_name", "file", "image", "image_path", "image_id"), "path"),
     **dict.fromkeys(("label", "class_name", "name"), "class"),
-    "xmin": "x1",
-    "ymin": "y1",
-    "xmax": "x2",
-    "ymax": "y2",
-    "x_min": "x1",
-    "y_min": "y1",
-    "x_max": "x2",
-    "y_max": "y2",
+    **{f"{axis}{end}": f"{axis}1" for axis in "xy" for end in ("min", "_min")},
+    **{f"{axis}{end}": f"{axis}2" for axis in "xy" for end in ("max", "_max")},
 }
 
 
-def read_csv(path: Path, options: Options) -> LabelledSet:
-    """Reads a CSV, or those in a folder; class mappings among them are found by their two columns.
-
-    Raises:
-        UserError: for the first fault, with file and line.
-    """
-    files = list(files_below(path, {".csv"})) if path.is_dir() else [path]
-    mappings = [file for file in files if path.is_dir() and is_mapping(file)]
-    beside = [file.parent / name for file in files[:1] for name in names_in(file.parent)]
-    mappings += [
-        x for x in beside if x.suffix.lower() == ".csv" and x not in files and is_mapping(x)
-    ]
-    files = [file for file in files if file not in mappings]
-    fitting = [file for file in files if has_columns(file)] or files
-    notes = [f"passed over: {file}" for file in files if file not in fitting]
-    if not fitting:
-        raise UserError(f"{path}: holds no CSV of {','.join(COLUMNS)}; name the file")
-    if len(mappings) > 1 and options.classes_file is None:
-        raise UserError(
-            f"{path}: several class mappings ({shortened(mappings)}); give one by --classes "
-            "(classes=)"
-        )
-    source = options.classes_file or (mappings[0] if mappings else None)
-    classes = None if source is None else read_classes(source)
-    faults, pictures = Faults(options.fix), dict[Path, Picture]()
-    left_out = set[Path]()
+def read_csv(path: Path, collector: Collector) -> LabeledDataset:
+    """Reads a CSV, or those in a folder; a ``name,index`` CSV fixes the order of the classes."""
     folder = path if path.is_dir() else path.parent
-    for file in fitting:
-        split = split_of(file.relative_to(folder))
-        rows = list(rows_of(file))
-        columns, rows = _columns(file, rows)
-        for line, row in options.track(rows):
-            where = f"{file}, line {line}"
-            cells = _cells(row, columns, where)
-            picture_file = _find(cells["path"], options.images_folder or file.parent)
-            if picture_file in left_out:
-                continue
-            picture = pictures.get(picture_file) or found_picture(
-                picture_file, f"{where}: ", faults
-            )
-            if picture is None:
-                left_out.add(picture_file)
-                continue
-            pictures[picture_file] = picture
-            if split:
-                picture.splits.add(split)
-            picture.boxes += _box(cells, file, line)
+    near = list(files_below(folder, {".csv"}))
+    mappings = [file for file in near if file != path and _is_mapping(file)]
+    files = [file for file in near if file not in mappings] if path.is_dir() else [path]
+    boxes = [file for file in files if has_columns(file)] or files
+    collector.notes += [f"skipped, not in this format: {x}" for x in files if x not in boxes]
+    if not boxes:
+        raise UserError(f"{path}: no CSV with {','.join(COLUMNS)}")
+    if len(mappings) > 1 and collector.class_file is None:
+        raise UserError(f"{path}: several lists of classes ({shorten(mappings)}); give --classes")
+    source = collector.class_file or next(iter(mappings), None)
+    classes = None if source is None else read_classes(source)
+    for file in boxes:
+        _read_boxes(file, split_of(file.relative_to(folder)), collector)
     if source:
-        notes.append(f"classes and their order from {source}")
-    return assemble("csv", list(pictures.values()), classes, faults, notes)
+        collector.notes.append(f"classes and their order from {source}")
+    return collector.dataset(classes)
 
 
-def is_mapping(file: Path) -> bool:
-    """Whether a CSV holds classes and their indices."""
-    try:
-        rows = [row for _, row in rows_of(file)]
-    except UserError:
-        return False
-    return bool(rows) and all(len(row) == 2 and row[1].strip().isdecimal() for row in rows)
+def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
+    rows = csv_rows(file)
+    if not rows:
+        raise UserError(f"{file}: the file is empty; write rows {','.join(COLUMNS)}")
+    columns: list[str] = list(COLUMNS)
+    if set(COLUMNS) <= set(header := _standard_names(rows[0][1])):
+        columns, rows = header, rows[1:]
+    for line, row in tqdm(rows, desc="reading", leave=False, disable=None):
+        where = f"{file}, line {line}"
+        if len(row) != len(columns):
+            raise UserError(
+                f"{where}: {len(row)} cells in {show(','.join(row))}; expected {len(columns)}: "
+                f"{','.join(columns)}"
+            )
+        cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
+        if not cells["path"]:
+            raise UserError(f"{where}: no path of an image")
+        image = collector.image(_find(cells["path"], collector.image_folder or file.parent), where)
+        if image is None:
+            continue
+        if split:
+            image.splits.add(split)
+        if any(cells[name] for name in COLUMNS[1:]):
+            if not cells["class"]:
+                raise UserError(f"{where}: no class")
+            x1, y1, x2, y2 = (number(cells[name], name, where) for name in COLUMNS[1:5])
+            image.boxes.append(Box(cells["class"], (x1, y1, x2, y2), file, line))
 
 
 def has_columns(file: Path) -> bool:
-    """Whether the first row of a CSV is one of boxes, or names their columns."""
-    try:
-        first = next((row for _, row in rows_of(file)), [])
-    except UserError:
-        return False
-    return set(COLUMNS) <= set(_named(first)) or (
-        len(first) == len(COLUMNS) and all(re.fullmatch(r"[-+.\deE\s]*", x) for x in first[1:5])
+    """Whether the first row of a CSV is a box, or names the columns of boxes."""
+    row = _first_row(file)
+    return set(COLUMNS) <= set(_standard_names(row)) or (
+        len(row) == len(COLUMNS) and all(re.fullmatch(r"[-+.\deE\s]*", x) for x in row[1:5])
     )
 
 
-def _named(row: Iterable[str]) -> list[str]:
-    words = (cell.strip().lower() for cell in row)
-    return [_SYNONYMS.get(word, word) for word in words]
+def _is_mapping(file: Path) -> bool:
+    return is_class_row(_first_row(file))
 
 
-def _columns(
-    file: Path, rows: list[tuple[int, list[str]]]
-) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and the rows below them."""
-    if not rows:
-        raise UserError(f"{file}: the file is empty; write a row {','.join(COLUMNS)} an object")
-    names = _named(rows[0][1])
-    return (names, rows[1:]) if set(COLUMNS) <= set(names) else (list(COLUMNS), rows)
+def _first_row(file: Path) -> list[str]:
+    try:
+        return next((row for _, row in csv_rows(file)), [])
+    except UserError:
+        return []
 
 
-def _cells(row: list[str], columns: list[str], where: str) -> dict[str, str]:
-    if len(row) != len(columns):
-        raise UserError(
-            f"{where}: {len(row)} cells in {show(','.join(row))}; give {len(columns)}, separated "
-            f"by commas: {','.join(columns)}, or path,,,,, for a picture without objects"
-        )
-    cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
-    if not cells["path"]:
-        raise UserError(f"{where}: no path of a picture; write it into the first cell")
-    return cells
+def _standard_names(row: Iterable[str]) -> list[str]:
+    names = (cell.strip().lower() for cell in row)
+    return [_SYNONYMS.get(name, name) for name in names]
 
 
 def _find(name: str, folder: Path) -> Path:
     path = Path(os.path.abspath(folder / name))
     return path if os.path.exists(path) else Path(os.path.abspath(folder / name.replace("\\", "/")))
-
-
-def _box(cells: dict[str, str], file: Path, line: int) -> list[Box]:
-    """The row's box, or none for a picture without objects."""
-    given = [cells[name] for name in COLUMNS[1:]]
-    if not any(given):
-        return []
-    where = f"{file}, line {line}"
-    if not cells["class"]:
-        raise UserError(f"{where}: a box without a class; name it in the last cell")
-    x1, y1, x2, y2 = (number(cells[name], name, where) for name in COLUMNS[1:5])
-    return [Box(cells["class"], (x1, y1, x2, y2), file, line)]

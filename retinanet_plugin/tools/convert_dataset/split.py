@@ -1,73 +1,101 @@
-"""Train and validation pictures with the same shares of classes: iterative stratification.
+"""Splits a dataset so that each class has the same share of its boxes in both parts.
 
-K. Sechidis, G. Tsoumakas, I. Vlahavas, "On the stratification of multi-label data", 2011. They
-count pictures that have a label; here boxes are counted, and the number of pictures is exact. What
-that costs the common classes is mended by exchanging pictures.
+Iterative stratification: K. Sechidis, G. Tsoumakas, I. Vlahavas, "On the stratification of
+multi-label data", 2011. They count images with a label; here boxes are counted, and the number of
+images is exact. What this costs the frequent classes is regained by swapping images.
 """
+
+from typing import Any
 
 import numpy as np
 
-_EXCHANGES = 500  # at most
-_SAMPLE = 400  # pictures of either side that are looked at for one
+from ...errors import UserError
+
+_MAX_SWAPS = 500
+_SAMPLE = 400  # images of each side that are considered for a swap
+
+
+def new_split(content: dict[str, Any], share: float, seed: int) -> dict[str, list[int]]:
+    """Returns the ids of the images to train and to validate on.
+
+    Args:
+        content: a COCO dict.
+        share: of the images to validate on; 0: no validation.
+
+    Raises:
+        UserError: if there is only one image to split.
+    """
+    ids = np.array([row["id"] for row in content["images"]])
+    if share == 0:
+        return {"train": ids.tolist()}
+    if len(ids) < 2:
+        raise UserError("--val: a single image cannot be split; give --val 0")
+    row_of = {image_id: i for i, image_id in enumerate(ids.tolist())}
+    column_of = {row["id"]: i for i, row in enumerate(content["categories"])}
+    counts = np.zeros((len(row_of), len(column_of)), dtype=np.int64)
+    for box in content["annotations"]:
+        counts[row_of[box["image_id"]], column_of[box["category_id"]]] += 1
+    val = stratified(counts, share, seed)
+    return {"train": ids[~val].tolist(), "val": ids[val].tolist()}
 
 
 def stratified(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Chooses the pictures to validate on.
+    """Chooses images for validation.
 
-    The class that is left in the fewest pictures goes first: each of its pictures, those with the
-    most boxes before others, goes where most of the boxes that are due are still missing.
+    The class that remains in the fewest images goes first. Its images, those with the most boxes
+    first, go to the side that lacks more of its boxes.
 
     Args:
-        counts: (P, K) int, boxes of each class in each picture.
-        share: of the P pictures, above 0 and below 1; at least one picture stays on either side.
+        counts: (N, K) int, boxes of each class in each image.
+        share: of the N images, above 0 and below 1; at least one image stays on either side.
         seed: of the order among equals.
 
     Returns:
-        (P,) bool: whether a picture is for validation. ``round(P * share)`` are.
+        (N,) bool: whether an image is for validation; ``round(N * share)`` images are.
     """
-    num_pictures = len(counts)
+    num_images = len(counts)
     rng = np.random.default_rng(seed)
-    num_val = min(max(round(num_pictures * share), 1), num_pictures - 1)
-    room = [num_pictures - num_val, num_val]
-    shares = [room[0] / num_pictures, room[1] / num_pictures]
-    due = np.outer(shares, counts.sum(axis=0))  # (2, K), boxes
-    order = rng.permutation(num_pictures)
-    free = np.ones(num_pictures, dtype=bool)
-    left = (counts > 0).sum(axis=0)  # free pictures with each class
-    val = np.zeros(num_pictures, dtype=bool)
+    num_val = min(max(round(num_images * share), 1), num_images - 1)
+    room = [num_images - num_val, num_val]
+    shares = [room[0] / num_images, room[1] / num_images]
+    lacking = np.outer(shares, counts.sum(axis=0))  # (2, K), boxes
+    order = rng.permutation(num_images)
+    free = np.ones(num_images, dtype=bool)
+    num_free = (counts > 0).sum(axis=0)  # free images with each class
+    val = np.zeros(num_images, dtype=bool)
 
-    def place(picture: int, side: int) -> None:
+    def assign(image: int, side: int) -> None:
         if not room[side]:
             side = 1 - side
         room[side] -= 1
-        val[picture] = side == 1
-        free[picture] = False
-        np.subtract(due[side], counts[picture], out=due[side])
-        np.subtract(left, counts[picture] > 0, out=left)
+        val[image] = side == 1
+        free[image] = False
+        np.subtract(lacking[side], counts[image], out=lacking[side])
+        np.subtract(num_free, counts[image] > 0, out=num_free)
 
-    while (left > 0).any():
-        rarest = int(np.where(left > 0, left, num_pictures + 1).argmin())
-        pictures = order[free[order] & (counts[order, rarest] > 0)]
-        for picture in pictures[np.argsort(-counts[pictures, rarest], kind="stable")].tolist():
-            missing = due[1, rarest] - due[0, rarest]
-            if missing == 0:
-                missing = room[1] * shares[0] - room[0] * shares[1]
-            place(picture, int(missing > 0))
-    for picture in order[free[order]].tolist():  # without objects
-        place(picture, int(room[1] * shares[0] > room[0] * shares[1]))
-    _exchange(counts, val, rng)
+    while (num_free > 0).any():
+        rarest = int(np.where(num_free > 0, num_free, num_images + 1).argmin())
+        images = order[free[order] & (counts[order, rarest] > 0)]
+        for image in images[np.argsort(-counts[images, rarest], kind="stable")].tolist():
+            difference = lacking[1, rarest] - lacking[0, rarest]
+            if difference == 0:
+                difference = room[1] * shares[0] - room[0] * shares[1]
+            assign(image, int(difference > 0))
+    for image in order[free[order]].tolist():  # without objects
+        assign(image, int(room[1] * shares[0] > room[0] * shares[1]))
+    _swap(counts, val, rng)
     return val
 
 
-def _exchange(counts: np.ndarray, val: np.ndarray, rng: np.random.Generator) -> None:
-    """Swaps pictures, in place, while the squared excess of boxes, by class, gets less.
+def _swap(counts: np.ndarray, val: np.ndarray, rng: np.random.Generator) -> None:
+    """Swaps images between the sides, in place, as long as the cost decreases.
 
-    Of a class's excess e the cost is e^2 / n, n its boxes. With a the boxes of the picture that
-    leaves and b of the one that comes, it changes by (2 e (b - a) + (b - a)^2) / n.
+    A class with n boxes and an excess of e boxes costs e^2 / n. Swapping an image with a boxes for
+    one with b boxes changes this by (2 e (b - a) + (b - a)^2) / n.
     """
     total = np.maximum(counts.sum(axis=0), 1)
     excess = counts[val].sum(axis=0) - val.mean() * counts.sum(axis=0)
-    for _ in range(_EXCHANGES):
+    for _ in range(_MAX_SWAPS):
         out = rng.permutation(np.flatnonzero(val))[:_SAMPLE]
         into = rng.permutation(np.flatnonzero(~val))[:_SAMPLE]
         a, b = counts[out].astype(np.float64), counts[into].astype(np.float64)

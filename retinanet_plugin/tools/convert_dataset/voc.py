@@ -1,245 +1,209 @@
-"""Pascal VOC: an XML a picture, in ``Annotations``, pictures in ``JPEGImages``, lists in ImageSets.
+"""Reads Pascal VOC: one XML per image in ``Annotations``, lists of splits in ``ImageSets``.
 
-VOC counts pixels from 1 and names the first and the last one within the box; a box here goes from
-edge to edge. So ``xmin`` 1, ``xmax`` W is the whole width: x1 = xmin - 1, x2 = xmax.
+VOC counts pixels from 1 and names the first and the last pixel of a box, whereas a box here goes
+from edge to edge: x1 = xmin - 1, x2 = xmax. So ``xmin`` 1 and ``xmax`` W are the whole width.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from tqdm import tqdm
+
 from ...data.coco_entries import show
+from ...data.images import names_in
 from ...errors import UserError
 from .files import (
+    IMAGE_SUFFIXES,
     MAX_TEXT,
-    PICTURES,
     SPLITS,
     files_below,
-    pictures_of_stem,
     read_classes,
     read_text,
     split_of,
 )
-from .labelled import (
-    LEFT_OUT,
-    TRAIN,
-    Box,
-    Faults,
-    LabelledSet,
-    Options,
-    Picture,
-    assemble,
-    found_picture,
-    number,
-)
+from .labeled import LEFT_OUT, TRAIN, Box, Collector, LabeledDataset, number
 
-_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
-_LISTED = (*SPLITS, "trainval")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+
+Listing = Callable[[Path], dict[str, list[str]]]  # names of the images in a folder, by stem
 
 
-def read_voc(path: Path, options: Options) -> LabelledSet:
-    """Reads a folder that holds XMLs, however deep, or the folder of one XML.
-
-    Raises:
-        UserError: for the first fault, with file and line.
-    """
+def read_voc(path: Path, collector: Collector) -> LabeledDataset:
+    """Reads all XMLs in a folder and its subfolders, or in the folder of one XML."""
     folder = path if path.is_dir() else path.parent
     files = list(files_below(folder, {".xml"}))
     if not files:
-        raise UserError(f"{folder}: holds no .xml file; name the folder with VOC's Annotations")
-    classes = None if options.classes_file is None else read_classes(options.classes_file)
-    faults, notes = Faults(options.fix), list[str]()
-    splits = _splits(folder, files, faults, notes)
-    pictures: dict[Path, Picture] = {}
-    xml_of: dict[Path, Path] = {}
+        raise UserError(f"{folder}: no .xml files; name the folder with VOC's Annotations")
+    classes = None if collector.class_file is None else read_classes(collector.class_file)
+    listing = cache(_images_by_stem)
+    splits = _read_splits(folder, files, collector)
     from_zero = 0
-    for file in options.track(files):
-        annotation = _Annotation(file)
-        picture = _open(annotation, options, faults)
-        if picture is None:
+    for file in tqdm(files, desc="reading", leave=False, disable=None):
+        root = _parse(file)
+        image = collector.image(_find_image(file, root, collector.image_folder, listing), str(file))
+        if image is None:
             continue
-        if picture.file in pictures:
-            raise UserError(
-                f"{file}: its picture {picture.file} is that of {xml_of[picture.file]} too; leave "
-                "one of the two XMLs"
-            )
-        xml_of[picture.file] = file
-        picture.boxes += annotation.boxes(first_pixel=0 if options.zero_based else 1)
-        picture.splits |= splits.get(file, set())
-        from_zero += sum(min(box.corners[:2]) < 0 for box in picture.boxes)
-        pictures[picture.file] = picture
+        _check_size(file, root, image.size)
+        first_pixel = 0 if collector.zero_based else 1
+        image.boxes += [_read_box(file, x, first_pixel) for x in root.iterfind("object")]
+        image.splits |= splits.get(file, set())
+        from_zero += sum(min(box.corners[:2]) < 0 for box in image.boxes)
     if from_zero:
-        notes.append(
-            f"{from_zero} boxes begin at pixel 0, though VOC counts from 1: where a tool wrote the "
-            "XMLs that counts from 0, give --zero-based (zero_based=True in Python)"
+        collector.notes.append(
+            f"{from_zero} boxes begin at pixel 0, but VOC counts from 1; if the XMLs count from 0, "
+            "give --zero-based"
         )
-    return assemble("voc", list(pictures.values()), classes, faults, notes)
+    return collector.dataset(classes)
 
 
-def _splits(
-    folder: Path, files: Sequence[Path], faults: Faults, notes: list[str]
-) -> dict[Path, set[str]]:
-    """The splits of each XML: those of ImageSets/Main, or what its path says."""
+# ---------------------------------------------------------------- splits
+
+
+def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> dict[Path, set[str]]:
+    """The splits of each XML by ImageSets/Main, or else by the names of folders."""
     by_root: dict[Path, dict[str, Path]] = {}
     for file in files:
         root = next((x for x in file.parents if x.name == "Annotations"), file.parent)
         by_root.setdefault(root, {})[file.relative_to(root).with_suffix("").as_posix()] = file
-    found: dict[Path, set[str]] = {}
-    listed = False
+    splits: dict[Path, set[str]] = {}
     for root, known in by_root.items():
         lists = root.parent / "ImageSets" / "Main"
-        present = [name for name in _LISTED if (lists / f"{name}.txt").is_file()]
-        for name in present:
-            if name == "trainval" and "train" in present:
-                continue
-            entries = _entries(lists / f"{name}.txt")
+        names = {name: name for name in SPLITS if (lists / f"{name}.txt").is_file()}
+        if TRAIN not in names and (lists / "trainval.txt").is_file():
+            names["trainval"] = TRAIN
+        for name, split in names.items():
+            file = lists / f"{name}.txt"
+            entries = _read_list(file)
             if not any(entry in known for _, entry in entries):
-                notes.append(f"{lists / name}.txt was passed over: none of its entries has an XML")
+                collector.notes.append(f"{file} was ignored: none of its entries has an XML")
                 continue
-            listed = True
-            split = name if name in SPLITS else TRAIN
             for line, entry in entries:
                 if entry in known:
-                    found.setdefault(known[entry], set()).add(split)
+                    splits.setdefault(known[entry], set()).add(split)
                 else:
-                    where = f"{lists / name}.txt, line {line}"
-                    faults.add(LEFT_OUT, f"{where}: no {root / entry}.xml")
-    if listed:
-        return found
+                    collector.add_fault(LEFT_OUT, f"{file}, line {line}: no {root / entry}.xml")
+    if splits:
+        return splits
     named = {file: split_of(file.relative_to(folder).parent) for file in files}
     return {file: {split} for file, split in named.items() if split}
 
 
-def _entries(file: Path) -> list[tuple[int, str]]:
-    """Line and name of each entry; a second column, and a picture's suffix, are left out."""
+def _read_list(file: Path) -> list[tuple[int, str]]:
+    """Line number and name of each entry, without image suffix and second column."""
     entries = []
     for line, text in enumerate(read_text(file).splitlines(), start=1):
         name = re.sub(r"\s+(-1|0|1)$", "", text.strip())
+        stem, suffix = os.path.splitext(name)
         if name:
-            stem, dot, suffix = name.rpartition(".")
-            entries.append((line, stem if f"{dot}{suffix}".lower() in PICTURES else name))
+            entries.append((line, stem if suffix.lower() in IMAGE_SUFFIXES else name))
     return entries
 
 
-def _open(annotation: "_Annotation", options: Options, faults: Faults) -> Picture | None:
-    picture = found_picture(_find(annotation, options), f"{annotation.file}: ", faults)
-    if picture is None:
-        return None
-    line, size = annotation.size()
-    if size is not None and size != picture.size:
-        raise UserError(
-            f"{annotation.file}, line {line}: <size> is {size[0]} x {size[1]}, but its picture "
-            f"{picture.file} is {picture.size[0]} x {picture.size[1]}, after its EXIF rotation if "
-            "it has one; correct <size> and boxes, or the picture"
-        )
-    return picture
+# ---------------------------------------------------------------- images
 
 
-def _find(annotation: "_Annotation", options: Options) -> Path:
-    """The picture that has the XML's name, else the one that <filename> says.
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name in names_in(folder):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            names.setdefault(stem, []).append(name)
+    return names
 
-    Its folders are left out: many XMLs name those of the machine that they were made on.
+
+def _find_image(file: Path, root: Element, images: Path | None, listing: Listing) -> Path:
+    """The image with the name of the XML, or else the one that <filename> names.
+
+    Folders in <filename> are ignored: they are often those of another machine.
     """
-    file = annotation.file
-    named = Path(annotation.text("filename").replace("\\", "/")).name
-    beside = [file.parent, *(place / x for place in file.parents[:3] for x in _FOLDERS)]
-    folders = beside if options.images_folder is None else [options.images_folder]
+    filename = Path(_text(root, "filename").replace("\\", "/")).name
+    near = [file.parent, *(parent / x for parent in file.parents[:3] for x in _IMAGE_FOLDERS)]
+    folders = near if images is None else [images]
     for folder in folders:
-        found = pictures_of_stem(folder, file.stem)
-        if len(found) == 1 or folder / named in found:
-            return folder / named if folder / named in found else found[0]
-        if found:
-            raise UserError(
-                f"{file}: {folder} has several pictures of its name "
-                f"({', '.join(x.name for x in found)}); name one of them in <filename>"
-            )
+        same_stem = listing(folder).get(file.stem, [])
+        if filename in same_stem:
+            return folder / filename
+        if same_stem:
+            return folder / same_stem[0]
     for folder in folders:
-        if named and os.path.isfile(folder / named):
-            return folder / named
-    expected = next((x for x in folders if x.name in _FOLDERS and x.is_dir()), folders[0])
-    return expected / (named or f"{file.stem}.jpg")
+        if filename and os.path.isfile(folder / filename):
+            return folder / filename
+    return folders[0] / (filename or f"{file.stem}.jpg")
 
 
-class _Annotation:
-    """One XML file, its elements with their lines."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._lines: dict[Element, int] = {}
-        self._root = self._parse()
-        if self._root.tag != "annotation":
-            raise UserError(
-                f"{file}, line {self._lines[self._root]}: the root is <{self._root.tag}>; it must "
-                "be VOC's <annotation>"
-            )
-
-    def _parse(self) -> Element:
-        try:
-            raw = self.file.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error.strerror}); mend that") from None
-        # Entities, which can grow to gigabytes, come only after a DOCTYPE, which no VOC file needs.
-        # In UTF-16 its letters lie between null bytes.
-        if b"<!DOCTYPE" in raw or b"\0" in raw or len(raw) > MAX_TEXT:
-            raise UserError(
-                f"{self.file}: has a DOCTYPE, null bytes or more than {MAX_TEXT} bytes; save it as "
-                "plain XML in UTF-8 without DOCTYPE"
-            )
-        parser, builder = expat.ParserCreate(), TreeBuilder()
-
-        def start(tag: str, attributes: dict[str, str]) -> None:
-            self._lines[builder.start(tag, attributes)] = parser.CurrentLineNumber
-
-        parser.StartElementHandler = start
-        parser.EndElementHandler = builder.end
-        parser.CharacterDataHandler = builder.data
-        try:
-            parser.Parse(raw, True)
-        except (expat.ExpatError, LookupError, ValueError) as error:
-            line = getattr(error, "lineno", 1)
-            raise UserError(
-                f"{self.file}, line {line}: not valid XML ({str(error).split(':')[0]}); mend it "
-                "there or export it again"
-            ) from None
-        return builder.close()
-
-    def text(self, path: str, element: Element | None = None) -> str:
-        """The text of the element's child, or nothing."""
-        return ((self._root if element is None else element).findtext(path) or "").strip()
-
-    def _where(self, element: Element) -> str:
-        return f"{self.file}, line {self._lines[element]}"
-
-    def size(self) -> tuple[int, tuple[int, int] | None]:
-        """Line, and width and height as the XML has them; None where it has not, or 0."""
-        size = self._root.find("size")
-        if size is None:
-            return 1, None
-        where = self._where(size)
-        sides = [number(self.text(x, size) or "0", f"<{x}>", where) for x in ("width", "height")]
-        return self._lines[size], (int(sides[0]), int(sides[1])) if min(sides) > 0 else None
-
-    def boxes(self, *, first_pixel: int) -> list[Box]:
-        return [self._box(element, first_pixel) for element in self._root.iterfind("object")]
-
-    def _box(self, element: Element, first_pixel: int) -> Box:
-        label, flag = self.text("name", element), self.text("difficult", element) or "0"
-        where = self._where(element)
-        if not label:
-            raise UserError(f"{where}: <object> has no <name>; name its class")
-        if flag not in {"0", "1"}:
-            raise UserError(f"{where}: <difficult> is {show(flag)}; it must be 0 or 1")
-        box = element.find("bndbox")
-        if box is None:
-            raise UserError(
-                f"{where}: <object> has no <bndbox>; give it one with xmin, ymin, xmax and ymax"
-            )
-        x1, y1, x2, y2 = (
-            number(self.text(side, box), f"<{side}>", self._where(box))
-            for side in ("xmin", "ymin", "xmax", "ymax")
+def _check_size(file: Path, root: Element, actual: tuple[int, int]) -> None:
+    size = root.find("size")
+    if size is None:
+        return
+    where = _where(file, size)
+    width, height = (number(_text(size, x) or "0", f"<{x}>", where) for x in ("width", "height"))
+    if min(width, height) > 0 and (width, height) != actual:
+        raise UserError(
+            f"{where}: <size> is {width:g} x {height:g}, but the image is {actual[0]} x "
+            f"{actual[1]} (after EXIF rotation); correct <size> and boxes, or the image"
         )
-        corners = (x1 - first_pixel, y1 - first_pixel, x2, y2)
-        return Box(label, corners, self.file, self._lines[box], flag == "1")
+
+
+# ---------------------------------------------------------------- XML
+
+
+def _parse(file: Path) -> Element:
+    """The root of an XML file; each element has its line number as the attribute ``line``."""
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    # Entities can expand to gigabytes, but need a DOCTYPE. UTF-16 would hide it by null bytes.
+    if b"<!DOCTYPE" in raw or b"\0" in raw or len(raw) > MAX_TEXT:
+        raise UserError(
+            f"{file}: has a DOCTYPE, null bytes or more than {MAX_TEXT} bytes; save it as plain "
+            "XML in UTF-8"
+        )
+    parser, builder = expat.ParserCreate(), TreeBuilder()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(raw, True)
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{file}, line {line}: not valid XML ({error}); export it again") from None
+    root = builder.close()
+    if root.tag != "annotation":
+        raise UserError(f"{_where(file, root)}: the root is <{root.tag}>, not <annotation>")
+    return root
+
+
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _where(file: Path, element: Element) -> str:
+    return f"{file}, line {element.get('line')}"
+
+
+def _read_box(file: Path, element: Element, first_pixel: int) -> Box:
+    label, difficult = _text(element, "name"), _text(element, "difficult") or "0"
+    where = _where(file, element)
+    if not label:
+        raise UserError(f"{where}: <object> has no <name>")
+    if difficult not in {"0", "1"}:
+        raise UserError(f"{where}: <difficult> is {show(difficult)}; it must be 0 or 1")
+    box = element.find("bndbox")
+    if box is None:
+        raise UserError(f"{where}: <object> has no <bndbox>")
+    x1, y1, x2, y2 = (
+        number(_text(box, side), f"<{side}>", _where(file, box))
+        for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    corners = (x1 - first_pixel, y1 - first_pixel, x2, y2)
+    return Box(label, corners, file, int(box.get("line", "0")), difficult == "1")

@@ -1,13 +1,19 @@
-"""One small set of boxes, written by formulas of its own in each of the four formats."""
+"""One small dataset, written in each of the four formats."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
+
+from retinanet_plugin.errors import UserError
+from retinanet_plugin.tools.convert_dataset import read
 
 CLASSES = ["cat", "dög"]
 SIZES = {"a.jpg": (40, 30), "b.png": (30, 40), "c.JPG": (32, 32), "d e.png": (64, 48)}
-# Class, x1, y1, x2, y2: edges in pixels. The third picture has no object.
+# Class, x1, y1, x2, y2: edges in pixels. The third image has no objects.
 BOXES: dict[str, list[tuple[str, int, int, int, int]]] = {
     "a.jpg": [("dög", 0, 0, 40, 30), ("cat", 5, 4, 15, 12)],
     "b.png": [("cat", 29, 39, 30, 40)],
@@ -16,33 +22,44 @@ BOXES: dict[str, list[tuple[str, int, int, int, int]]] = {
 }
 TRAIN = ["a.jpg", "c.JPG", "d e.png"]
 
+Boxes = dict[str, list[tuple[str, list[float]]]]  # class and XYWH by image
 
-def expected() -> dict[str, list[tuple[str, list[float]]]]:
-    """Class and XYWH of each box, by picture."""
+
+def expected() -> Boxes:
+    """The boxes of the dataset."""
     return {
         name: [(label, [x1, y1, x2 - x1, y2 - y1]) for label, x1, y1, x2, y2 in boxes]
         for name, boxes in BOXES.items()
     }
 
 
-def found(content: dict[str, object]) -> dict[str, list[tuple[str, list[float]]]]:
-    """The same of a COCO dict."""
+def boxes_of(content: dict[str, Any], digits: int = 2) -> Boxes:
+    """The boxes of a COCO dict, rounded."""
     names = {row["id"]: Path(row["file_name"]).name for row in content["images"]}
     labels = {row["id"]: row["name"] for row in content["categories"]}
-    boxes: dict[str, list[tuple[str, list[float]]]] = {name: [] for name in names.values()}
+    boxes: Boxes = {name: [] for name in names.values()}
     for row in content["annotations"]:
-        boxes[names[row["image_id"]]].append((labels[row["category_id"]], row["bbox"]))
+        bbox = [round(x, digits) for x in row["bbox"]]
+        boxes[names[row["image_id"]]].append((labels[row["category_id"]], bbox))
     return boxes
 
 
-def write_pictures(folder: Path, names: list[str] | None = None) -> None:
+def error_of(path: Path, format: str | None = None, **options: object) -> str:
+    """The error of reading a bad dataset, one line."""
+    with pytest.raises(UserError) as raised:
+        read(path, format, **options)
+    assert str(raised.value).isprintable()
+    return str(raised.value)
+
+
+def write_images(folder: Path, names: Sequence[str] = tuple(SIZES)) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names or SIZES:
+    for name in names:
         Image.new("RGB", SIZES[name], "grey").save(folder / name)
 
 
-def voc_xml(name: str, objects: str, size: tuple[int, int] | None = None) -> str:
-    width, height = size or SIZES[name]
+def voc_xml(name: str, objects: str) -> str:
+    width, height = SIZES[name]
     return (
         f"<annotation>\n<filename>{name}</filename>\n<size><width>{width}</width>"
         f"<height>{height}</height><depth>3</depth></size>\n{objects}</annotation>\n"
@@ -56,15 +73,13 @@ def voc_object(label: str, *corners: object, extra: str = "") -> str:
 
 
 def write_voc(folder: Path) -> Path:
-    write_pictures(folder / "JPEGImages")
+    write_images(folder / "JPEGImages")
     lists = folder / "ImageSets" / "Main"
-    for place in (folder / "Annotations", lists):
-        place.mkdir(parents=True)
+    for subfolder in (folder / "Annotations", lists):
+        subfolder.mkdir(parents=True)
     for name, boxes in BOXES.items():
-        # The first and the last pixel within the box, of which the first is number 1
-        objects = "".join(
-            voc_object(label, x1 + 1, y1 + 1, x2, y2) for label, x1, y1, x2, y2 in boxes
-        )
+        # The first and the last pixel within the box, counted from 1
+        objects = "".join(voc_object(c, x1 + 1, y1 + 1, x2, y2) for c, x1, y1, x2, y2 in boxes)
         file = folder / "Annotations" / f"{Path(name).stem}.xml"
         file.write_text(voc_xml(name, objects), encoding="utf-8")
     (lists / "train.txt").write_text("".join(f"{Path(name).stem}\n" for name in TRAIN))
@@ -76,16 +91,16 @@ def write_voc(folder: Path) -> Path:
 
 def yolo_row(label: str, x1: int, y1: int, x2: int, y2: int, size: tuple[int, int]) -> str:
     width, height = size
-    shares = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-    return f"{CLASSES.index(label)} {' '.join(f'{share:.6f}' for share in shares)}\n"
+    values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+    return f"{CLASSES.index(label)} {' '.join(f'{value:.6f}' for value in values)}\n"
 
 
 def write_yolo(folder: Path) -> Path:
     for split, names in (("train", TRAIN), ("val", ["b.png"])):
-        write_pictures(folder / "images" / split, names)
+        write_images(folder / "images" / split, names)
         labels = folder / "labels" / split
         labels.mkdir(parents=True)
-        for name in filter(BOXES.get, names):  # without objects, without a file
+        for name in filter(BOXES.get, names):  # no objects, no file
             rows = "".join(yolo_row(*box, SIZES[name]) for box in BOXES[name])
             (labels / f"{Path(name).stem}.txt").write_text(rows)
     (folder / "data.yaml").write_text(
@@ -103,7 +118,7 @@ def csv_rows(names: list[str]) -> str:
 
 
 def write_csv(folder: Path) -> Path:
-    write_pictures(folder / "images")
+    write_images(folder / "images")
     (folder / "train.csv").write_text(csv_rows(TRAIN), encoding="utf-8")
     (folder / "val.csv").write_text(csv_rows(["b.png"]), encoding="utf-8")
     (folder / "classes.csv").write_text("cat,0\ndög,1\n", encoding="utf-8")
@@ -111,26 +126,25 @@ def write_csv(folder: Path) -> Path:
 
 
 def write_coco(folder: Path) -> Path:
-    write_pictures(folder / "images")
+    write_images(folder / "images")
     (folder / "annotations").mkdir()
     for split, names in (("train", TRAIN), ("val", ["b.png"])):
-        images = [
-            {"id": 10 + i, "file_name": name, "width": SIZES[name][0], "height": SIZES[name][1]}
-            for i, name in enumerate(names)
-        ]
+        sizes = [dict(zip(("width", "height"), SIZES[name], strict=True)) for name in names]
         boxes = [
             {"image_id": 10 + i, "category_id": CLASSES.index(label) + 1, "bbox": bbox}
             for i, name in enumerate(names)
             for label, bbox in expected()[name]
         ]
-        rows = [
-            {"id": i, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0} | box
-            for i, box in enumerate(boxes, start=1)
-        ]
         content = {
             "info": {},
-            "images": images,
-            "annotations": rows,
+            "images": [
+                {"id": 10 + i, "file_name": name} | size
+                for i, (name, size) in enumerate(zip(names, sizes, strict=True))
+            ],
+            "annotations": [
+                {"id": i, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0} | box
+                for i, box in enumerate(boxes, start=1)
+            ],
             "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
         }
         file = folder / "annotations" / f"instances_{split}2017.json"

@@ -1,0 +1,242 @@
+"""Labeled images as the readers find them, and how they become a COCO dict."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data.coco_entries import (
+    CLASS_NAME,
+    FILE_NAME,
+    MAX_COORDINATE,
+    Row,
+    box_faults,
+    show,
+)
+from ...data.images import SIDEWAYS, open_picture, orientation_of, reason_of
+from ...errors import UserError, did_you_mean
+from ...utils import shorten
+from .files import SPLITS
+
+TRAIN = SPLITS[0]
+CLIPPED, REMOVED, LEFT_OUT = "boxes clipped", "boxes removed", "images left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A labeled object and where it is described."""
+
+    label: str
+    corners: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+    file: Path
+    line: int
+    difficult: bool = False
+
+
+@dataclass(slots=True)
+class LabeledImage:
+    """An image with its size after EXIF rotation."""
+
+    file: Path
+    size: tuple[int, int]  # width, height
+    boxes: list[Box] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class LabeledDataset:
+    """A dataset as read.
+
+    Args:
+        images: the folder that the ``file_name`` of all images are relative to.
+        content: a COCO dict; VOC's difficult boxes have ``"difficult": 1``.
+        splits: image ids by split ("train", "val", "test"); empty if the files name no splits.
+        notes: what the user should know.
+    """
+
+    images: Path
+    content: dict[str, Any]
+    splits: dict[str, list[int]]
+    notes: Sequence[str] = ()
+
+    def subset(self, image_ids: Iterable[int], split: str = TRAIN) -> dict[str, Any]:
+        """Returns the COCO dict of some images.
+
+        As detectron2 does with VOC, difficult boxes are trained on but ignored by evaluation: in
+        splits other than "train" they are crowds.
+        """
+        wanted = set(image_ids)
+        ignored = {"iscrowd": 1} if split != TRAIN else {}
+        return {
+            **self.content,
+            "images": [row for row in self.content["images"] if row["id"] in wanted],
+            "annotations": [
+                row | ignored if row.get("difficult") else row
+                for row in self.content["annotations"]
+                if row["image_id"] in wanted
+            ],
+        }
+
+    def of_split(self, split: str | None) -> dict[str, Any]:
+        """Returns the COCO dict of a split, or of all images for None.
+
+        Raises:
+            UserError: if the files do not name this split.
+        """
+        if split is None:
+            return self.subset(row["id"] for row in self.content["images"])
+        if split not in self.splits:
+            known = ", ".join(self.splits) or "none"
+            raise UserError(f"split {show(split)}: not in the dataset; its splits: {known}")
+        return self.subset(self.splits[split], split)
+
+
+@dataclass
+class Collector:
+    """Collects images, boxes and faults while a dataset is read.
+
+    Args:
+        image_folder: folder of the images, instead of the format's usual one.
+        class_file: file with all classes in order, see :func:`~.files.read_classes`.
+        fix: clip or remove bad boxes and leave out unusable images, instead of raising an error.
+        zero_based: whether VOC coordinates count from 0 instead of 1.
+    """
+
+    image_folder: Path | None = None
+    class_file: Path | None = None
+    fix: bool = False
+    zero_based: bool = False
+    notes: list[str] = field(default_factory=list)
+    _images: dict[Path, LabeledImage | None] = field(default_factory=dict)
+    _faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def add_fault(self, fix: str, message: str) -> None:
+        """Records a fault that ``--fix`` can fix."""
+        self._faults.setdefault(fix, []).append(message)
+
+    def raise_or_note_faults(self) -> None:
+        """Notes how many faults were fixed, or raises UserError unless ``fix``."""
+        for fix, messages in self._faults.items():
+            if not self.fix:
+                more = f" ({len(messages) - 1} more like it)" if len(messages) > 1 else ""
+                raise UserError(f"{messages[0]}{more}; correct it, or give --fix")
+            self.notes.append(f"{fix}: {len(messages)}, such as {messages[0]}")
+
+    def image(self, file: Path, where: str) -> LabeledImage | None:
+        """Returns the image of a file, or None after recording why it cannot be used.
+
+        Args:
+            where: the annotation that names the image.
+        """
+        if file not in self._images:
+            image, fault = None, ""
+            if not os.path.exists(file):
+                fault = f"no image {show(str(file))}; --images names another folder"
+            elif not FILE_NAME.fits(row := {"file_name": str(file)}):
+                fault = FILE_NAME.fault(row)
+            else:
+                try:
+                    with open_picture(file) as opened:
+                        size = opened.size
+                        size = size[::-1] if orientation_of(opened) in SIDEWAYS else size
+                        image = LabeledImage(file, size)
+                except Exception as error:  # PIL raises nearly everything on damaged files
+                    fault = f"{file} cannot be read as an image ({reason_of(error)})"
+            self._images[file] = image
+            if image is None:
+                self.add_fault(LEFT_OUT, f"{where}: {fault}")
+        return self._images[file]
+
+    def dataset(self, classes: Sequence[str] | None) -> LabeledDataset:
+        """Assembles all images and boxes, which are clipped to their images.
+
+        Args:
+            classes: all names, whose ids are 1, 2, ...; None: those that occur, sorted.
+
+        Raises:
+            UserError: for an unknown or invalid class, or a recorded fault without ``fix``.
+        """
+        images = [image for image in self._images.values() if image is not None]
+        if classes is None:
+            classes = sorted({box.label for image in images for box in image.boxes})
+        ids = {name: i for i, name in enumerate(classes, start=1)}
+        annotations: list[Row] = []
+        for i, image in enumerate(images, start=1):
+            annotations += self._annotations(image, i, ids)
+        self.raise_or_note_faults()
+        folder = common_folder([image.file for image in images])
+        if not ids:
+            raise UserError(f"{folder}: no labeled objects; check the annotations")
+        rows = [
+            {"id": i, "file_name": image.file.relative_to(folder).as_posix()}
+            | dict(zip(("width", "height"), image.size, strict=True))
+            for i, image in enumerate(images, start=1)
+        ]
+        content = {
+            "info": {"description": "converted by retinanet convert-dataset"},
+            "images": rows,
+            "annotations": [row | {"id": i} for i, row in enumerate(annotations, start=1)],
+            "categories": [{"id": i, "name": name} for name, i in ids.items()],
+        }
+        splits = [(i, split) for i, image in enumerate(images, 1) for split in image.splits]
+        return LabeledDataset(folder, content, ids_by_split(splits), self.notes)
+
+    def _annotations(self, image: LabeledImage, image_id: int, ids: dict[str, int]) -> list[Row]:
+        corners = np.array([box.corners for box in image.boxes], dtype=np.float64).reshape(-1, 4)
+        xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        limits = np.array([image.size] * len(corners), dtype=np.float64).reshape(-1, 2)
+        empty, outside, gone, clipped = box_faults(xywh, limits)
+        rows: list[Row] = []
+        for i, box in enumerate(image.boxes):
+            where = f"{box.file}, line {box.line}"
+            if box.label not in ids:
+                raise UserError(
+                    f"{where}: unknown class {show(box.label)}{did_you_mean(box.label, ids)}; "
+                    f"known: {shorten(map(show, ids), 10)}"
+                )
+            if not CLASS_NAME.fits({"name": box.label}):
+                raise UserError(f"{where}: class {CLASS_NAME.fault({'name': box.label})}")
+            if empty[i] or outside[i]:
+                size = "{} x {}".format(*image.size)
+                fault = "is empty" if empty[i] else f"reaches outside its image of {size}"
+                box_text = "({:g}, {:g}) to ({:g}, {:g})".format(*box.corners)
+                fix = REMOVED if gone[i] else CLIPPED
+                self.add_fault(fix, f"{where}: the box from {box_text} {fault}")
+            if not gone[i]:
+                bbox = [round(value, 3) for value in clipped[i].tolist()]
+                row: Row = {"image_id": image_id, "category_id": ids[box.label], "bbox": bbox}
+                row |= {"area": round(bbox[2] * bbox[3], 3), "iscrowd": 0}
+                rows.append(row | {"difficult": 1} if box.difficult else row)
+        return rows
+
+
+def ids_by_split(pairs: Iterable[tuple[int, str | None]]) -> dict[str, list[int]]:
+    """Groups image ids by their splits, "train" first; images without split are left out."""
+    ids: dict[str | None, list[int]] = {}
+    for image_id, split in pairs:
+        ids.setdefault(split, []).append(image_id)
+    return {split: ids[split] for split in SPLITS if split in ids}
+
+
+def number(text: str, name: str, where: str) -> float:
+    """Parses a finite number; raises UserError if it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < MAX_COORDINATE:
+        raise UserError(f"{where}: {name} is {show(text)}; it must be a number")
+    return value
+
+
+def common_folder(files: Sequence[Path]) -> Path:
+    """Returns the deepest folder that contains all files."""
+    if not files:
+        raise UserError("no images are left; --images names another folder")
+    try:
+        return Path(os.path.commonpath([file.parent for file in files]))
+    except ValueError:
+        raise UserError(f"{files[0]}: the images are on several drives; use one") from None
