@@ -1,7 +1,7 @@
 """Positives, ignored and negatives of training, and who holds the class loss: from the log.
 
 ``MODEL.RETINANET.LOG_LOSS_SHARES`` makes training write the numbers that are read here, see
-:class:`retinanet_plugin.modeling.loss_shares.LossShares`. The share of an anchor is that of all its
+:class:`retinanet_plugin.engine.loss_shares.LossShares`. The share of an anchor is that of all its
 classes.
 """
 

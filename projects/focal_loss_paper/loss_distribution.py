@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.losses import BinaryLoss, FocalLoss, SelectingLoss
-from retinanet_plugin.modeling import FocalRetinaNet, SparseTargets
-from retinanet_plugin.modeling.anchors import HostAnchors
+from retinanet_plugin.losses import BinaryLoss, FocalLoss, MinedLoss, SparseTargets
+from retinanet_plugin.modeling import FocalRetinaNet
 
 PAPER_GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.01, 0.1, 0.2)  # fractions of the samples
@@ -196,7 +195,6 @@ def measure(
             there is no positive.
     """
     model.eval()
-    anchors = HostAnchors(model.anchor_generator)
     found = LossDistribution(
         LossHistogram(gammas, model.device), LossHistogram(gammas, model.device)
     )
@@ -207,7 +205,7 @@ def measure(
         predictions = model.head(features)
         gt_instances = [x["instances"] for x in batch]
         losses = model.forward_training(images, features, predictions, gt_instances)
-        targets = model.assigner(anchors(features), gt_instances)
+        targets = model.label_anchors(features, gt_instances)
         positives, negatives = samples(predictions[0], targets, model.num_classes)
         if not all(x.isfinite().all() for x in (positives, negatives)):
             raise UserError(
@@ -218,9 +216,9 @@ def measure(
         found.negatives.add(negatives)
         found.pictures += len(batch)
         found.ignored_anchors += len(targets.ignored_anchor)
-        if not isinstance(model.head.cls_loss, SelectingLoss):
-            total = _sum(model.head.cls_loss, positives, True)
-            total += _sum(model.head.cls_loss, negatives, False)
+        if not isinstance(model.head.cls_loss, MinedLoss):
+            total = _sum(model.head.cls_loss.binary, positives, True)
+            total += _sum(model.head.cls_loss.binary, negatives, False)
             found.model_loss.append(float(losses["loss_cls"]))
             found.summed_loss.append(total / _normalizer(model, targets))
     if not found.positives.count:

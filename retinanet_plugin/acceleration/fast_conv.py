@@ -1,10 +1,10 @@
-"""Convolutions that give the same numbers, up to rounding, in less time.
+"""Convolutions that compute the same numbers, up to rounding, in less time.
 
-A frozen batch norm multiplies and adds to each channel of what its convolution gives. The same
-numbers follow from a convolution whose weights are multiplied and whose bias is added to: the two
-passes over the features, and in training a third one back, are saved. Detectors fine-tune with
-frozen norms, and in inference all batch norms are frozen. And 3x3 convolutions, nine tenths of a
-RetinaNet's work, can do with fewer multiplications: see :mod:`~retinanet_plugin.acceleration.winograd`.
+A frozen batch norm scales and shifts each channel of its convolution's output. Scaling the weights
+and shifting the bias instead saves two passes over the features, and a third one backward.
+Detectors are fine-tuned with frozen norms, and in inference all batch norms are frozen. 3x3
+convolutions, nine tenths of RetinaNet's work, can do with fewer multiplications: see
+:mod:`~retinanet_plugin.acceleration.winograd`.
 """
 
 from typing import Any, cast
@@ -15,15 +15,15 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .winograd import pays, winograd_conv2d
+from .winograd import is_faster, winograd_conv2d
 
 
 class FastConv2d(Conv2d):
-    """detectron2's ``Conv2d``; parameters, their names and gradients, and buffers are the same.
+    """detectron2's ``Conv2d``, with the same parameters, buffers, names and gradients.
 
     Attributes:
-        folds_norm: whether the norm is applied to the weights, at each call.
-        winograd: whether Winograd's algorithm is used where it is faster.
+        folds_norm: apply the norm to the weights, in each call.
+        winograd: use Winograd's algorithm where it is faster.
     """
 
     folds_norm: bool = False
@@ -32,7 +32,7 @@ class FastConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W')."""
         weight, bias = _folded(self) if self.folds_norm else (self.weight, self.bias)
-        if self.winograd and pays(x, weight):
+        if self.winograd and is_faster(x, weight):
             x = winograd_conv2d(x, weight, bias)
         else:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -41,11 +41,11 @@ class FastConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
 
-def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bool) -> None:
-    """In place, for training and inference.
+def use_fast_convolutions(network: nn.Module, *, fold_norms: bool, winograd: bool) -> None:
+    """In place, for training and inference: turns convolutions into :class:`FastConv2d`.
 
     Args:
-        network: those of its layers that are ``nn.Conv2d`` or detectron2's ``Conv2d`` change.
+        network: its ``nn.Conv2d`` and detectron2 ``Conv2d`` layers change.
         fold_norms: apply frozen norms to the weights.
         winograd: use Winograd's algorithm where it is faster.
     """
@@ -54,7 +54,7 @@ def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bo
             continue
         norm, activation = (getattr(layer, name, None) for name in ("norm", "activation"))
         if type(layer) is nn.Conv2d and not (norm is None and activation is None):
-            continue  # its owner's, to be called by the owner
+            continue  # attributes of someone else's, who calls them
         folds_norm = fold_norms and isinstance(norm, FrozenBatchNorm2d)
         suits = winograd and _is_plain_3x3(layer)
         if folds_norm or suits:
@@ -65,14 +65,14 @@ def make_convolutions_fast(network: nn.Module, *, fold_norms: bool, winograd: bo
 
 
 @torch.no_grad()
-def fold_norms_for_inference(network: nn.Module) -> int:
-    """In place: batch norms of detectron2's ``Conv2d`` become part of it, once and for good.
+def fold_norms(network: nn.Module) -> int:
+    """In place, for good: batch norms of detectron2's ``Conv2d`` layers become part of the weights.
 
-    The network gives the same features as in evaluation mode, up to rounding, and can no longer
-    be trained or hold a checkpoint of the unfolded one.
+    The network computes the features of evaluation mode, up to rounding. It can no longer be
+    trained, nor load a checkpoint of the original network.
 
     Returns:
-        how many norms were folded.
+        the number of folded norms.
     """
     folded = 0
     for layer in network.modules():
@@ -90,6 +90,9 @@ def fold_norms_for_inference(network: nn.Module) -> int:
     return folded
 
 
+fold_norms_for_inference = fold_norms  # the old name, until every caller uses the new one
+
+
 def _is_plain_3x3(conv: Any) -> bool:
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     same = sizes == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode == "zeros"
@@ -97,7 +100,7 @@ def _is_plain_3x3(conv: Any) -> bool:
 
 
 def _folded(conv: Conv2d) -> tuple[Tensor, Tensor]:
-    """Weights (C_out, C_in, k, k) and bias (C_out) of the convolution and its norm as one."""
+    """Weights (C_out, C_in, k, k) and bias (C_out) of the convolution and its norm together."""
     norm = conv.norm
     scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
     bias = norm.bias - norm.running_mean * scale

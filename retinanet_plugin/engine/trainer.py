@@ -43,6 +43,7 @@ from .best_effort_io import (
 )
 from .checkpoint import SafeCheckpointer
 from .evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
+from .loss_shares import LossShares
 from .parallel import data_parallel
 from .progress import ProgressLine, evaluation_progress, on_terminal
 from .resuming import (
@@ -101,7 +102,8 @@ class Trainer(DefaultTrainer):
             BestCheckpointer(model, folder, classes=classes),
         )
         ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
-        hooks = [EventHistory(), *(ours.get(type(h), h) for h in hooks)]
+        shares = [LossShares(model)] if self.cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
+        hooks = [EventHistory(), *shares, *(ours.get(type(h), h) for h in hooks)]
         return [ProgressLine(), *hooks] if on_terminal() else hooks
 
     def build_writers(self) -> list[EventWriter]:

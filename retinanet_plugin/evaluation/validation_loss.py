@@ -12,9 +12,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..data import ReadableDatasetMapper
-from ..losses.targets import counted_alone
+from ..losses import MinedLoss
 from ..modeling import FocalRetinaNet
-from ..modeling.anchors import HostAnchors
 
 
 class ValidationLoss(DatasetEvaluator):
@@ -29,7 +28,6 @@ class ValidationLoss(DatasetEvaluator):
 
     def __init__(self, model: FocalRetinaNet) -> None:
         self._model = model
-        self._anchors = HostAnchors(model.anchor_generator)
         self.outputs: tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
         self.reset()
 
@@ -42,15 +40,15 @@ class ValidationLoss(DatasetEvaluator):
         if self.outputs is None or not all("instances" in x for x in inputs):
             return
         (features, predictions), self.outputs = self.outputs, None
-        targets = self._model.assigner(self._anchors(features), [x["instances"] for x in inputs])
-        self._model._check_classes(targets.gt_class)
-        with counted_alone() as chosen:
-            losses = self._model.head.losses(predictions, targets, 1.0)
+        targets = self._model.label_anchors(features, [x["instances"] for x in inputs])
+        head = self._model.head
+        losses = head.losses(predictions, targets, None)
+        counts = dict.fromkeys(losses, targets.num_positives)
+        if isinstance(head.cls_loss, MinedLoss):
+            counts["loss_cls"] = len(head.cls_loss.chosen[0])
         for name, loss in losses.items():
-            is_mean = name == "loss_cls" and len(chosen) > 0
-            count = chosen[0] if is_mean else targets.num_positives
-            self._sums[name] += loss.double() * (max(count, 1) if is_mean else 1)
-            self._counts[name] += count
+            self._sums[name] += loss.double()
+            self._counts[name] += counts[name]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{"validation": {"total_loss": ..., "loss_cls": ..., ...}}`` on the main process.
@@ -85,7 +83,6 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> Iterator[ValidationLoss |
         return
     losses = ValidationLoss(model)
     infer = model.forward_inference
-    shares, model.head.loss_shares = getattr(model.head, "loss_shares", None), None
 
     def forward_inference(images: Any, features: Any, predictions: Any) -> Any:
         losses.outputs = features, predictions
@@ -96,7 +93,6 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> Iterator[ValidationLoss |
         yield losses
     finally:
         del model.forward_inference
-        model.head.loss_shares = shares
 
 
 def mapper_with_truth(cfg: CfgNode) -> ReadableDatasetMapper:

@@ -1,31 +1,32 @@
-"""Losses as pure functions on tensors: they know torch, and neither a config nor detectron2.
+"""Losses as functions of tensors; they import torch and torchvision.ops only.
 
-Each classification loss is a :class:`BinaryLoss`: one logit against "is this class" or "is
-not". :func:`dense_class_loss` sums it over all anchors and classes from sparse targets; a
-:class:`SelectingLoss` chooses among the anchors.
+A :class:`BinaryLoss` scores one logit against "its class is present" or "is absent". A dense
+detector trains on millions of them: :class:`DenseLoss` sums a binary loss over all anchors,
+:class:`MinedLoss` averages it over the anchors that a function chooses.
 """
 
 from .binary import BinaryLoss
 from .boxes import BOX_LOSSES, box_regression_loss, encode_boxes
 from .cross_entropy import CrossEntropyLoss
-from .dense import dense_class_loss, offsets_of
+from .dense import DenseLoss, dense_class_loss
 from .focal import FocalLoss
 from .focal_star import FocalStarLoss
-from .mined import SelectingLoss
-from .ohem import OhemLoss
-from .targets import AnchorBoxes, ClassLoss, ClassTargets
+from .layout import offsets_of
+from .mined import MinedLoss
+from .ohem import HardExamples
+from .targets import AnchorBoxes, SparseTargets
 
 __all__ = [
     "BOX_LOSSES",
     "AnchorBoxes",
     "BinaryLoss",
-    "ClassLoss",
-    "ClassTargets",
     "CrossEntropyLoss",
+    "DenseLoss",
     "FocalLoss",
     "FocalStarLoss",
-    "OhemLoss",
-    "SelectingLoss",
+    "HardExamples",
+    "MinedLoss",
+    "SparseTargets",
     "box_regression_loss",
     "dense_class_loss",
     "encode_boxes",

@@ -1,41 +1,31 @@
-"""What a classification loss of a dense detector is: one logit against one bit."""
-
-from collections.abc import Sequence
+"""The base class of classification losses: one logit against one bit."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .targets import ClassLoss, ClassTargets
-
 
 class BinaryLoss:
-    """Base of the losses that treat every class of every anchor as a problem of its own.
+    """A loss that treats every class of every anchor as a binary problem of its own.
 
-    A subclass writes :meth:`value` in plain torch operations; that is enough to train with it.
-    Where the derivative has a closed form, overriding :meth:`value_and_grad` is faster.
-
-    Attributes:
-        compiled: whether :func:`~retinanet_plugin.losses.dense_class_loss` runs these two methods
-            on the negatives through ``torch.compile``.
+    A subclass implements :meth:`value` in torch operations, which is enough to train with it.
+    Overriding :meth:`value_and_grad` with the derivative in closed form makes it faster.
     """
 
-    compiled = False
-
     def value(self, logits: Tensor, positive: bool) -> Tensor:
-        """Loss of each logit, given that its class is present (``positive``) or is not.
+        """Loss of each logit, whose class is present if ``positive`` and absent otherwise.
 
         Args:
             logits: any shape, float32 or float64.
 
         Returns:
-            the losses, shaped as ``logits``.
+            the losses, of the shape of ``logits``.
         """
         raise NotImplementedError
 
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
-        """:meth:`value` and its derivative by the logit, both shaped as ``logits``."""
-        if torch.compiler.is_compiling():  # not through autograd.grad
+        """:meth:`value` and its derivative by the logits, both of the shape of ``logits``."""
+        if torch.compiler.is_compiling():  # which does not trace autograd.grad
             value, pull_back = torch.func.vjp(lambda x: self.value(x, positive), logits)[:2]
             return value, pull_back(torch.ones_like(value))[0]
         with torch.enable_grad():
@@ -44,39 +34,16 @@ class BinaryLoss:
             (grad,) = torch.autograd.grad(value.sum(), logits)
         return value.detach(), grad
 
-    def over_anchors(
-        self, logits: Sequence[Tensor], targets: ClassTargets, normalizer: Tensor | float
-    ) -> ClassLoss:
-        """What a head trains its classes with: here the sum over all anchors that are not ignored.
-
-        Args:
-            logits: a tensor a level, (N, A*K, H, W), contiguous or channels-last.
-            targets: what the anchors are.
-            normalizer: scalar that the sum is divided by.
-        """
-        from .dense import dense_class_loss  # both import this file
-        from .per_anchor import loss_of_positives
-
-        total = dense_class_loss(
-            logits,
-            self,
-            targets.positives,
-            targets.ignored,
-            normalizer,
-            ignored_channels=targets.num_classes,
-        )
-        return ClassLoss(total, lambda: loss_of_positives(self, logits, targets) / normalizer)
-
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each logit against dense 0/1 ``targets`` of its shape: for figures and tests."""
+        """Loss of each logit against dense 0/1 ``targets`` of the same shape."""
         return torch.where(targets > 0, self.value(logits, True), self.value(logits, False))
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))``, finite and right at both ends; a new tensor, without a gradient graph.
+    """``log(1 + exp(x))`` as a new tensor without a gradient graph; accurate for all ``x``.
 
-    With ``u = exp(-|x|)`` it is ``max(x, 0) + log1p(u)``. On a CPU log1p can be ten times as slow
-    as ``2 atanh(u / (2 + u))``, which is the same.
+    With ``u = exp(-|x|)`` it equals ``max(x, 0) + log1p(u)``, and ``log1p(u)`` equals
+    ``2 atanh(u / (2 + u))``, which can be ten times faster on a CPU.
     """
     compiling = torch.compiler.is_compiling()
     if not (x.is_cpu or compiling):
@@ -88,7 +55,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _atanh(x: Tensor) -> Tensor:
-    """Within 2e-8 of itself for ``x`` in [0, 1/3]: the series, for a compiler to fuse."""
+    """The power series, which a compiler can fuse; its error is below 2e-8 for x in [0, 1/3]."""
     square = x * x
     series = torch.full_like(x, 1 / 13)
     for odd in range(11, 0, -2):
@@ -97,7 +64,7 @@ def _atanh(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """``1 / (1 + exp(-x))``; compiled, it shares the exp of :func:`softplus`."""
+    """``1 / (1 + exp(-x))``; when compiled, it shares the exponential with :func:`softplus`."""
     if not torch.compiler.is_compiling():
         return torch.sigmoid(x)
     u = torch.exp(-x.abs())
@@ -105,9 +72,12 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def class_weight(alpha: float | None, positive: bool) -> float:
-    """``a_t``: ``alpha`` for the class, ``1 - alpha`` for its absence; 1 where alpha is unset.
+    """``alpha_t`` of the paper: ``alpha`` for positives and ``1 - alpha`` for negatives.
 
-    A negative alpha also means unset, as in detectron2's ``FOCAL_LOSS_ALPHA``.
+    1 if ``alpha`` is None or negative, as with detectron2's ``FOCAL_LOSS_ALPHA``.
+
+    Raises:
+        ValueError: if ``alpha`` is above 1.
     """
     if alpha is None or alpha < 0:
         return 1.0

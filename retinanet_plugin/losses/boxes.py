@@ -1,9 +1,8 @@
-"""Box regression: the R-CNN encoding of boxes, and the losses on assigned anchors."""
+"""Box regression: R-CNN's encoding of boxes, and the losses of assigned anchors."""
 
 from collections.abc import Callable
 
 import torch
-from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torchvision.ops import (
     complete_box_iou_loss,
@@ -11,8 +10,8 @@ from torchvision.ops import (
     generalized_box_iou_loss,
 )
 
-# Losses of two boxes (P, 4) in absolute XYXY, as opposed to smooth L1 of two encodings. Those of
-# fvcore and detectron2 are the same numbers, but assert on values of the device and so stall it.
+# Losses of pairs of boxes. torchvision's equal those of fvcore and detectron2, whose assertions on
+# values wait for the device.
 _IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
     "giou": generalized_box_iou_loss,
     "diou": distance_box_iou_loss,
@@ -22,10 +21,10 @@ BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
 
 
 def encode_boxes(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Encodes ``boxes`` relative to ``anchors`` as (dx, dy, dw, dh) of R-CNN, times ``weights``.
+    """Encodes ``boxes`` relative to ``anchors`` as R-CNN's (dx, dy, dw, dh), times ``weights``.
 
-    The same numbers as detectron2's ``Box2BoxTransform.get_deltas``, which stops to ask the
-    device whether each anchor has a width; ours have one by construction.
+    Equal to detectron2's ``Box2BoxTransform.get_deltas``, which waits for the device to check that
+    the anchors have a width; ours have one by construction.
 
     Args:
         anchors, boxes: (P, 4), XYXY in pixels, of positive width and height.
@@ -43,6 +42,14 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> 
     return torch.stack((wx * dx, wy * dy, ww * dw, wh * dh), dim=1)
 
 
+def smooth_l1(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Sum of smooth L1, Fast R-CNN's equation 3; as in fvcore, a ``beta`` below 1e-5 means L1."""
+    error = (deltas - targets).abs()
+    if beta >= 1e-5:
+        error = torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
+    return error.sum()
+
+
 def box_regression_loss(
     deltas: Tensor,
     anchors: Tensor,
@@ -57,17 +64,16 @@ def box_regression_loss(
 
     Args:
         deltas: (P, 4), what the head predicts for the assigned anchors.
-        anchors, boxes: (P, 4), XYXY in pixels: those anchors and their ground truth.
+        anchors, boxes: (P, 4), XYXY in pixels: those anchors and their ground-truth boxes.
         kind: one of :data:`BOX_LOSSES`.
         beta: where smooth L1 turns from square to linear, in encoded units; 0 is L1.
-        weights: as for :func:`encode_boxes`.
+        weights: as in :func:`encode_boxes`.
         decode: maps (deltas, anchors) to boxes, for the IoU losses.
 
     Returns:
-        a scalar, float32; 0 with a gradient of 0 where P is 0.
+        a scalar, float32; 0 with a gradient of 0 if P is 0.
     """
     deltas = deltas.float()
     if kind == "smooth_l1":
-        targets = encode_boxes(anchors, boxes, weights)
-        return smooth_l1_loss(deltas, targets, beta=beta, reduction="sum")
+        return smooth_l1(deltas, encode_boxes(anchors, boxes, weights), beta)
     return _IOU_LOSSES[kind](decode(deltas, anchors), boxes, reduction="sum")

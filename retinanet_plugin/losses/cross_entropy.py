@@ -1,4 +1,4 @@
-"""Binary cross entropy from logits, equations 1 and 3 of the paper."""
+"""Binary cross entropy on logits, equations 1 and 3 of the paper."""
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +8,23 @@ from .binary import BinaryLoss, class_weight, sigmoid, softplus
 
 
 class CrossEntropyLoss(BinaryLoss):
-    """``CE(p_t) = -a_t log(p_t)``; ``alpha`` None is plain CE, a number is balanced CE."""
+    """``CE(p_t) = -alpha_t log(p_t)``.
+
+    Args:
+        alpha: weight of the positives in [0, 1]; negative or None: no weights.
+    """
 
     def __init__(self, alpha: float | None = None) -> None:
-        class_weight(alpha, True)  # refuses an alpha that cannot be
+        class_weight(alpha, True)  # raises if alpha is out of range
         self.alpha = alpha
 
     def value(self, logits: Tensor, positive: bool) -> Tensor:
-        wrong = -logits if positive else logits
-        surprise = F.softplus(wrong) if torch.is_grad_enabled() else softplus(wrong)
-        return class_weight(self.alpha, positive) * surprise
+        x = -logits if positive else logits  # -x_t
+        loss = F.softplus(x) if torch.is_grad_enabled() else softplus(x)
+        return class_weight(self.alpha, positive) * loss
 
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
-        wrong = -logits if positive else logits
+        x = -logits if positive else logits
         weight = class_weight(self.alpha, positive)
-        grad = sigmoid(wrong).mul_(-weight if positive else weight)
-        return softplus(wrong).mul_(weight), grad
+        grad = sigmoid(x).mul_(-weight if positive else weight)
+        return softplus(x).mul_(weight), grad

@@ -1,101 +1,107 @@
-"""Class losses that train on some anchors only, chosen by how large their loss is."""
+"""A classification loss over some of the anchors, chosen by how large their loss is."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .binary import BinaryLoss
-from .dense import in_memory_order, offsets_of
-from .per_anchor import anchor_losses
-from .targets import (
-    IGNORED,
-    AnchorBoxes,
-    ClassLoss,
-    ClassTargets,
-    by_level,
-    mean_over_workers,
-    send,
-)
+from .layout import anchor_logits, chunk_size, in_memory_order
+from .normalizer import mean_over_workers
+from .targets import IGNORED, AnchorBoxes, SparseTargets
 
 
-class SelectingLoss(BinaryLoss):
-    """Base of the losses that choose among the anchors of each picture, by their losses.
+class MinedLoss:
+    """The mean of a binary loss over the anchors that ``choose`` selects in each image.
 
-    The loss of an anchor is the sum over its K logits. A subclass writes :meth:`value`, the loss of
-    a logit, and :meth:`choose`. What trains is the mean over the chosen anchors of the whole batch,
-    over all workers; the normalizer of other losses, the number of positives, plays no part. Where
-    nothing is chosen, loss and gradient are 0.
+    The loss of an anchor is the sum over its K logits. The mean is over the chosen anchors of the
+    whole batch, over all workers; it is 0, with a gradient of 0, if none is chosen.
 
-    Losses to choose by are computed in pieces, and are all that stands beside the logits until
-    backward. Choosing is done on the CPU, so a GPU is waited for, once a batch.
+    The losses to choose by are computed in chunks, without gradients. Choosing happens on the
+    CPU, so it waits for a GPU once per batch.
+
+    Args:
+        binary: the loss of a logit.
+        choose: called as ``choose(losses, positive, anchors)`` for each image, on the CPU:
+            ``losses``, (R,), float32 (float64 for float64 logits), ``-inf`` for ignored anchors;
+            ``positive``, (R,), bool; and the boxes of the anchors. Returns the indices of the
+            anchors to train on, (B,), int64; none twice and none ignored.
+
+    Attributes:
+        chosen: image and anchor index of the anchors chosen in the latest call, (C,), int64.
     """
 
-    def choose(self, losses: Tensor, positive: Tensor, anchors: AnchorBoxes) -> Tensor:
-        """Which anchors of a picture train.
+    def __init__(
+        self, binary: BinaryLoss, choose: Callable[[Tensor, Tensor, AnchorBoxes], Tensor]
+    ) -> None:
+        self.binary = binary
+        self.choose = choose
+        none = torch.zeros(0, dtype=torch.int64)
+        self.chosen = (none, none)
+
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        targets: SparseTargets,
+        *,
+        positives: Sequence[Tensor],
+        ignored: Sequence[Tensor],
+        num_classes: int,
+        normalizer: Tensor | float | None = None,
+    ) -> Tensor:
+        """The class loss of a batch, as a head calls it; see :meth:`DenseLoss.__call__`.
 
         Args:
-            losses: (R,), float32 (float64 for float64 logits), on the CPU; ``-inf`` for ignored
-                anchors.
-            positive: (R,), bool, on the CPU.
-            anchors: their boxes.
-
-        Returns:
-            (B,), int64, anchor numbers; none twice, none ignored.
+            normalizer: None: the sum over the chosen anchors; else their mean, whatever its value.
         """
-        raise NotImplementedError
-
-    def over_anchors(
-        self, logits: Sequence[Tensor], targets: ClassTargets, normalizer: Tensor | float
-    ) -> ClassLoss:
-        labels = targets.labels()
-        losses = anchor_losses(self, logits, targets.positives, targets.num_classes).cpu()
+        labels = targets.labels(len(logits[0]))
+        losses = anchor_losses(self.binary, logits, positives, num_classes).cpu()
         losses[labels == IGNORED] = -torch.inf
         chosen = [
-            self.choose(losses_i, labels_i >= 0, targets.anchors)
+            self.choose(losses_i, labels_i >= 0, targets.grid)
             for losses_i, labels_i in zip(losses, labels, strict=True)
         ]
         image = torch.repeat_interleave(torch.tensor([len(x) for x in chosen]))
         anchor = torch.cat(chosen)
-        first, order = [], []
-        places = by_level(logits, targets.num_classes, image, anchor)
-        for x, (here, image_i, cell, place) in zip(logits, places, strict=True):
-            first.append(offsets_of(x, image_i, cell, place * targets.num_classes))
-            order.append(here)
-        label = labels[image, anchor][torch.cat(order)]
-        device = logits[0].device
-        *first, label = send([*first, label], device)
-        classes = torch.arange(targets.num_classes, device=device)
-        rows = torch.cat(
-            [
-                _Take.apply(x, index[:, None] + classes * x.stride(1))
-                for x, index in zip(logits, first, strict=True)
-            ]
-        )
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        values = self(rows, label[:, None] == classes).sum(1)
-        count = mean_over_workers(len(anchor), device)
-        return ClassLoss(
-            values.sum() / count,
-            lambda: torch.where(label >= 0, values.detach(), 0).sum() / count,
-        )
+        self.chosen = image, anchor
+        rows, is_class = anchor_logits(logits, num_classes, image, anchor, labels[image, anchor])
+        total = self.binary(rows, is_class).sum(1).sum()
+        return total if normalizer is None else total / mean_over_workers(len(anchor), total.device)
 
 
-class _Take(torch.autograd.Function):
-    """Elements at memory offsets, each at most once; their gradient is one dense tensor."""
+@torch.no_grad()
+def anchor_losses(
+    binary: BinaryLoss, logits: Sequence[Tensor], positives: Sequence[Tensor], num_classes: int
+) -> Tensor:
+    """The loss of every anchor, summed over its K logits.
 
-    @staticmethod
-    def forward(ctx: Any, dense: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(offsets)
-        ctx.geometry = dense.shape, dense.stride()
-        return in_memory_order(dense)[offsets]
+    Args:
+        logits: a tensor per level, (N, A*K, H, W), contiguous or channels-last.
+        positives: see :meth:`DenseLoss.__call__`.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (offsets,) = ctx.saved_tensors
-        grad = upstream.new_empty(0).new_empty_strided(*ctx.geometry).zero_()
-        in_memory_order(grad)[offsets] = upstream
-        return grad, None
+    Returns:
+        (N, R), float32 (float64 for float64 logits), on the logits' device.
+    """
+    levels = zip(logits, positives, strict=True)
+    return torch.cat([_level_losses(binary, x, index, num_classes) for x, index in levels], dim=1)
+
+
+def _level_losses(binary: BinaryLoss, x: Tensor, positives: Tensor, num_classes: int) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    flat = in_memory_order(x.detach())
+    # Distance in memory between the K logits of an anchor: 1, or the number of cells.
+    spacing = x.stride(1)
+    groups = flat.view(-1, num_classes, spacing)
+    losses = torch.empty((len(groups), spacing), dtype=dtype, device=x.device)
+    chunk = chunk_size(x)
+    width = max(1, min(spacing, chunk // num_classes))
+    count = max(1, chunk // (num_classes * width))
+    for i in range(0, len(groups), count):
+        for j in range(0, spacing, width):
+            here = groups[i : i + count, :, j : j + width].to(dtype)
+            losses[i : i + count, j : j + width] = binary.value(here, False).sum(1)
+    logit = flat[positives].to(dtype)
+    group = torch.div(positives, num_classes * spacing, rounding_mode="floor")
+    correction = binary.value(logit, True) - binary.value(logit, False)
+    losses.view(-1)[group * spacing + positives % spacing] += correction
+    return losses.view(len(x), -1, spacing).transpose(1, 2).flatten(1)

@@ -1,4 +1,4 @@
-"""The bulk of a dense class loss: all logits as those of absent classes, eager or compiled."""
+"""The bulk of a dense class loss: all logits treated as negatives, eager or compiled."""
 
 import functools
 import warnings
@@ -8,60 +8,89 @@ import torch
 from torch import Tensor
 
 from .binary import BinaryLoss
+from .layout import chunk_size
 
 
-def sum_as_negatives(
-    loss: BinaryLoss, logits: Tensor, grad: Tensor | None, scale: Tensor
-) -> Tensor:
-    """Sum of the losses of logits whose classes are absent.
-
-    With ``loss.compiled``, a kernel that ``torch.compile`` makes for all lengths. Where it cannot
-    (no compiler, or a loss that it does not understand) a warning says so, once a loss, and the
-    operations run one by one from then on.
+class Negatives:
+    """Sums a binary loss over logits whose classes are absent.
 
     Args:
-        logits: (n,)
-        grad: (n,), of the logits' dtype, or None: filled with the derivatives times ``scale``.
-        scale: a scalar, of the dtype to compute in.
-
-    Returns:
-        a scalar, of the dtype of ``scale``, which it is not multiplied by.
+        binary: the loss of a logit.
+        compile: use a kernel that ``torch.compile`` makes for all lengths. If that fails, because
+            there is no compiler or it does not understand the loss, one warning says so, and
+            ``compile`` becomes False.
     """
-    # A length of 1 would be compiled for itself.
-    if loss.compiled and len(logits) > 1:
-        try:
-            for x in (logits, grad):
-                if x is not None:
-                    torch._dynamo.maybe_mark_dynamic(x, 0)
-            # PyTorch 2.14 would soon compile the loss's own numbers as variables, and then answer
-            # for one gamma with the kernel of another.
-            with torch._dynamo.config.patch(specialize_float=True):
-                return _compiled(torch.get_num_threads())(loss, logits, grad, scale).sum()
-        except Exception as error:
-            loss.compiled = False
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(
-                f"The class loss cannot be compiled here and runs uncompiled, with the same "
-                f"result but slower: {reason}",
-                stacklevel=2,
-            )
-    return _negatives(loss, logits, grad, scale).sum()
+
+    def __init__(self, binary: BinaryLoss, compile: bool = False) -> None:
+        self.binary = binary
+        self.compile = compile
+
+    def chunk_size(self, logits: Tensor) -> int:
+        """How many of the flat ``logits`` to sum at a time."""
+        if self.compile and not logits.is_cpu:
+            return max(1, len(logits))
+        # A compiled kernel needs one buffer instead of five.
+        return chunk_size(logits) * (4 if self.compile else 1)
+
+    def sum(self, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
+        """The sum of the losses, in chunks.
+
+        Args:
+            logits: (n,)
+            grad: (n,), of the logits' dtype: filled with the derivatives times ``scale``; or None.
+            scale: a scalar, of the dtype to compute in.
+
+        Returns:
+            a scalar, of the dtype of ``scale``; it is not multiplied by ``scale``.
+        """
+        chunk = self.chunk_size(logits)
+        starts = range(0, len(logits), chunk)
+        # One tensor for all sums: allocated one by one between the buffers of the chunks, they
+        # would make the heap grow with each chunk.
+        sums = scale.new_zeros(len(starts))
+        for i, start in enumerate(starts):
+            here = slice(start, start + chunk)
+            sums[i] = self._sum(logits[here], None if grad is None else grad[here], scale)
+        return sums.sum()
+
+    def _sum(self, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
+        if self.compile and len(logits) > 1:  # a length of 1 would get a kernel of its own
+            try:
+                return self._compiled_sum(logits, grad, scale)
+            except Exception as error:
+                self.compile = False
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(
+                    "The class loss cannot be compiled here; it runs uncompiled, with the same "
+                    f"result but slower: {reason}",
+                    stacklevel=2,
+                )
+        return _losses(self.binary, logits, grad, scale).sum()
+
+    def _compiled_sum(self, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
+        for x in (logits, grad):
+            if x is not None:
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+        # PyTorch 2.14 may turn the loss's own numbers into variables, and then use the kernel of
+        # one gamma for another.
+        with torch._dynamo.config.patch(specialize_float=True):
+            return _compiled(torch.get_num_threads())(self.binary, logits, grad, scale).sum()
 
 
 @functools.cache
 def _compiled(threads: int) -> Callable[..., Tensor]:
-    # Named, or a kernel made for one thread is taken from PyTorch's cache on disk for many.
-    return torch.compile(_negatives, fullgraph=True, options={"cpp.threads": threads})
+    # Without the number of threads, PyTorch's disk cache would return a kernel for another number.
+    return torch.compile(_losses, fullgraph=True, options={"cpp.threads": threads})
 
 
-def _negatives(loss: BinaryLoss, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
-    """The losses or, where the compiler makes no sum that is exact enough, their sum."""
+def _losses(binary: BinaryLoss, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
+    """The losses, or their sum where the compiler's sum is accurate enough."""
     x = logits.to(scale.dtype)
-    # Compiled, a derivative that nobody reads costs nothing.
+    # A compiler drops a derivative that is not used.
     if grad is None and not torch.compiler.is_compiling():
-        return loss.value(x, False).sum()
-    value, derivative = loss.value_and_grad(x, False)
+        return binary.value(x, False).sum()
+    value, derivative = binary.value_and_grad(x, False)
     if grad is not None:
         torch.mul(derivative, scale, out=grad)
-    # Compiled for a CPU, a sum adds millions of numbers one after another in float32.
+    # Compiled for a CPU, a sum would add millions of numbers one after another in float32.
     return value if value.is_cpu else value.sum()

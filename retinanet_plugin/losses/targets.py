@@ -1,9 +1,8 @@
-"""What goes between a dense head and its classification loss, whichever the loss is."""
+"""What the anchors of a batch are trained towards, as sparse indices."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,123 +11,48 @@ BACKGROUND, IGNORED = -1, -2
 
 
 class AnchorBoxes(Protocol):
-    """The R anchors of a picture, XYXY in pixels, on the CPU."""
+    """The R anchors of an image, XYXY in pixels, on the CPU."""
+
+    num_anchors: int
 
     def boxes_of(self, anchor: Tensor) -> Tensor:
-        """(P, 4): the anchors with the numbers (P,), int64."""
+        """(P, 4): the boxes of the anchors with indices (P,), int64."""
 
     def pairs(
-        self, boxes: Tensor, at_least: float, and_best: bool
+        self, boxes: Tensor, min_iou: float, include_best: bool
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """In pieces: box, anchor and IoU of the pairs that have one of ``at_least``, above 0.
+        """Yields, in chunks, box index, anchor index and IoU of pairs with IoU >= ``min_iou`` > 0.
 
-        A few pairs below may be among them; ``and_best`` asks for those with the highest IoU of a
-        box besides.
+        A few pairs below may be among them. ``include_best`` adds the pairs that have the highest
+        IoU of their box.
         """
 
 
 @dataclass(frozen=True)
-class ClassTargets:
-    """What the R anchors of each of N pictures are, for a head with K classes.
+class SparseTargets:
+    """The assigned and the ignored anchors of N images; all others are background.
 
-    Args:
-        num_classes: K.
-        positives: a tensor a level, int64, on the logits' device: the memory offsets
-            (:func:`~retinanet_plugin.losses.offsets_of`) of the logits whose class is present.
-        ignored: likewise, of the first class of each ignored anchor.
-        labels: gives (N, R), int64, on the CPU: the class of each anchor, :data:`BACKGROUND` or
-            :data:`IGNORED`. Anchors are numbered over all levels, within one by row, column, then
-            anchor at that place.
-        anchors: their boxes.
+    Everything is on the CPU, so that the counts are known without waiting for another device.
+    Anchors are numbered 0 .. R - 1 by level, row, column, then anchor at that location. Each of
+    the P positives and I ignored anchors occurs once.
     """
 
-    num_classes: int
-    positives: Sequence[Tensor]
-    ignored: Sequence[Tensor]
-    labels: Callable[[], Tensor]
-    anchors: AnchorBoxes
+    image: Tensor  # (P,) int64, index of the image
+    anchor: Tensor  # (P,) int64
+    anchor_box: Tensor  # (P, 4) XYXY in pixels
+    gt_box: Tensor  # (P, 4) XYXY in pixels
+    gt_class: Tensor  # (P,) int64, in 0 .. K - 1
+    ignored_image: Tensor  # (I,) int64
+    ignored_anchor: Tensor  # (I,) int64
+    grid: AnchorBoxes  # all R anchors
 
+    @property
+    def num_positives(self) -> int:
+        return len(self.anchor)
 
-class ClassLoss(NamedTuple):
-    """The class loss of a batch.
-
-    Attributes:
-        total: scalar, float32 (float64 for float64 logits), to be differentiated.
-        of_positives: gives what of it the logits of positive anchors hold, all K of each; only
-            who asks pays for it.
-    """
-
-    total: Tensor
-    of_positives: Callable[[], Tensor]
-
-
-def by_level(
-    logits: Sequence[Tensor], num_classes: int, image: Tensor, anchor: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Where in the outputs of a head the given anchors are.
-
-    Args:
-        logits: a tensor a level, (N, A*K, H, W).
-        image, anchor: (P,) int64; anchors as numbered in :class:`ClassTargets`.
-
-    Yields:
-        a level: which of the P are its own; and of each image, cell (``y * W + x``), and anchor at
-        that place (0 .. A - 1).
-    """
-    start = 0
-    for x in logits:
-        per_place = x.shape[1] // num_classes
-        stop = start + x[0, 0].numel() * per_place
-        (here,) = torch.where((anchor >= start) & (anchor < stop))
-        place = anchor[here] - start
-        cell = torch.div(place, per_place, rounding_mode="floor")
-        yield here, image[here], cell, place - cell * per_place
-        start = stop
-
-
-def send(parts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
-    """Moves the parts to a device in one copy, which the CPU does not wait for."""
-    joined = torch.cat(list(parts))
-    pinned = device.type == "cuda" and joined.device.type == "cpu"
-    if pinned:
-        joined = joined.pin_memory()
-    return joined.to(device, non_blocking=pinned).split([len(x) for x in parts])
-
-
-_counted: list[int] | None = None
-
-
-@contextmanager
-def counted_alone() -> Iterator[list[int]]:
-    """Where :func:`mean_over_workers` takes this worker for the only one; gives what it counted.
-
-    For workers that do not keep step, as in an evaluation.
-    """
-    global _counted
-    _counted = []
-    try:
-        yield _counted
-    finally:
-        _counted = None
-
-
-def mean_over_workers(count: int, device: torch.device) -> Tensor:
-    """What each worker divides a sum by, for a mean over what ``count`` counts in all of them.
-
-    Gradients are averaged over the workers, so that is the mean count of a worker. It is never
-    less than one over all of them together.
-
-    Returns:
-        a scalar, float32.
-    """
-    if _counted is not None:
-        _counted.append(count)
-        return torch.full((), max(float(count), 1.0), device=device)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    workers = torch.distributed.get_world_size() if distributed else 1
-    # Filled, not copied there: a copy of a number on the CPU would be waited for.
-    mean = torch.full((), float(count), device=device)
-    if workers > 1:
-        torch.distributed.all_reduce(mean)
-        mean /= workers
-    return mean.clamp_(min=1 / workers)
+    def labels(self, num_images: int) -> Tensor:
+        """(N, R), int64: the class of each anchor, ``BACKGROUND`` or ``IGNORED``."""
+        labels = torch.full((num_images, self.grid.num_anchors), BACKGROUND)
+        labels[self.image, self.anchor] = self.gt_class
+        labels[self.ignored_image, self.ignored_anchor] = IGNORED
+        return labels

@@ -1,7 +1,7 @@
-"""The detector: meta-architecture, dense head, anchors, assigner, decoder."""
+"""The detector: meta-architecture, dense head, anchors, assigner, decoder and backbone."""
 
 from .anchors import RetinaNetAnchorGenerator, TorchvisionAnchorGenerator
-from .assigner import AnchorAssigner, SparseTargets
+from .assigner import AnchorAssigner
 from .backbones import build_resnet_fpn_p6p7_backbone
 from .cls_losses import CLS_LOSS_REGISTRY
 from .decoder import DetectionDecoder
@@ -16,7 +16,6 @@ __all__ = [
     "FocalLossHead",
     "FocalRetinaNet",
     "RetinaNetAnchorGenerator",
-    "SparseTargets",
     "TorchvisionAnchorGenerator",
     "build_resnet_fpn_p6p7_backbone",
 ]

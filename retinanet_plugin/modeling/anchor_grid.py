@@ -1,11 +1,11 @@
-"""The anchors of one shape of picture, and which of them overlap a box: by geometry.
+"""The anchors of an image, and a geometric search for those that overlap a box.
 
-Anchors stand in rows and columns, so a box overlaps one by (overlap with its column) times (overlap
-with its row). An IoU of t or more needs
+Anchors stand in rows and columns, so the intersection of a box and an anchor is the overlap of
+their x intervals times the overlap of their y intervals. An IoU of t or more needs
 
-    overlap >= t / (1 + t) * (area of the box + area of the anchor),
+    intersection >= t / (1 + t) * (area of the box + area of the anchor),
 
-which most shapes of anchors cannot reach, and the others only in a few rows, and there in a few
+which most anchor shapes cannot reach, and the others only in a few rows, and there in a few
 columns. IoUs are computed for those alone, with the float32 operations of ``pairwise_iou``.
 """
 
@@ -16,22 +16,22 @@ from torch import Tensor
 
 # How far the edges of anchors may be from an even grid, in steps and sizes: float32 rounds them.
 _TOLERANCE = 1e-3
-# Taken off the overlap asked for and added to both ends of a range of places, so that no anchor is
-# missed: eight tolerances cover what errors of that size do to sizes, overlaps and areas.
+# Subtracted from the required overlap and added to both ends of a range of positions, so that no
+# anchor is missed; 8 tolerances cover the effect of the rounding on sizes, overlaps and areas.
 _SLACK = 10 * _TOLERANCE
-# Below this, float32 may hold a few bits of an IoU only, and no slack covers its rounding.
-_ROUNDED_IOU = 1e-30
-# Elements a buffer: they stay in the processor's cache, and memory is bounded.
-_PIECE = 64 * 1024
+# Below this, a float32 IoU may be denormal, and no slack covers its rounding.
+_MIN_IOU = 1e-30
+# Elements per buffer: small enough for the processor's cache.
+_CHUNK = 64 * 1024
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 class AnchorGrid:
-    """The R anchors of a picture, numbered by level, row, column, then anchor at that place.
+    """The R anchors of an image, numbered by level, row, column, then anchor at that location.
 
     Args:
-        levels: (H, W, A, 4) each, float32, XYXY in pixels, on the CPU. Where they are not evenly
+        levels: (H, W, A, 4) each, float32, XYXY in pixels, on the CPU. If they are not evenly
             spaced, each box is compared with all of them.
 
     Attributes:
@@ -49,20 +49,20 @@ class AnchorGrid:
         self.is_even = bool(aligned and self._x.is_even and self._y.is_even)
         self._all = None if self.is_even else torch.cat([x.reshape(-1, 4) for x in levels])
         # A shape is one of the A anchors of a level; shapes are numbered over all levels.
-        per_place = torch.tensor([x.shape[2] for x in levels])
+        per_cell = torch.tensor([x.shape[2] for x in levels])
         sizes = torch.tensor([x[..., 0].numel() for x in levels])
         self.num_anchors = int(sizes.sum())
         self._level_end = sizes.cumsum(0)
-        self._level_shape = per_place.cumsum(0) - per_place
-        level = torch.repeat_interleave(per_place)
-        # Of each shape: its first anchor, and how far it is to the next column and row.
+        self._level_shape = per_cell.cumsum(0) - per_cell
+        level = torch.repeat_interleave(per_cell)
+        # Of each shape: the index of its first anchor, and the steps to the next column and row.
         index = torch.arange(len(level)) - self._level_shape[level]
         self._first = (self._level_end - sizes)[level] + index
-        self._column_step = per_place[level]
+        self._column_step = per_cell[level]
         self._row_step = self._column_step * self._x.count
 
     def boxes_of(self, anchor: Tensor) -> Tensor:
-        """(P, 4): the anchors with the numbers (P,), int64, to the last bit."""
+        """(P, 4): the boxes of the anchors with indices (P,), int64; exact."""
         if self._all is not None:
             return self._all[anchor]
         shape = self._level_shape[torch.bucketize(anchor, self._level_end, right=True)]
@@ -75,53 +75,53 @@ class AnchorGrid:
         return torch.stack((self._x.low[x], self._y.low[y], self._x.high[x], self._y.high[y]), 1)
 
     def nearest_box(self, anchor: Tensor, boxes: Tensor) -> Tensor:
-        """(P,): for the anchors (P,) the box (M, 4) of highest IoU, the first of equals."""
+        """(P,): for each of the anchors (P,) the box (M, 4) of highest IoU, the first if equal."""
         nearest = torch.empty_like(anchor)
-        piece = max(_PIECE // len(boxes), 1)
-        for part, out in zip(anchor.split(piece), nearest.split(piece), strict=True):
+        chunk = max(_CHUNK // len(boxes), 1)
+        for part, out in zip(anchor.split(chunk), nearest.split(chunk), strict=True):
             out[:] = _iou_matrix(self.boxes_of(part), boxes).max(dim=1).indices
         return nearest
 
-    def pairs(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
-        """The pairs of a box (M, 4) and an anchor that have an IoU of ``at_least``, above 0.
+    def pairs(self, boxes: Tensor, min_iou: float, include_best: bool) -> Pairs:
+        """Pairs of a box (M, 4) and an anchor that have an IoU of at least ``min_iou``, above 0.
 
-        With ``and_best`` also those that have the highest IoU of their box, unless that is 0.
-        A few others may be among them; none comes twice.
+        ``include_best`` adds the pairs with the highest IoU of their box, unless it is 0. A few
+        other pairs may be among them; none occurs twice.
 
         Yields:
-            pieces of bounded size: box, anchor: (C,) int64; iou: (C,), equal to ``pairwise_iou``.
+            chunks of bounded size: box, anchor: (C,) int64; iou: (C,), equal to ``pairwise_iou``.
         """
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         # Other boxes are empty, or so large that their IoU rounds to 0.
-        (sound,) = torch.where((area > 0) & (area < torch.inf) & (boxes[:, 2] > boxes[:, 0]))
+        (valid,) = torch.where((area > 0) & (area < torch.inf) & (boxes[:, 2] > boxes[:, 0]))
         search = self._search if self._all is None else self._search_all
-        piece = max(_PIECE // len(self._first), 1)
-        for start in range(0, len(sound), piece):
-            index = sound[start : start + piece]
-            for box, anchor, iou in search(boxes[index], at_least, and_best):
+        for index in valid.split(max(_CHUNK // len(self._first), 1)):
+            for box, anchor, iou in search(boxes[index], min_iou, include_best):
                 yield index.index_select(0, box), anchor, iou
 
-    def _search_all(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
+    def _search_all(self, boxes: Tensor, min_iou: float, include_best: bool) -> Pairs:
         assert self._all is not None
-        piece = max(_PIECE // len(boxes), 1)
-        for start in range(0, self.num_anchors, piece):
-            iou = _iou_matrix(boxes, self._all[start : start + piece])
-            needed = iou.amax(1, keepdim=True).clamp(max=at_least) if and_best else at_least
+        if not len(boxes):
+            return
+        chunk = max(_CHUNK // len(boxes), 1)
+        for start in range(0, self.num_anchors, chunk):
+            iou = _iou_matrix(boxes, self._all[start : start + chunk])
+            needed = iou.amax(1, keepdim=True).clamp(max=min_iou) if include_best else min_iou
             box, anchor = torch.where((iou >= needed) & (iou > 0))
             yield box, anchor + start, iou[box, anchor]
 
-    def _search(self, boxes: Tensor, at_least: float, and_best: bool) -> Pairs:
+    def _search(self, boxes: Tensor, min_iou: float, include_best: bool) -> Pairs:
         x1, y1, x2, y2 = boxes[:, None].unbind(2)
         area = (x2 - x1) * (y2 - y1)
-        needed = torch.full_like(area, at_least, dtype=torch.float64)
-        if and_best:
-            # The highest IoU is no lower than that with the nearest anchor of any shape.
+        needed = torch.full_like(area, min_iou, dtype=torch.float64)
+        if include_best:
+            # The highest IoU is at least that with the nearest anchor of any shape.
             column, row = self._x.nearest(x1, x2), self._y.nearest(y1, y2)
             inter = self._x.overlap(x1, x2, column) * self._y.overlap(y1, y2, row)
             iou = inter / (area + _pick(self._x.size, column) * _pick(self._y.size, row) - inter)
             best = iou.amax(1, keepdim=True).double()
-            needed = torch.minimum(needed, best * (best > _ROUNDED_IOU))
-        # Of each box with each shape: the overlap it needs, and the widest and highest there is.
+            needed = torch.minimum(needed, best * (best > _MIN_IOU))
+        # For each box and shape: the overlap it needs, and the largest that is possible.
         width, height = x2.double() - x1, y2.double() - y1
         areas = width * height + self._x.shape_size * self._y.shape_size
         overlap = (1 - _SLACK) * needed / (1 + needed) * areas
@@ -132,7 +132,7 @@ class AnchorGrid:
         values = torch.cat((boxes, area), dim=1).T.index_select(1, box)
         row, rows = self._y.reaching(values[1], values[3], overlap / width, shape)
         windows = torch.stack((box, shape, row))
-        for i, offset in _repeated(rows, _PIECE // 4):
+        for i, offset in _repeated(rows, _CHUNK // 4):
             box_i, shape_i, row_i = windows.index_select(1, i)
             overlap_i, values_i = overlap.index_select(0, i), values.index_select(1, i)
             yield from self._search_rows(box_i, shape_i, overlap_i, row_i + offset, values_i)
@@ -144,7 +144,7 @@ class AnchorGrid:
 
         Args:
             box, shape, row: (L,) int64.
-            overlap: (L,) float64, in pixels squared, no more than what is asked for.
+            overlap: (L,) float64, the overlap that is needed, in square pixels.
             values: (5, L), x1, y1, x2, y2 and area of each box.
         """
         x1, y1, x2, y2, area = values
@@ -157,7 +157,7 @@ class AnchorGrid:
         anchor += self._row_step.index_select(0, shape) * row
         numbers = torch.stack((box, anchor, step, x))
         values = torch.stack((x1, x2, area, overlap_y, size_y))
-        for i, offset in _repeated(columns, _PIECE):
+        for i, offset in _repeated(columns, _CHUNK):
             box, anchor, step, x = numbers.index_select(1, i)
             x1, x2, area, overlap_y, size_y = values.index_select(1, i)
             x += offset
@@ -167,45 +167,45 @@ class AnchorGrid:
 
 
 class _Axis:
-    """Where anchors lie along x or y: those of a shape at places 0, 1, ..., evenly spaced.
+    """The intervals of anchors along x or y: those of a shape at evenly spaced positions.
 
     Args:
-        edges: the lower and upper of each level, (places, A, 2).
+        edges: lower and upper edge of the anchors of each level, (positions, A, 2).
     """
 
     def __init__(self, edges: Sequence[Tensor]) -> None:
         by_shape = [x for level in edges for x in level.unbind(1)]
-        self.count = torch.tensor([len(x) for x in by_shape])  # of places, a shape
-        # Edges and sizes of all shapes in a row, and where each shape's begin.
+        self.count = torch.tensor([len(x) for x in by_shape])  # positions of each shape
+        # Edges and sizes of all shapes one after another, and where those of each shape begin.
         self.low, self.high = torch.cat(by_shape).T.contiguous()
         self.size = self.high - self.low
         self.first = self.count.cumsum(0) - self.count
-        # The even grid, in float64: the lower edge at place 0, the size and the step of each shape.
+        # The even grid, in float64: first lower edge, size and step of each shape.
         self._start = self.low[self.first].double()
         self.shape_size = self.high[self.first].double() - self._start
         self._step = self.low[self.first + self.count - 1] - self._start
         self._step = torch.where(self.count > 1, self._step / (self.count - 1), 1.0)
         shape = torch.repeat_interleave(self.count)
-        place = torch.arange(len(shape)) - self.first[shape]
-        low = self._start[shape] + self._step[shape] * place
+        position = torch.arange(len(shape)) - self.first[shape]
+        low = self._start[shape] + self._step[shape] * position
         off = (self.low - low).abs().maximum((self.high - low - self.shape_size[shape]).abs())
         tolerance = _TOLERANCE * torch.minimum(self.shape_size, self._step)
         self.is_even = bool((tolerance > 0).all() and (off <= tolerance[shape]).all())
 
     def nearest(self, low: Tensor, high: Tensor) -> Tensor:
-        """(M, S): the index of the anchor of each shape with the nearest centre to (M, 1)."""
-        place = ((low.double() + high - self.shape_size) / 2 - self._start) / self._step
-        return self.first + place.round().clamp(min=0).minimum(self.count - 1).long()
+        """(M, S): index of the anchor of each shape whose center is nearest to an interval's."""
+        position = ((low.double() + high - self.shape_size) / 2 - self._start) / self._step
+        return self.first + position.round().clamp(min=0).minimum(self.count - 1).long()
 
     def overlap(self, low: Tensor, high: Tensor, index: Tensor) -> Tensor:
-        """Of intervals with the anchors at ``index``."""
+        """Overlap of intervals with the anchors at ``index``."""
         length = torch.minimum(high, _pick(self.high, index))
         return length.sub_(torch.maximum(low, _pick(self.low, index))).clamp_(min=0)
 
     def reaching(
         self, low: Tensor, high: Tensor, overlap: Tensor, shape: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The first place and the number of those where an anchor of ``shape`` overlaps so much."""
+        """First position and number of positions at which ``shape`` has at least that overlap."""
         start, step = self._start.index_select(0, shape), self._step.index_select(0, shape)
         first = (low + overlap - self.shape_size.index_select(0, shape) - start) / step - _SLACK
         last = (high - overlap - start) / step + _SLACK
@@ -216,7 +216,7 @@ class _Axis:
 
 
 def _iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
-    """(M, R): detectron2's ``pairwise_iou``, to the last bit; faster, a coordinate at a time."""
+    """(M, R): equal to detectron2's ``pairwise_iou``, but faster."""
     x1, y1, x2, y2 = boxes[:, None].unbind(2)
     a1, b1, a2, b2 = others.T.contiguous()
     inter = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp_(min=0)
@@ -226,16 +226,16 @@ def _iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` of a row, several times as fast on a CPU."""
+    """``values[index]`` of a 1-D tensor, several times as fast on a CPU."""
     return values.index_select(0, index.view(-1)).view(index.shape)
 
 
-def _repeated(counts: Tensor, piece: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Item i ``counts[i]`` times, about ``piece`` at once: i, and the number of the repetition."""
+def _repeated(counts: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Repeats i ``counts[i]`` times; yields about ``chunk`` at once: i, and which repetition."""
     end = counts.cumsum(0)
     start, done = 0, 0
     while start < len(counts):
-        stop = max(int(torch.searchsorted(end, done + piece, right=True)), start + 1)
+        stop = max(int(torch.searchsorted(end, done + chunk, right=True)), start + 1)
         item = torch.repeat_interleave(counts[start:stop]) + start
         repetition = torch.arange(done, done + len(item)) - (end - counts).index_select(0, item)
         yield item, repetition

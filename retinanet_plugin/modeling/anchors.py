@@ -1,4 +1,4 @@
-"""Anchors, section 4 of the paper: octave scales times aspect ratios at each place."""
+"""Anchor generators; section 4 of the paper: octave scales times aspect ratios at each location."""
 
 import copy
 import math
@@ -12,16 +12,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .anchor_grid import AnchorGrid
-from .registry import register_once
+from .registry import check, register_once
 
-# Grids kept: pictures of one run come in a few dozen padded shapes; a grid of 200k anchors is 3 MB.
-_KEPT_GRIDS = 32
+# Images of a run are padded to a few dozen shapes; a grid of 200k anchors takes 3 MB.
+_CACHE_SIZE = 32
 
 
-class _Recent:
-    """Values by key, those asked for most recently; a copy or pickle of it holds none."""
+class _Cache:
+    """The most recently used values by key; copies and pickles of it are empty."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
@@ -30,7 +29,7 @@ class _Recent:
         if key not in self._values:
             self._values[key] = make()
         self._values.move_to_end(key)
-        if len(self._values) > _KEPT_GRIDS:
+        if len(self._values) > _CACHE_SIZE:
             self._values.popitem(last=False)
         return self._values[key]
 
@@ -38,24 +37,24 @@ class _Recent:
         return len(self._values)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Recent, ()
+        return _Cache, ()
 
 
 class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
-    """``SCALES_PER_OCTAVE`` sizes times the aspect ratios, proportional to a level's stride.
+    """Generates ``scales_per_octave`` sizes times the aspect ratios, relative to each stride.
 
     The sizes (square roots of the areas) of a level are ``anchor_scale * stride * 2^(i / s)`` for
-    i in 0 .. s - 1. With the defaults and strides 8 to 128: 32 to 813 pixels, 9 anchors a place.
-    The order within a place is detectron2's: size first, then ratio.
+    i in 0 .. s - 1. With the defaults and strides 8 to 128: 32 to 813 pixels, 9 anchors per
+    location. The order within a location is detectron2's: size first, then ratio.
 
-    Unlike its base it keeps the grids that it has computed, the most recent ones.
+    Unlike the base class, it caches the anchors of recent feature shapes.
 
     Args:
         strides: of each feature level, in pixels.
         anchor_scale: smallest anchor size of a level, in strides.
-        scales_per_octave: sizes a level.
+        scales_per_octave: number of sizes per level.
         aspect_ratios: height / width.
-        offset: of the first anchor's centre from the corner of the picture, in strides, in [0, 1).
+        offset: of the first anchor's center from the corner of the image, in strides, in [0, 1).
 
     Raises:
         UserError: if a number is out of range.
@@ -71,31 +70,25 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         aspect_ratios: Sequence[float] | Sequence[Sequence[float]] = (0.5, 1.0, 2.0),
         offset: float = 0.0,
     ) -> None:
-        if scales_per_octave < 1:
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE: {scales_per_octave} given; "
-                "give a whole number of at least 1."
-            )
-        if not anchor_scale > 0:
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE: {anchor_scale} given; give a number above 0."
-            )
-        ratios = [
-            x
-            for level in aspect_ratios
-            for x in (level if isinstance(level, Sequence) else [level])
-        ]
-        if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
-            raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: {aspect_ratios} given; give heights in "
-                "widths, each above 0, such as [[0.5, 1.0, 2.0]]."
-            )
+        prefix = "MODEL.ANCHOR_GENERATOR"
+        check(
+            scales_per_octave >= 1, f"{prefix}.SCALES_PER_OCTAVE", scales_per_octave, "at least 1"
+        )
+        check(anchor_scale > 0, f"{prefix}.ANCHOR_SCALE", anchor_scale, "a number above 0")
+        levels = [x if isinstance(x, Sequence) else [x] for x in aspect_ratios]
+        ratios = [x for level in levels for x in level]
+        check(
+            bool(ratios) and all(0 < x < math.inf for x in ratios),
+            f"{prefix}.ASPECT_RATIOS",
+            aspect_ratios,
+            "height / width, each above 0, such as [[0.5, 1.0, 2.0]]",
+        )
         octave = [2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         sizes = [[anchor_scale * stride * step for step in octave] for stride in strides]
         super().__init__(
             sizes=sizes, aspect_ratios=aspect_ratios, strides=list(strides), offset=offset
         )
-        self._grids = _Recent()
+        self._grids = _Cache()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
@@ -109,7 +102,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         }
 
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
-        """As the base, from the store where it can: (H_i * W_i * A, 4) a level, XYXY, in pixels."""
+        """As the base class, from the cache if possible: (H_i * W_i * A, 4) per level, XYXY."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._make_grids(grid_sizes)
         cell = next(self.cell_anchors.buffers())
@@ -123,12 +116,11 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
 
 
 class TorchvisionAnchorGenerator(RetinaNetAnchorGenerator):
-    """The anchors that torchvision's RetinaNet was trained with, in this plugin's order.
+    """Generates the anchors that torchvision's RetinaNet was trained with, in this plugin's order.
 
-    Sizes are cut to whole pixels and edges rounded to them. Places lie as far apart along x and y
-    as makes a level fill the padded picture, rounded down: 61 pixels, not 64, where 800 rows of
-    pixels are 13 of P6. The picture has as many pixels as the first level's places times its
-    stride.
+    Sizes and edges are rounded to whole pixels. The distance between locations is the padded
+    image's size divided by the number of locations, rounded down: 61 pixels, not 64, if 800 rows
+    of pixels are 13 rows of P6. The padded image has the size of the first level times its stride.
     """
 
     def generate_cell_anchors(
@@ -139,31 +131,31 @@ class TorchvisionAnchorGenerator(RetinaNetAnchorGenerator):
         return cells.round()
 
     def _make_grids(self, grid_sizes: list[list[int]]) -> list[Tensor]:
-        height, width = (places * self.strides[0] for places in grid_sizes[0])
+        height, width = (count * self.strides[0] for count in grid_sizes[0])
         grids = []
         for (rows, columns), cell in zip(grid_sizes, self.cell_anchors.buffers(), strict=True):
             y = (torch.arange(rows, device=cell.device) + self.offset) * (height // rows)
             x = (torch.arange(columns, device=cell.device) + self.offset) * (width // columns)
             y, x = (z.flatten() for z in torch.meshgrid(y, x, indexing="ij"))
-            places = torch.stack((x, y, x, y), dim=1)
-            grids.append((places[:, None] + cell).flatten(0, 1))
+            shifts = torch.stack((x, y, x, y), dim=1)
+            grids.append((shifts[:, None] + cell).flatten(0, 1))
         return grids
 
 
 class HostAnchors:
-    """The :class:`AnchorGrid` of features of any shape: on the CPU, where ground truth comes.
+    """Makes the :class:`AnchorGrid` of features of any shape, on the CPU.
 
-    A copy of the generator makes them there, so that nothing waits for the model's device. The most
-    recent ones are kept.
+    Ground truth is on the CPU, and a copy of the generator makes the anchors there, so that nothing
+    waits for the model's device. Recent grids are cached.
 
     Args:
-        generator: maps features to a ``Boxes`` a level, from their shapes alone.
+        generator: maps features to a ``Boxes`` per level, depending on their shapes only.
     """
 
     def __init__(self, generator: nn.Module) -> None:
         self.generator = generator
         self._on_cpu = copy.deepcopy(generator).cpu()
-        self._grids = _Recent()
+        self._grids = _Cache()
 
     def __call__(self, features: Sequence[Tensor]) -> AnchorGrid:
         shapes = tuple(x.shape[-2:] for x in features)

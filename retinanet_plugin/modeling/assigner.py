@@ -1,70 +1,39 @@
-"""Which anchors train towards which ground-truth box, as sparse indices; paper, section 4.1."""
+"""Assigns ground-truth boxes to anchors, as sparse indices; section 4.1 of the paper."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from ..errors import UserError
-from ..losses.targets import BACKGROUND, IGNORED
+from ..losses import SparseTargets
 from .anchor_grid import AnchorGrid
+from .registry import check
 
-# What is known of an anchor is an int64, of which the largest counts. Upper half: the bits of its
-# highest IoU, which order as the float32 does. Lower half: two flags, and the box with that IoU,
-# counted backwards, so that the first of equals is the largest.
-_HIGHEST_OF_A_BOX, _NAMED, _LAST_BOX = 2**31, 2**30, 2**30 - 1
-
-
-@dataclass(frozen=True)
-class SparseTargets:
-    """What the R anchors of each of N pictures train towards; anchors not named are background.
-
-    They are on the CPU: their number is known without asking another device and waiting for it.
-    Anchors are numbered 0 .. R - 1 over all levels, within a level by row, column, then anchor.
-    The P positives and the I ignored are each named once, and no anchor is both.
-    """
-
-    image: Tensor  # (P,) int64, which picture
-    anchor: Tensor  # (P,) int64
-    anchor_box: Tensor  # (P, 4) XYXY in pixels
-    gt_box: Tensor  # (P, 4) XYXY in pixels
-    gt_class: Tensor  # (P,) int64, in 0 .. K - 1
-    ignored_image: Tensor  # (I,) int64
-    ignored_anchor: Tensor  # (I,) int64
-    grid: AnchorGrid  # all anchors
-
-    @property
-    def num_positives(self) -> int:
-        return len(self.anchor)
-
-    def labels(self, num_images: int) -> Tensor:
-        """(N, R), int64: the class of each anchor, ``BACKGROUND`` or ``IGNORED``."""
-        labels = torch.full((num_images, self.grid.num_anchors), BACKGROUND)
-        labels[self.image, self.anchor] = self.gt_class
-        labels[self.ignored_image, self.ignored_anchor] = IGNORED
-        return labels
+# What is known of an anchor is an int64 key, of which the largest wins. Upper half: the bits of its
+# highest IoU, which sort like the float32. Lower half: two flags, and the index of the box with
+# that IoU, counted backwards, so that the first of equal boxes has the largest key.
+_BEST_OF_A_BOX, _LISTED, _LAST_BOX = 2**31, 2**30, 2**30 - 1
 
 
 class AnchorAssigner:
     """Labels each anchor by its highest IoU with a ground-truth box.
 
-    | IoU with the nearest box | label by default | meaning |
+    | highest IoU | label by default | meaning |
     | --- | --- | --- |
     | below ``thresholds[0]`` | 0 | background |
     | between | -1 | ignored |
-    | ``thresholds[1]`` and above | 1 | trains towards that box |
+    | ``thresholds[1]`` and above | 1 | trained towards that box |
 
-    These are the labels and matches of detectron2's ``Matcher``, which compares each box with all
-    anchors; here with those that it can reach.
+    The labels and matches are those of detectron2's ``Matcher``, which compares each box with
+    every anchor; here a box is compared only with the anchors that it can reach.
 
     Args:
         thresholds: ascending, above 0: ``MODEL.RETINANET.IOU_THRESHOLDS``.
         labels: one more than thresholds, each -1, 0 or 1: ``MODEL.RETINANET.IOU_LABELS``.
-        allow_low_quality_matches: each box also makes positives of the anchors of its highest
-            IoU, however low, as Detectron does. Such an anchor trains towards its own nearest box.
+        allow_low_quality_matches: the anchors with the highest IoU of a box are positive too,
+            however low it is. Such an anchor is trained towards its own nearest box.
 
     Raises:
         UserError: if thresholds and labels do not fit.
@@ -78,17 +47,20 @@ class AnchorAssigner:
     ) -> None:
         numbers = all(isinstance(x, int | float) for x in thresholds)
         ascending = numbers and all(a <= b for a, b in pairwise(thresholds))
-        if not thresholds or not ascending or not thresholds[0] > 0:
-            raise UserError(
-                f"MODEL.RETINANET.IOU_THRESHOLDS: {list(thresholds)} given; "
-                "give numbers above 0 that do not fall, such as [0.4, 0.5]."
-            )
-        if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
-            raise UserError(
-                f"MODEL.RETINANET.IOU_LABELS: {list(labels)} given for "
-                f"{len(thresholds)} IOU_THRESHOLDS; give {len(thresholds) + 1} labels, "
-                "each 0 (background), -1 (ignored) or 1 (positive)."
-            )
+        check(
+            bool(thresholds) and ascending and thresholds[0] > 0,
+            "MODEL.RETINANET.IOU_THRESHOLDS",
+            list(thresholds),
+            "ascending numbers above 0, such as [0.4, 0.5]",
+        )
+        count = len(thresholds) + 1
+        check(
+            len(labels) == count and set(labels) <= {-1, 0, 1},
+            "MODEL.RETINANET.IOU_LABELS",
+            list(labels),
+            f"{count} labels for {count - 1} IOU_THRESHOLDS, each 0 (background), -1 (ignored) or "
+            "1 (positive)",
+        )
         self._thresholds = torch.tensor(thresholds, dtype=torch.float32)
         self._labels = torch.tensor(labels, dtype=torch.int8)
         self._low_quality = allow_low_quality_matches
@@ -98,9 +70,8 @@ class AnchorAssigner:
         """Assigns the anchors of a batch.
 
         Args:
-            grid: the anchors, the same for each picture.
-            gt_instances: N pictures with ``gt_boxes`` and ``gt_classes``, better on the CPU:
-                from elsewhere they are copied.
+            grid: the anchors, the same for all images.
+            gt_instances: ``gt_boxes`` and ``gt_classes`` of N images, preferably on the CPU.
         """
         counts = torch.tensor([len(x) for x in gt_instances])
         boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).cpu()
@@ -120,54 +91,59 @@ class AnchorAssigner:
     def assign(
         self, grid: AnchorGrid, boxes: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Assigns the R anchors of each of N pictures to its boxes.
+        """Assigns the R anchors of each of N images to the boxes of that image.
 
         Args:
             grid: the anchors.
-            boxes: (M, 4), XYXY in pixels, float32: those of the first picture, then the next.
-            counts: (N,), int64: boxes of each picture.
+            boxes: (M, 4), XYXY in pixels, float32: of the first image, then of the second, ...
+            counts: (N,), int64: number of boxes per image.
 
         Returns:
-            positive: (P,) int64, ascending, ``picture * R + anchor``; match: (P,) int64, the box
-            of each; ignored: (I,) int64, likewise.
+            positive: (P,) int64, ascending ``image * R + anchor``; match: (P,) int64, the box of
+            each; ignored: (I,) int64, as ``positive``.
         """
-        picture = torch.repeat_interleave(counts)
+        image = torch.repeat_interleave(counts)
+        best = self._best_keys(grid, boxes, image, counts)
+        (listed,) = torch.where(best)
+        key = best[listed]
+        label = self._labels[torch.bucketize(_iou_of(key), self._thresholds, right=True)]
+        label[(key & _BEST_OF_A_BOX) > 0] = 1
+        (positive,) = torch.where(label == 1)
+        positive, key = listed[positive], key[positive]
+        match = _LAST_BOX - (key & _LAST_BOX)
+        # Pairs below the lowest threshold have not all been seen.
+        (rest,) = torch.where(_iou_of(key) < self._thresholds[0])
+        per_image = torch.bincount(positive[rest] // grid.num_anchors, minlength=len(counts))
+        start = 0
+        for index, count in zip(rest.split(per_image.tolist()), counts.tolist(), strict=True):
+            if len(index):
+                anchor = positive[index] % grid.num_anchors
+                match[index] = start + grid.nearest_box(anchor, boxes[start : start + count])
+            start += count
+        return positive, match, listed[label == -1]
+
+    def _best_keys(self, grid: AnchorGrid, boxes: Tensor, image: Tensor, counts: Tensor) -> Tensor:
+        """(N * R,), int64: the key of each anchor; 0 for background."""
         best = torch.zeros((len(counts), grid.num_anchors), dtype=torch.int64)
+        flat = best.view(-1)
         highest, of_highest = torch.zeros(len(boxes)), []
-        lowest = self._thresholds[0]
-        for box, anchor, iou in grid.pairs(boxes, lowest.item(), self._low_quality):
-            anchor += picture.index_select(0, box) * grid.num_anchors
+        for box, anchor, iou in grid.pairs(boxes, self._thresholds[0].item(), self._low_quality):
+            anchor += image.index_select(0, box) * grid.num_anchors
             key = (iou.view(torch.int32).long() << 32) + (_LAST_BOX - box)
-            best.view(-1).scatter_reduce_(0, anchor, key, "amax")
+            flat.scatter_reduce_(0, anchor, key, "amax")
             if self._low_quality:
                 highest.scatter_reduce_(0, box, iou, "amax")
                 (i,) = torch.where(iou == highest.index_select(0, box))
                 of_highest.append((box[i], anchor[i], iou[i]))
         for box, anchor, iou in of_highest:
             anchor = anchor[iou == highest[box]]
-            best.view(-1)[anchor] = best.view(-1)[anchor] | _HIGHEST_OF_A_BOX
+            flat[anchor] |= _BEST_OF_A_BOX
         if self._low_quality:
-            # A box that overlaps no anchor has its highest IoU, 0, with all.
-            best[picture[highest == 0].unique()] |= _HIGHEST_OF_A_BOX
+            # A box that overlaps no anchor has its highest IoU, 0, with all of them.
+            best[image[highest == 0].unique()] |= _BEST_OF_A_BOX
         if self._labels[0] != 0:
-            best[counts > 0] |= _NAMED
-        (named,) = torch.where(best.view(-1))
-        key = best.view(-1)[named]
-        label = self._labels[torch.bucketize(_iou_of(key), self._thresholds, right=True)]
-        label[(key & _HIGHEST_OF_A_BOX) > 0] = 1
-        (positive,) = torch.where(label == 1)
-        positive, key = named[positive], key[positive]
-        match = _LAST_BOX - (key & _LAST_BOX)
-        # Of pairs below the lowest threshold not all have been seen.
-        (rest,) = torch.where(_iou_of(key) < lowest)
-        per_picture = torch.bincount(positive[rest] // grid.num_anchors, minlength=len(counts))
-        start = 0
-        for index, count in zip(rest.split(per_picture.tolist()), counts.tolist(), strict=True):
-            if len(index):
-                anchor = positive[index] % grid.num_anchors
-                match[index] = start + grid.nearest_box(anchor, boxes[start : start + count])
-            start += count
-        return positive, match, named[label == -1]
+            best[counts > 0] |= _LISTED
+        return flat
 
 
 def _iou_of(key: Tensor) -> Tensor:

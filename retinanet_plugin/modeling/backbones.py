@@ -1,4 +1,4 @@
-"""A ResNet-FPN whose two coarsest levels may be made as other frameworks make them."""
+"""ResNet-FPN with a choice of how its two coarsest levels are made, as other frameworks differ."""
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -11,12 +11,13 @@ from .registry import one_of, register_once
 
 
 class P6P7(LastLevelP6P7):
-    """P6 and P7 by convolutions of stride 2.
+    """Makes P6 and P7 by convolutions of stride 2.
 
     Args:
-        in_channels, out_channels: of the level that P6 is made from, and of both.
-        in_feature: name of that level.
-        relu: whether a ReLU stands between the two.
+        in_channels: channels of the level that P6 is made from.
+        out_channels: channels of P6 and P7.
+        in_feature: name of the level that P6 is made from.
+        relu: apply a ReLU between P6 and the convolution of P7.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class P6P7(LastLevelP6P7):
 
 
 def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """``build_retinanet_resnet_fpn_backbone`` that heeds MODEL.FPN.P6_INPUT and P7_RELU."""
+    """detectron2's RetinaNet backbone, with MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU."""
     backbone = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
     fpn = cfg.MODEL.FPN
     source = one_of(fpn.P6_INPUT, ("res5", "p5"), "MODEL.FPN.P6_INPUT")

@@ -1,50 +1,60 @@
-"""Classification losses by name: what ``MODEL.RETINANET.CLS_LOSS`` may be.
+"""Classification losses by name: the values of ``MODEL.RETINANET.CLS_LOSS``.
 
-To add one, subclass :class:`retinanet_plugin.losses.BinaryLoss` and register a function that
-makes it from a config; its name is the loss's name::
+To add one, subclass :class:`retinanet_plugin.losses.BinaryLoss` and register a function that makes
+it from a config; the name of the function is the name of the loss::
 
     @CLS_LOSS_REGISTRY.register()
     def my_loss(cfg):
         return MyLoss(gamma=cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
 
-One that trains on some of the anchors subclasses :class:`retinanet_plugin.losses.SelectingLoss`.
+It is summed over all anchors. For one that trains on some of the anchors, return a
+:class:`retinanet_plugin.losses.MinedLoss`.
 """
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from ..errors import UserError
-from ..losses import BinaryLoss, CrossEntropyLoss, FocalLoss, FocalStarLoss, OhemLoss
+from ..losses import (
+    BinaryLoss,
+    CrossEntropyLoss,
+    DenseLoss,
+    FocalLoss,
+    FocalStarLoss,
+    HardExamples,
+    MinedLoss,
+)
 from .registry import find
 
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 
 
-def build_cls_loss(cfg: CfgNode) -> BinaryLoss:
-    """The loss that ``MODEL.RETINANET.CLS_LOSS`` names, compiled if ``COMPILE_LOSS`` says so.
+def build_cls_loss(cfg: CfgNode) -> DenseLoss | MinedLoss:
+    """Builds the loss named by ``MODEL.RETINANET.CLS_LOSS``.
 
     Raises:
-        UserError: if the name is unknown, or a number is out of the loss's range.
+        UserError: if the name is unknown or a parameter out of range.
     """
     name = cfg.MODEL.RETINANET.CLS_LOSS
     build = find(CLS_LOSS_REGISTRY, name, "MODEL.RETINANET.CLS_LOSS")
     try:
-        loss = build(cfg)
+        loss: BinaryLoss | DenseLoss | MinedLoss = build(cfg)
     except ValueError as error:
-        raise UserError(f"MODEL.RETINANET: the loss {name} cannot be made: {error}.") from None
-    loss.compiled = cfg.MODEL.RETINANET.COMPILE_LOSS
+        raise UserError(f"MODEL.RETINANET: parameters of CLS_LOSS {name}: {error}.") from None
+    if isinstance(loss, BinaryLoss):
+        return DenseLoss(loss, compile=cfg.MODEL.RETINANET.COMPILE_LOSS)
     return loss
 
 
 @CLS_LOSS_REGISTRY.register()
 def focal(cfg: CfgNode) -> BinaryLoss:
-    """FL; with ``FOCAL_LOSS_GAMMA: 0`` the balanced cross entropy."""
+    """The focal loss; with ``FOCAL_LOSS_GAMMA: 0`` the balanced cross entropy."""
     return FocalLoss(cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
 
 
 @CLS_LOSS_REGISTRY.register()
 def focal_star(cfg: CfgNode) -> BinaryLoss:
-    """FL* of the appendix."""
+    """FL* of the paper's appendix A."""
     retinanet = cfg.MODEL.RETINANET
     return FocalStarLoss(
         retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA, retinanet.FOCAL_STAR_BETA
@@ -53,18 +63,19 @@ def focal_star(cfg: CfgNode) -> BinaryLoss:
 
 @CLS_LOSS_REGISTRY.register()
 def cross_entropy(cfg: CfgNode) -> BinaryLoss:
-    """Plain cross entropy, every logit of the same weight."""
+    """Cross entropy without weights."""
     return CrossEntropyLoss()
 
 
 @CLS_LOSS_REGISTRY.register()
 def balanced_cross_entropy(cfg: CfgNode) -> BinaryLoss:
-    """Equation 3: positives weigh ``FOCAL_LOSS_ALPHA``, negatives the rest to 1."""
+    """Equation 3: weights ``FOCAL_LOSS_ALPHA`` for positives and 1 minus that for negatives."""
     return CrossEntropyLoss(cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA)
 
 
 @CLS_LOSS_REGISTRY.register()
-def ohem(cfg: CfgNode) -> BinaryLoss:
-    """Plain cross entropy of the hardest anchors."""
+def ohem(cfg: CfgNode) -> MinedLoss:
+    """Cross entropy of the hardest anchors."""
     keys = cfg.MODEL.RETINANET.OHEM
-    return OhemLoss(keys.BATCH_SIZE, keys.NMS_THRESH, keys.POSITIVE_FRACTION)
+    hardest = HardExamples(keys.BATCH_SIZE, keys.NMS_THRESH, keys.POSITIVE_FRACTION)
+    return MinedLoss(CrossEntropyLoss(), hardest)

@@ -1,4 +1,4 @@
-"""From logits and deltas to detections: threshold, best of each level, decoding, NMS."""
+"""From logits and deltas to detections: threshold, top k per level, decoding, NMS."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,28 +11,28 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-# Logits that a CPU looks at together: their maximum costs little more than reading them.
+# Logits per block of the search on a CPU: their maximum costs little more than reading them.
 _BLOCK = 64
-# torchvision's batched_nms shifts the classes of up to so many boxes apart, on a CPU, to treat
-# them as one; more it takes class by class.
+# Up to this many boxes torchvision's batched_nms handles all classes at once on a CPU, by shifting
+# them apart; beyond, it handles one class after another.
 _SHIFTED_BOXES = 1000
 
 
 class DetectionDecoder:
     """Turns the head's outputs into detections.
 
-    The sigmoid and the decoding are done for the few logits near and above the threshold, where
-    they lie; all of it in float32, whatever the head's outputs are in.
+    Sigmoid and decoding are computed in float32, whatever the dtype of the outputs, and only for
+    the few logits near and above the threshold.
 
     Args:
         num_classes: K.
         apply_deltas: maps deltas (D, 4) and anchors (D, 4) to boxes (D, 4), XYXY in pixels.
-        score_thresh: detections score above it.
-        topk_candidates: the most that each level may send on.
-        nms_thresh: IoU above which the lesser of two boxes of a class is dropped.
-        max_detections: the most a picture keeps.
-        class_agnostic: whether the head predicts one box an anchor, or one for each class.
-        clip_before_nms: whether boxes are clipped to the picture before they suppress one another.
+        score_thresh: detections have a higher score.
+        topk_candidates: maximum number of candidates per level, before NMS.
+        nms_thresh: IoU above which the lower-scoring of two boxes of a class is dropped.
+        max_detections: maximum number of detections per image.
+        class_agnostic: whether the head predicts one box per anchor, or one per class.
+        clip_before_nms: clip boxes to the image before NMS.
     """
 
     def __init__(
@@ -63,32 +63,32 @@ class DetectionDecoder:
         anchors: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
-        """Detections of each picture.
+        """Detections of each image.
 
         Args:
-            logits: a tensor a level, (N, A*K, H, W).
-            deltas: a tensor a level, (N, A*4, H, W), or (N, A*K*4, H, W) if not class-agnostic.
-            anchors: a tensor a level, (H*W*A, 4), XYXY in pixels.
-            image_sizes: N heights and widths that the detections refer to.
+            logits: a tensor per level, (N, A*K, H, W).
+            deltas: a tensor per level, (N, A*4, H, W), or (N, A*K*4, H, W) if not class-agnostic.
+            anchors: a tensor per level, (H*W*A, 4), XYXY in pixels.
+            image_sizes: height and width of each of the N images.
 
         Returns:
-            of each picture ``pred_boxes``, ``scores`` and ``pred_classes``, by falling score.
+            ``pred_boxes``, ``scores`` and ``pred_classes`` of each image, by descending score.
         """
-        pictures = range(len(image_sizes))
-        in_memory = [_in_memory_order(x[i]) for i in pictures for x in logits]
-        above = iter(scores_above(in_memory, self.score_thresh))
+        images = range(len(image_sizes))
+        flat = [_in_memory_order(x[i]) for i in images for x in logits]
+        above = iter(scores_above(flat, self.score_thresh))
         return [
-            self._decode_picture(
+            self._decode_image(
                 [
                     self._decode_level(logits_i[i], *next(above), deltas_i[i], anchors_i)
                     for logits_i, deltas_i, anchors_i in zip(logits, deltas, anchors, strict=True)
                 ],
                 image_sizes[i],
             )
-            for i in pictures
+            for i in images
         ]
 
-    def _decode_picture(
+    def _decode_image(
         self, levels: Sequence[tuple[Tensor, Tensor, Tensor]], image_size: tuple[int, int]
     ) -> Instances:
         boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels, strict=True))
@@ -107,7 +107,7 @@ class DetectionDecoder:
     def _decode_level(
         self, logits: Tensor, offsets: Tensor, scores: Tensor, deltas: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (D, 4), scores (D,), classes (D,): a level's best of the logits at ``offsets``."""
+        """Boxes (D, 4), scores (D,) and classes (D,) of the top k of the logits at ``offsets``."""
         channels, height, width = logits.shape
         if not _is_by_cell(logits):
             channel = torch.div(offsets, height * width, rounding_mode="floor")
@@ -115,9 +115,9 @@ class DetectionDecoder:
             # detectron2's order, which decides between equal scores.
             offsets, order = torch.sort(cell * channels + channel)
             scores = scores[order]
-        scores, best = scores.topk(self._num_kept(scores))
-        cell = torch.div(offsets[best], channels, rounding_mode="floor")
-        channel = offsets[best] - cell * channels
+        scores, top = scores.topk(self._num_kept(scores))
+        cell = torch.div(offsets[top], channels, rounding_mode="floor")
+        channel = offsets[top] - cell * channels
         anchor = torch.div(channel, self.num_classes, rounding_mode="floor")
         num_anchors = channels // self.num_classes
         group = anchor if self.class_agnostic else channel
@@ -129,19 +129,19 @@ class DetectionDecoder:
 
     def _num_kept(self, scores: Tensor) -> Any:
         count: int | Tensor = scores.shape[0]
-        if isinstance(count, Tensor):  # while tracing: keep the graph free of this picture's count
+        if isinstance(count, Tensor):  # while tracing: keeps this image's count out of the graph
             return torch.clamp(count, max=self.topk_candidates)
         return min(count, self.topk_candidates)
 
 
 def scores_above(logits: Sequence[Tensor], score_thresh: float) -> list[tuple[Tensor, Tensor]]:
-    """The scores, sigmoids in float32, that are above ``score_thresh``, and where they are.
+    """Finds the scores (float32 sigmoids) above ``score_thresh``.
 
     Args:
-        logits: one-dimensional tensors of one device.
+        logits: one-dimensional tensors on one device.
 
     Returns:
-        of each tensor the ascending indices (D,), int64, and the scores there (D,).
+        per tensor the ascending indices (D,), int64, and the scores (D,).
     """
     if torch.jit.is_tracing():
         return [_above(x, score_thresh) for x in logits]
@@ -157,13 +157,13 @@ def _above(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
 
 
 def _above_by_blocks(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
-    """Leaves out the blocks whose greatest logit is below the threshold: on a CPU nearly all.
+    """As :func:`_above`, but skips blocks whose largest logit is too low: on a CPU nearly all.
 
-    Sigmoids are taken of whole blocks: torch rounds those of a few numbers differently.
+    Sigmoids are computed for whole blocks, because torch rounds those of a few numbers differently.
     """
     whole = len(logits) // _BLOCK * _BLOCK
     blocks = logits[:whole].view(-1, _BLOCK)
-    # Not "above", so that a NaN does not hide its neighbours.
+    # Not "amax > limit", so that a NaN does not hide its neighbors.
     (near,) = torch.where((blocks.amax(1) <= _limit(score_thresh, logits.dtype)).logical_not_())
     index, scores = _above(blocks.index_select(0, near).flatten(), score_thresh)
     row = torch.div(index, _BLOCK, rounding_mode="floor")
@@ -175,7 +175,7 @@ def _above_by_blocks(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tenso
 
 
 def _above_at_once(logits: Sequence[Tensor], score_thresh: float) -> list[tuple[Tensor, Tensor]]:
-    """The host waits for the device twice, not once for each tensor."""
+    """As :func:`_above` for all tensors; waits for the device twice, not once per tensor."""
     (index,) = torch.where(torch.cat([x.float().sigmoid() > score_thresh for x in logits]))
     starts = list(accumulate(map(len, logits), initial=0))
     bounds = torch.searchsorted(index, index.new_tensor(starts)).tolist()
@@ -190,25 +190,25 @@ def _limit(score: float, dtype: torch.dtype) -> float:
     if score >= 1:
         return math.inf
     logit = math.log(score / (1 - score))
-    # What dtype rounds the limit by, and what float32 rounds the score by.
+    # The rounding of the limit in dtype, and that of the score in float32.
     return logit - max(torch.finfo(dtype).eps * abs(logit), 1e-5 / (1 - score))
 
 
 def _is_by_cell(logits: Tensor) -> bool:
-    """Whether the logits (C, H, W) lie in memory cell by cell: the channels-last format."""
+    """Whether the logits (C, H, W) are in channels-last format: cell by cell in memory."""
     return logits.permute(1, 2, 0).is_contiguous()
 
 
 def _in_memory_order(logits: Tensor) -> Tensor:
-    """The logits (C, H, W) as one row, as they lie in memory: a view in either memory format."""
+    """The logits (C, H, W) as a flat view in the order of memory, in either memory format."""
     return (logits.permute(1, 2, 0) if _is_by_cell(logits) else logits).flatten()
 
 
 def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes that remain, by falling score: those of ``batched_nms``.
+    """Indices of the boxes that ``batched_nms`` keeps, by descending score.
 
-    Many boxes on a CPU are brought into the order of their classes once, where torchvision
-    searches and copies them anew for each class.
+    For many boxes on a CPU they are sorted by class once; torchvision would search all boxes again
+    for each class.
     """
     if not boxes.is_cpu or torch.jit.is_tracing() or len(boxes) <= _SHIFTED_BOXES:
         return batched_nms(boxes, scores, classes, threshold)

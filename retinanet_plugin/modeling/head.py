@@ -1,6 +1,5 @@
-"""The dense head: two subnets shared over the levels, the prior, and the losses they train with."""
+"""The dense head: two subnets shared over the levels, the prior, and their losses."""
 
-from functools import partial
 from itertools import islice
 
 import torch
@@ -11,50 +10,54 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..losses import BOX_LOSSES, BinaryLoss, ClassTargets, FocalLoss, box_regression_loss
-from ..losses.dense import is_dense, offsets_of
-from ..losses.targets import by_level, send
-from .assigner import SparseTargets
+from ..losses import (
+    BOX_LOSSES,
+    BinaryLoss,
+    DenseLoss,
+    FocalLoss,
+    MinedLoss,
+    SparseTargets,
+    box_regression_loss,
+    offsets_of,
+)
+from ..losses.layout import by_level, is_dense, to_device
 from .cls_losses import build_cls_loss
-from .loss_shares import LossShares
-from .registry import find, one_of, register_once
+from .registry import check, find, one_of, register_once
 
 DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
 DENSE_HEAD_REGISTRY.__doc__ = """
 Dense heads, called as ``head(cfg, input_shape)`` with the shapes of the feature levels.
 
-A head maps a list of features to (logits, deltas), each a list of a tensor a level, and has
-``losses(predictions, targets, normalizer)`` and ``num_classes``, ``num_anchors``,
-``box2box_transform`` and ``class_agnostic_bbox_reg``; :class:`FocalLossHead` is the example.
+A head maps a list of features to (logits, deltas), each a list with a tensor per level. It has
+``losses(predictions, targets, normalizer)`` and the attributes ``num_classes``, ``num_anchors``,
+``box2box_transform`` and ``class_agnostic_bbox_reg``. :class:`FocalLossHead` is the example.
 """
 
 
 def build_dense_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
-    """The head that ``MODEL.RETINANET.HEAD_NAME`` names."""
+    """Builds the head named by ``MODEL.RETINANET.HEAD_NAME``."""
     head = find(DENSE_HEAD_REGISTRY, cfg.MODEL.RETINANET.HEAD_NAME, "MODEL.RETINANET.HEAD_NAME")
     return head(cfg, input_shape)
 
 
 class FocalLossHead(RetinaNetHead):
-    """RetinaNet's class and box subnets with the focal loss.
+    """RetinaNet's classification and box subnets, trained with the focal loss.
 
     Layers, names and initial weights are those of detectron2's ``RetinaNetHead``, including the
-    prior on the last class bias.
+    prior in the bias of the last classification layer.
 
     Args:
-        input_shape: of each feature level; all have the same channels.
+        input_shape: of each feature level; all have the same number of channels.
         num_classes: K.
-        num_anchors: A, anchors a place.
+        num_anchors: A, anchors per location.
         conv_dims: channels of each hidden convolution of a subnet.
         norm: normalization of the hidden convolutions; "" is none.
         prior_prob: pi, the score that every anchor starts from.
-        cls_loss: the loss of one logit, and of which anchors.
+        cls_loss: the loss of the logits; a binary loss is summed over all anchors.
         box2box_transform: encoding of boxes relative to anchors.
         box_reg_loss_type: one of ``losses.BOX_LOSSES``.
         smooth_l1_beta: where smooth L1 turns linear; 0 is L1.
-        class_agnostic_bbox_reg: False predicts a box for each class, (A*K*4) channels.
-        log_loss_shares: record anchors and loss shares, see :class:`LossShares`.
+        class_agnostic_bbox_reg: False predicts a box per class, in A*K*4 channels.
 
     Raises:
         UserError: if a number or name is not allowed.
@@ -75,24 +78,16 @@ class FocalLossHead(RetinaNetHead):
         conv_dims: list[int],
         norm: str = "",
         prior_prob: float = 0.01,
-        cls_loss: BinaryLoss | None = None,
+        cls_loss: BinaryLoss | DenseLoss | MinedLoss | None = None,
         box2box_transform: Box2BoxTransform | None = None,
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.1,
         class_agnostic_bbox_reg: bool = True,
-        log_loss_shares: bool = False,
     ) -> None:
-        if not 0 < prior_prob < 1:
-            raise UserError(
-                f"MODEL.RETINANET.PRIOR_PROB: {prior_prob} given; give a number between 0 and 1."
-            )
-        if num_classes < 1:
-            raise UserError(
-                f"MODEL.RETINANET.NUM_CLASSES: {num_classes} given; give a whole number of at "
-                "least 1."
-            )
-        if not conv_dims:
-            raise UserError("MODEL.RETINANET.NUM_CONVS: 0 given; give at least 1.")
+        prefix = "MODEL.RETINANET"
+        check(0 < prior_prob < 1, f"{prefix}.PRIOR_PROB", prior_prob, "a number between 0 and 1")
+        check(num_classes >= 1, f"{prefix}.NUM_CLASSES", num_classes, "at least 1")
+        check(len(conv_dims) >= 1, f"{prefix}.NUM_CONVS", len(conv_dims), "at least 1")
         super().__init__(
             input_shape=input_shape,
             num_classes=num_classes,
@@ -110,13 +105,13 @@ class FocalLossHead(RetinaNetHead):
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.class_agnostic_bbox_reg = class_agnostic_bbox_reg
-        self.cls_loss = cls_loss or FocalLoss()
+        cls_loss = cls_loss or FocalLoss()
+        self.cls_loss = DenseLoss(cls_loss) if isinstance(cls_loss, BinaryLoss) else cls_loss
         self.box2box_transform = box2box_transform or Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
         self.box_reg_loss_type = one_of(
-            box_reg_loss_type, BOX_LOSSES, "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+            box_reg_loss_type, BOX_LOSSES, f"{prefix}.BBOX_REG_LOSS_TYPE"
         )
         self.smooth_l1_beta = smooth_l1_beta
-        self.loss_shares = LossShares() if log_loss_shares else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
@@ -128,40 +123,39 @@ class FocalLossHead(RetinaNetHead):
             "box_reg_loss_type": retinanet.BBOX_REG_LOSS_TYPE,
             "smooth_l1_beta": retinanet.SMOOTH_L1_LOSS_BETA,
             "class_agnostic_bbox_reg": retinanet.CLASS_AGNOSTIC_BBOX_REG,
-            "log_loss_shares": retinanet.LOG_LOSS_SHARES,
         }
 
     def losses(
         self,
         predictions: tuple[list[Tensor], list[Tensor]],
         targets: SparseTargets,
-        normalizer: Tensor | float,
+        normalizer: Tensor | float | None,
     ) -> dict[str, Tensor]:
-        """Class and box loss of a batch.
+        """Classification and box loss of a batch.
 
         Args:
-            predictions: logits and deltas, each a tensor a level, as :meth:`forward` gives them.
-            targets: what the anchors train towards; from the CPU they reach a GPU unawaited.
-            normalizer: scalar that both sums are divided by; a class loss that chooses among the
-                anchors has its own.
+            predictions: logits and deltas from :meth:`forward`.
+            targets: what the anchors are trained towards.
+            normalizer: scalar that both sums are divided by, except that a ``MinedLoss`` is
+                divided by the number of chosen anchors; None: the sums themselves.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars, float32.
         """
         logits = [x if is_dense(x) else x.contiguous() for x in predictions[0]]
         device = logits[0].device
-        order, located = self._locate(logits, targets)
-        indices = iter(send(located, device))
-        chosen, positives, ignored = [], [], []
+        order, indices = self._locate(logits, targets)
+        remaining = iter(to_device(indices, device))
+        deltas, positives, ignored = [], [], []
         for deltas_i in predictions[1]:
-            positive, image, group, cell, first = islice(indices, 5)
+            positive, image, group, cell, first = islice(remaining, 5)
             positives.append(positive)
             # (N, A*4 or A*K*4, H, W) -> (P_i, 4)
-            chosen.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
+            deltas.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
             ignored.append(first)
-        anchor_box, gt_box = send([targets.anchor_box[order], targets.gt_box[order]], device)
+        anchor_box, gt_box = to_device([targets.anchor_box[order], targets.gt_box[order]], device)
         loss_box_reg = box_regression_loss(
-            torch.cat(chosen),
+            torch.cat(deltas),
             anchor_box,
             gt_box,
             kind=self.box_reg_loss_type,
@@ -169,20 +163,25 @@ class FocalLossHead(RetinaNetHead):
             weights=self.box2box_transform.weights,
             decode=self.box2box_transform.apply_deltas,
         )
-        labels = partial(targets.labels, len(logits[0]))
-        found = ClassTargets(self.num_classes, positives, ignored, labels, targets.grid)
-        loss_cls = self.cls_loss.over_anchors(logits, found, normalizer)
-        if self.loss_shares is not None:
-            self.loss_shares.add(targets, len(logits[0]), loss_cls)
-        return {"loss_cls": loss_cls.total, "loss_box_reg": loss_box_reg / normalizer}
+        loss_cls = self.cls_loss(
+            logits,
+            targets,
+            positives=positives,
+            ignored=ignored,
+            num_classes=self.num_classes,
+            normalizer=normalizer,
+        )
+        if normalizer is not None:
+            loss_box_reg = loss_box_reg / normalizer
+        return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
 
     def _locate(self, logits: list[Tensor], targets: SparseTargets) -> tuple[Tensor, list[Tensor]]:
-        """Where the outputs for the named anchors are, found where the targets are.
+        """Finds the outputs of the positive and ignored anchors; on the CPU, where the targets are.
 
         Returns:
-            the order (P,) that the levels bring the positives into; and five indices a level: of
-            its positives the memory offset of the logit, and for the deltas the image, group of 4
-            channels and cell; of its ignored anchors the offset of the first class.
+            the order (P,) of the positives by level; and five indices per level: of the positives
+            the memory offset of the logit, and the image, group of 4 channels and cell of the
+            deltas; of the ignored anchors the memory offset of the first class.
         """
         order, indices = [], []
         k = self.num_classes

@@ -1,4 +1,4 @@
-"""The detector: backbone, head, anchors, and what is done with them in training and inference."""
+"""The detector: backbone, head and anchors, in training and inference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,35 +12,42 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..losses.targets import mean_over_workers
+from ..losses import SparseTargets
+from ..losses.normalizer import mean_over_workers
 from .anchors import HostAnchors
-from .assigner import AnchorAssigner, SparseTargets
+from .assigner import AnchorAssigner
 from .decoder import DetectionDecoder
 from .head import FocalLossHead, build_dense_head
 from .registry import one_of, register_once
 
 LOSS_NORMALIZERS = ("positives", "ema")
-_EMA_START, _EMA_MOMENTUM = 100.0, 0.9  # detectron2's numbers
+_EMA_START, _EMA_MOMENTUM = 100.0, 0.9  # detectron2's
 
 
 class FocalRetinaNet(DenseDetector):
     """RetinaNet of "Focal Loss for Dense Object Detection" (arXiv 1708.02002).
 
     Args:
-        backbone: gives the feature levels.
-        head: dense head, or another with its methods, see ``head.DENSE_HEAD_REGISTRY``.
-        anchor_generator: maps the features to a ``Boxes`` a level.
-        head_in_features: names of the levels, by rising stride; None: all of the backbone's.
-        assigner: labels anchors in training.
-        loss_normalizer: what the sums of losses are divided by. "positives": the anchors assigned
-            in the whole batch, over all workers (the paper); "ema": detectron2's moving average of
-            them, kept in the buffer ``loss_normalizer``. That of several workers is of their mean,
-            where detectron2 has one a worker, of which a checkpoint could hold but the first's.
+        backbone: computes the feature levels.
+        head: a :class:`FocalLossHead` or another entry of ``head.DENSE_HEAD_REGISTRY``.
+        anchor_generator: maps the features to a ``Boxes`` per level.
+        head_in_features: names of the levels, by increasing stride; None: all of the backbone's.
+        assigner: labels the anchors in training.
+        loss_normalizer: what the sums of losses are divided by. "positives": the assigned anchors
+            of the batch, over all workers, as in the paper. "ema": detectron2's moving average of
+            them, kept in the buffer ``loss_normalizer``. It averages the mean over the workers;
+            detectron2 has one average per worker, and checkpoints none of them.
         test_score_thresh, test_topk_candidates, test_nms_thresh, max_detections_per_image,
             clip_before_nms: see :class:`DetectionDecoder`.
         pixel_mean, pixel_std: of each channel of the input.
         input_format: channel order of the input, "BGR" or "RGB".
+
+    Attributes:
+        targets, normalizer: what the latest training step trained towards and divided by.
     """
+
+    targets: SparseTargets
+    normalizer: Tensor
 
     @configurable
     def __init__(
@@ -76,7 +83,7 @@ class FocalRetinaNet(DenseDetector):
             loss_normalizer, LOSS_NORMALIZERS, "MODEL.RETINANET.LOSS_NORMALIZER"
         )
         if self.normalize_by == "ema":
-            # A buffer, so that checkpoints hold it: a run that goes on must go on from it.
+            # A buffer, so that a resumed run continues with its value.
             self.register_buffer("loss_normalizer", torch.tensor(_EMA_START))
         self.decoder = DetectionDecoder(
             num_classes=head.num_classes,
@@ -95,16 +102,12 @@ class FocalRetinaNet(DenseDetector):
         retinanet = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        absent = [f for f in retinanet.IN_FEATURES if f not in shapes]
-        if absent:
-            raise UserError(
-                f"MODEL.RETINANET.IN_FEATURES: {', '.join(absent)} not among the backbone's "
-                f"outputs; {cfg.MODEL.BACKBONE.NAME} gives {', '.join(shapes)}."
-            )
+        for name in retinanet.IN_FEATURES:
+            one_of(name, shapes, "MODEL.RETINANET.IN_FEATURES")
         feature_shapes = [shapes[f] for f in retinanet.IN_FEATURES]
-        unused = getattr(getattr(backbone, "top_block", None), "p7", None)
-        if unused is not None and "p7" not in retinanet.IN_FEATURES:
-            unused.requires_grad_(False)  # several workers would wait for its gradient in vain
+        p7 = getattr(getattr(backbone, "top_block", None), "p7", None)
+        if p7 is not None and "p7" not in retinanet.IN_FEATURES:
+            p7.requires_grad_(False)  # DDP would wait for its gradient
         return {
             "backbone": backbone,
             "head": build_dense_head(cfg, feature_shapes),
@@ -127,7 +130,7 @@ class FocalRetinaNet(DenseDetector):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As the base, but in training the ground truth stays where the loader has put it."""
+        """As the base class, except that in training the ground truth stays on the CPU."""
         if not self.training:
             return super().forward(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -143,30 +146,39 @@ class FocalRetinaNet(DenseDetector):
         predictions: tuple[list[Tensor], list[Tensor]],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Anchors and boxes become sparse targets, and those the head's losses.
+        """Assigns the anchors and computes the losses.
 
-        The targets are found on the CPU, while another device still works on the predictions.
+        Anchors are assigned on the CPU, while a GPU may still work on the predictions.
+        """
+        self.targets = self.label_anchors(features, gt_instances)
+        self.normalizer = self._normalizer(self.targets, len(gt_instances))
+        return self.head.losses(predictions, self.targets, self.normalizer)
+
+    @torch.no_grad()
+    def label_anchors(
+        self, features: Sequence[Tensor], gt_instances: list[Instances]
+    ) -> SparseTargets:
+        """What the anchors of a batch are trained towards.
+
+        Raises:
+            UserError: if the ground truth has a class beyond the model's.
         """
         if self._host_anchors.generator is not self.anchor_generator:
             self._host_anchors = HostAnchors(self.anchor_generator)
         targets = self.assigner(self._host_anchors(features), gt_instances)
-        self._check_classes(targets.gt_class)
-        normalizer = self._normalizer(targets, len(gt_instances))
-        return self.head.losses(predictions, targets, normalizer)
-
-    def _check_classes(self, gt_class: Tensor) -> None:
-        """A class beyond the last would train the first of the next anchor."""
-        lowest, highest = gt_class.aminmax() if len(gt_class) else (0, 0)
+        lowest, highest = targets.gt_class.aminmax() if targets.num_positives else (0, 0)
+        # Class K would be the first class of the next anchor.
         if lowest < 0 or highest >= self.num_classes:
+            wrong = int(highest if lowest >= 0 else lowest)
             raise UserError(
                 f"MODEL.RETINANET.NUM_CLASSES: {self.num_classes}, but the ground truth has class "
-                f"{int(highest if lowest >= 0 else lowest)}; classes go from 0 to "
-                f"{self.num_classes - 1}, so set NUM_CLASSES to the data set's."
+                f"{wrong}; set it to the number of classes of the dataset."
             )
+        return targets
 
     @torch.no_grad()
     def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor:
-        """What the losses are divided by, a scalar on the model's device: never below 1."""
+        """What the losses are divided by: a scalar on the model's device."""
         count = targets.num_positives
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", count / num_images)
@@ -183,7 +195,7 @@ class FocalRetinaNet(DenseDetector):
         features: list[Tensor],
         predictions: Sequence[list[Tensor]],
     ) -> list[Instances]:
-        """Detections of each picture, at the size it went in."""
+        """Detections of each image, in the coordinates of the network's input."""
         logits, deltas = predictions
         anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
         return self.decoder(logits, deltas, anchors, images.image_sizes)

@@ -1,4 +1,4 @@
-"""Registration that survives being done twice, and look-ups that explain themselves."""
+"""Registration that may be repeated, and look-ups whose errors name the config key."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +9,10 @@ from ..errors import UserError, did_you_mean
 
 
 def register_once(registry: Registry, item: Any) -> Any:
-    """Registers under the item's name, unless this very item (reloaded, perhaps) is there already.
+    """Registers ``item`` under its name; the same item, perhaps reloaded, replaces itself.
 
     Raises:
-        KeyError: from the registry, if something else bears the name.
+        KeyError: from the registry, if the name belongs to something else.
     """
     name = item.__name__
     if name in registry and _origin(registry.get(name)) == _origin(item):
@@ -26,24 +26,19 @@ def _origin(item: Any) -> tuple[str, str]:
 
 
 def find(registry: Registry, name: str, key: str) -> Any:
-    """The item registered as ``name``, which a person gave under the config key ``key``.
+    """Returns the item registered as ``name``, the value of the config key ``key``.
 
     Raises:
-        UserError: naming the key and the names that are known.
+        UserError: naming the key and the known names.
     """
-    known = sorted(k for k, _ in registry)
-    if name not in known:
-        raise UserError(
-            f'{key}: unknown name "{name}"{did_you_mean(name, known)}; known: {", ".join(known)}.'
-        )
-    return registry.get(name)
+    return registry.get(one_of(name, [k for k, _ in registry], key))
 
 
 def one_of(value: str, known: Iterable[str], key: str) -> str:
-    """``value``, if it is among ``known``.
+    """Returns ``value``, the value of the config key ``key``, if it is one of ``known``.
 
     Raises:
-        UserError: naming the config key and what it may be.
+        UserError: naming the key and the known values.
     """
     known = list(known)
     if value not in known:
@@ -52,3 +47,9 @@ def one_of(value: str, known: Iterable[str], key: str) -> str:
             f"known: {', '.join(known)}."
         )
     return value
+
+
+def check(valid: bool, key: str, value: object, allowed: str) -> None:
+    """Raises UserError, naming the config key, its value and what is allowed, unless ``valid``."""
+    if not valid:
+        raise UserError(f"{key}: {value} given; give {allowed}.")

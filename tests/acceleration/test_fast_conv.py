@@ -1,4 +1,4 @@
-"""Norms folded into weights against norms applied to features."""
+"""Norms folded into weights, against norms applied to features."""
 
 import copy
 
@@ -10,16 +10,16 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from retinanet_plugin.acceleration.accelerate import speed_up
+from retinanet_plugin.acceleration.accelerate import accelerate
 from retinanet_plugin.acceleration.fast_conv import (
-    fold_norms_for_inference,
-    make_convolutions_fast,
+    fold_norms,
+    use_fast_convolutions,
 )
 from retinanet_plugin.engine import Trainer
 
 
 def randomize(norm: nn.Module) -> None:
-    """As after training: with the initial statistics folding would have nothing to do."""
+    """The initial statistics would leave nothing to fold."""
     with torch.no_grad():
         for name in ("weight", "bias", "running_mean"):
             getattr(norm, name).normal_()
@@ -36,7 +36,7 @@ def layer(norm: str, bias: bool, activation: object = None) -> nn.Module:
 def test_training_keeps_features_gradients_and_names(bias: bool) -> None:
     plain = layer("FrozenBN", bias, activation=nn.functional.relu)
     folded = copy.deepcopy(plain)
-    make_convolutions_fast(folded, fold_norms=True, winograd=False)
+    use_fast_convolutions(folded, fold_norms=True, winograd=False)
     assert type(folded[0]) is not type(plain[0])
     assert list(folded.state_dict()) == list(plain.state_dict())
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
@@ -55,10 +55,8 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
     plain = layer(norm, bias).eval()
     folded = copy.deepcopy(plain)
     if norm == "FrozenBN":
-        make_convolutions_fast(
-            folded, fold_norms=True, winograd=False
-        )  # both ways one after the other, as --eval-only does
-    assert fold_norms_for_inference(folded) == 1
+        use_fast_convolutions(folded, fold_norms=True, winograd=False)  # first, as in evaluation
+    assert fold_norms(folded) == 1
     assert folded[0].norm is None
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-10, atol=1e-12)
@@ -66,8 +64,8 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
 
 def test_other_norms_stay() -> None:
     network = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm("GN", 32)), Conv2d(32, 3, 1))
-    make_convolutions_fast(network, fold_norms=True, winograd=False)
-    assert fold_norms_for_inference(network) == 0
+    use_fast_convolutions(network, fold_norms=True, winograd=False)
+    assert fold_norms(network) == 0
     assert isinstance(network[0].norm, nn.GroupNorm)
 
 
@@ -82,7 +80,7 @@ def test_detections_stay(norm: str) -> None:
                 part.running_mean.normal_(std=0.1)
                 part.running_var.uniform_(0.5, 2.0)
     folded = copy.deepcopy(model)
-    assert fold_norms_for_inference(folded) > 25  # 20 of ResNet-18, 6 of the FPN
+    assert fold_norms(folded) > 25  # 20 of ResNet-18, 6 of the FPN
     pictures = [random_picture(96, 128, 0)]
     with torch.no_grad():
         (expected,), (found,) = model(pictures), folded(pictures)
@@ -93,7 +91,7 @@ def test_detections_stay(norm: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
-def test_the_trainer_folds_by_default() -> None:
+def test_the_trainer_folds_norms() -> None:
     cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
     plain, folded = build_model(cfg), Trainer.build_model(cfg)
     for norm in (m for m in plain.modules() if isinstance(m, FrozenBatchNorm2d)):
@@ -127,22 +125,22 @@ def test_relus_in_place_keep_the_gradients() -> None:
         assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)
 
 
-def test_relus_whose_input_others_use_stay() -> None:
+def test_relus_with_a_shared_input_stay() -> None:
     shared = nn.ReLU()
     curved = Conv2d(3, 3, 1, activation=torch.sigmoid)
     network = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared, curved, nn.ReLU())
     cfg = small_config("MODEL.COMPILE", False)
-    speed_up(network, cfg)
+    accelerate(network, cfg)
     assert [m.inplace for m in network if isinstance(m, nn.ReLU)] == [False, True, False]
 
 
-def test_what_cannot_be_folded_stays() -> None:
+def test_other_layers_stay() -> None:
     owned = nn.Conv2d(3, 3, 3, padding=1)
-    owned.activation = "relu"  # its owner's way to note something
+    owned.activation = "relu"  # set by other code
     odd = Conv2d(3, 3, 1, norm=nn.BatchNorm2d(3, affine=False))
     network = nn.Sequential(owned, odd).eval()
     x = torch.randn(1, 3, 5, 5)
     expected = network(x)
-    make_convolutions_fast(network, fold_norms=True, winograd=True)
-    assert fold_norms_for_inference(network) == 0
+    use_fast_convolutions(network, fold_norms=True, winograd=True)
+    assert fold_norms(network) == 0
     assert torch.equal(network(x), expected)

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process: whether the system hands out new pages."""
+"""Freed memory is kept: page faults of repeated allocations."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from conftest import small_config
 from retinanet_plugin.acceleration.memory import keep_freed_memory
 print(keep_freed_memory(small_config("MODEL.ACCELERATION.KEEP_FREED_MEMORY", {keep})))
 faults = []
-for _ in range(10):  # the first need new pages, and some more until all blocks have found a place
+for _ in range(10):  # the first few need new pages
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
         torch.ones(16_000_000)  # 64 MB: more than the C library would keep by itself
@@ -24,7 +24,7 @@ print(min(faults))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 @pytest.mark.parametrize("keep", [True, False])
 def test_new_pages(keep: bool) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -38,5 +38,5 @@ def test_new_pages(keep: bool) -> None:
     assert int(faults) < 50 if keep else int(faults) >= 90
 
 
-def test_another_device_has_an_allocator_of_its_own() -> None:
+def test_other_devices_have_their_own_allocator() -> None:
     assert not keep_freed_memory(small_config("MODEL.DEVICE", "cuda"))

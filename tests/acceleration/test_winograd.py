@@ -1,4 +1,4 @@
-"""Winograd's convolution against torch's: outputs and all derivatives."""
+"""Winograd's convolution against torch's: outputs and all gradients."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from retinanet_plugin.acceleration import winograd
-from retinanet_plugin.acceleration.fast_conv import FastConv2d, make_convolutions_fast
-from retinanet_plugin.acceleration.winograd import algorithm_for, pays, winograd_conv2d
+from retinanet_plugin.acceleration.fast_conv import FastConv2d, use_fast_convolutions
+from retinanet_plugin.acceleration.winograd import algorithm_for, is_faster, winograd_conv2d
 from retinanet_plugin.engine import Trainer
 
 TWO, FOUR = algorithm_for(torch.bfloat16), algorithm_for(torch.float32)
@@ -88,7 +88,7 @@ def test_float32_inputs_are_converted_under_autocast() -> None:
     torch.testing.assert_close(y.float(), plain(x, weight, bias), rtol=0.05, atol=0.1)
 
 
-def test_what_follows_can_work_in_place_and_some_gradients_are_left_out() -> None:
+def test_in_place_layers_and_unneeded_gradients() -> None:
     x, weight, _, upstream = inputs((1, 4, 8, 8, 3), torch.float64)
     for height in (7, 8):  # 7 does not fill its tiles
         y = winograd_conv2d(x[:, :, :height].detach(), weight, None).relu_()
@@ -107,25 +107,25 @@ def test_a_second_derivative_is_an_error() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("multiplies", [True, False])
-def test_where_it_pays(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "_multiplies", lambda: multiplies)  # bfloat16
+@pytest.mark.parametrize("fast_bfloat16", [True, False])
+def test_where_it_is_faster(fast_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "_has_fast_bfloat16", lambda: fast_bfloat16)
     x, weight = torch.empty(1, 256, 40, 40), torch.empty(256, 256, 3, 3)
-    assert pays(x, weight)
-    assert not pays(x, weight[:36])  # the box subnet's last layer
-    assert not pays(x[:, :, :8, :8], weight)  # few tiles
-    assert not pays(torch.empty(4, 256, 5, 160), weight)  # many, half of them outside
-    assert not pays(x[0], weight)
-    assert not pays(x.double(), weight.double())
-    assert not pays(x.half(), weight.half())
-    assert not pays(x.to("meta"), weight)
+    assert is_faster(x, weight)
+    assert not is_faster(x, weight[:36])  # the box subnet's last layer
+    assert not is_faster(x[:, :, :8, :8], weight)  # few tiles
+    assert not is_faster(torch.empty(4, 256, 5, 160), weight)  # many, half of them outside
+    assert not is_faster(x[0], weight)
+    assert not is_faster(x.double(), weight.double())
+    assert not is_faster(x.half(), weight.half())
+    assert not is_faster(x.to("meta"), weight)
     large = torch.empty(1, 256, 80, 80)
-    assert pays(large.bfloat16(), weight) == multiplies
-    assert not pays(large, weight.bfloat16())
+    assert is_faster(large.bfloat16(), weight) == fast_bfloat16
+    assert not is_faster(large, weight.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not pays(x, weight)
-        assert pays(large, weight) == multiplies
-        assert not pays(large[:, :128], weight[:128, :128])
+        assert not is_faster(x, weight)
+        assert is_faster(large, weight) == fast_bfloat16
+        assert not is_faster(large[:, :128], weight[:128, :128])
 
 
 def test_only_plain_3x3_convolutions_change() -> None:
@@ -138,18 +138,18 @@ def test_only_plain_3x3_convolutions_change() -> None:
         nn.ConvTranspose2d(4, 4, 3, padding=1),
     ]
     changed = [nn.Conv2d(4, 4, 3, padding=1), Conv2d(4, 4, 3, padding=1, norm=get_norm("BN", 4))]
-    make_convolutions_fast(nn.ModuleList(others + changed), fold_norms=True, winograd=True)
+    use_fast_convolutions(nn.ModuleList(others + changed), fold_norms=True, winograd=True)
     assert not any(isinstance(x, FastConv2d) for x in others)
     assert all(isinstance(x, FastConv2d) for x in changed)
 
 
 def test_layers_keep_their_norm_and_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.pays", lambda x, weight: True)
+    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.is_faster", lambda x, weight: True)
     for norm in ("", "BN", "FrozenBN"):
         layer = Conv2d(4, 6, 3, padding=1, norm=get_norm(norm, 6), activation=F.relu).double()
         x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
         expected = layer(x)
-        make_convolutions_fast(layer, fold_norms=True, winograd=True)
+        use_fast_convolutions(layer, fold_norms=True, winograd=True)
         torch.testing.assert_close(layer(x), expected)
 
 

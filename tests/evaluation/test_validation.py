@@ -44,12 +44,11 @@ def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Found:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("normalizer", ["positives", "ema"])
 def test_as_one_batch_of_training(loss: str, normalizer: str) -> None:
-    shares = ("MODEL.RETINANET.LOG_LOSS_SHARES", True)
-    cfg, model = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", normalizer, *shares)
+    cfg, model = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", normalizer)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     found = losses_of(cfg, model, pictures())["validation"]
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert model.head.loss_shares is not None and "forward_inference" not in vars(model)
+    assert "forward_inference" not in vars(model)
 
     _, same = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", "positives")
     same.train()

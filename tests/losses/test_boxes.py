@@ -24,9 +24,12 @@ def test_encoding() -> None:
     torch.testing.assert_close(transform.apply_deltas(deltas, anchors), boxes, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize(
+    "kind, beta",
+    [("smooth_l1", x) for x in (0.0, 0.1, 1.0)] + [(x, 0.0) for x in ("giou", "diou", "ciou")],
+)
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_losses(kind: str, count: int) -> None:
+def test_losses(kind: str, beta: float, count: int) -> None:
     anchors, boxes = random_boxes(count), random_boxes(count)
     deltas = (torch.randn(count, 4) * 0.3).requires_grad_()
     transform = Box2BoxTransform(WEIGHTS)
@@ -35,13 +38,13 @@ def test_losses(kind: str, count: int) -> None:
         anchors,
         boxes,
         kind=kind,
-        beta=0.1,
+        beta=beta,
         weights=WEIGHTS,
         decode=transform.apply_deltas,
     )
     if kind == "smooth_l1":
         targets = transform.get_deltas(anchors, boxes)
-        expected = smooth_l1_loss(deltas, targets, beta=0.1, reduction="sum")
+        expected = smooth_l1_loss(deltas, targets, beta=beta, reduction="sum")
     else:
         reference = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind]
         expected = reference(transform.apply_deltas(deltas, anchors), boxes, reduction="sum")

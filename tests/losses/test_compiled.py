@@ -1,4 +1,4 @@
-"""The compiled class loss against float64, and what it does where nothing can be compiled."""
+"""The compiled class loss against float64, and its fallback if nothing can be compiled."""
 
 import warnings
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from retinanet_plugin import add_retinanet_config
-from retinanet_plugin.losses import BinaryLoss, FocalLoss, dense_class_loss, negatives
+from retinanet_plugin.losses import BinaryLoss, DenseLoss, FocalLoss, dense_class_loss, negatives
+from retinanet_plugin.losses.negatives import Negatives
 from retinanet_plugin.modeling.cls_losses import build_cls_loss
 
 
@@ -59,18 +60,13 @@ def compiler():
         pytest.skip(f"torch.compile makes no kernels here: {error}")
 
 
-def compiled(loss: BinaryLoss) -> BinaryLoss:
-    loss.compiled = True
-    return loss
-
-
-def check(loss: BinaryLoss, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+def check(loss: DenseLoss, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     """Loss to 1e-6 and gradients to 1e-5, or to what their dtype holds, of the float64 formula."""
     logits, dense, positives, ignored = scene(memory_format, dtype)
     with torch.no_grad():
         logits[0][0, :2, 0, 0] = torch.tensor([-100.0, 100.0])
-    expected = by_hand(loss, logits, dense) / 7
-    ours = dense_class_loss(logits, loss, positives, ignored, 7.0)
+    expected = by_hand(loss.binary, logits, dense) / 7
+    ours = dense_class_loss(logits, loss.negatives, positives, ignored, 7.0)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=0)
     rtol = max(1e-5, torch.finfo(dtype).eps)
     atol = torch.finfo(dtype).smallest_normal if dtype is torch.float16 else 1e-9
@@ -80,16 +76,16 @@ def check(loss: BinaryLoss, memory_format: torch.memory_format, dtype: torch.dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels(compiler, dtype: torch.dtype) -> None:
-    loss = compiled(FocalLoss())
+    loss = DenseLoss(FocalLoss(), compile=True)
     check(loss, torch.contiguous_format, dtype)
     check(loss, torch.channels_last, dtype)
     # So many equal numbers would show a sum that loses the small ones.
     x = torch.full((1, 1, 1024, 1024), -2.3, dtype=dtype)
     none = torch.zeros(0, dtype=torch.int64)
-    expected = loss.value(x[0, 0, 0, 0].double(), False) * x.numel()
-    ours = dense_class_loss([x], loss, [none], [none])
+    expected = loss.binary.value(x[0, 0, 0, 0].double(), False) * x.numel()
+    ours = dense_class_loss([x], loss.negatives, [none], [none])
     torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=0)
-    assert loss.compiled
+    assert loss.negatives.compile
 
 
 @pytest.mark.parametrize(
@@ -98,21 +94,20 @@ def test_kernels(compiler, dtype: torch.dtype) -> None:
     + [(FocalLoss(), x) for x in (torch.float64, torch.bfloat16, torch.float16)],
     ids=lambda x: str(x) if isinstance(x, torch.dtype) else f"{type(x).__name__}{vars(x)}",
 )
-def test_losses_and_dtypes(traced, loss: BinaryLoss, dtype: torch.dtype, monkeypatch) -> None:
-    monkeypatch.setattr(loss, "compiled", True)
-    check(loss, torch.contiguous_format, dtype)
+def test_losses_and_dtypes(traced, loss: BinaryLoss, dtype: torch.dtype) -> None:
+    check(DenseLoss(loss, compile=True), torch.contiguous_format, dtype)
     # float16 sums first and differentiates later.
     assert traced() == (2 if dtype is torch.float16 else 1)
 
 
 def test_any_size_with_one_compilation(traced, monkeypatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.losses.dense._PIECE_PER_CORE", 50)
+    monkeypatch.setattr("retinanet_plugin.losses.layout._CHUNK_PER_CORE", 50)
     none = torch.zeros(0, dtype=torch.int64)
-    loss = compiled(FocalLoss())
+    loss = DenseLoss(FocalLoss(), compile=True)
     for height, width in ((1, 1), (9, 7), (1, 2), (40, 31), (17, 16), (2, 1), (100, 3)):
         x = torch.randn(2, 3, height, width, requires_grad=True)
-        total = dense_class_loss([x, x[:1, :1]], loss, [none] * 2, [none] * 2)
-        expected = loss.value(x.detach(), False)
+        total = dense_class_loss([x, x[:1, :1]], loss.negatives, [none] * 2, [none] * 2)
+        expected = loss.binary.value(x.detach(), False)
         torch.testing.assert_close(total.detach(), expected.sum() + expected[0, 0].sum())
     assert traced() == 1
 
@@ -124,7 +119,7 @@ def test_each_gamma_has_its_own_kernel(compiler) -> None:
     for gamma in (1.5, 1.4, 1.7):
         loss = FocalLoss(gamma=gamma)
         expected = loss.value(x.detach().double(), False).sum().float()
-        total = dense_class_loss([x], compiled(loss), [none], [none])
+        total = dense_class_loss([x], Negatives(loss, compile=True), [none], [none])
         torch.testing.assert_close(total.detach(), expected, rtol=1e-6, atol=0)
 
 
@@ -133,8 +128,8 @@ def test_falls_back_with_one_warning(monkeypatch) -> None:
         raise RuntimeError("no compiler here\nand a long story")
 
     monkeypatch.setattr(torch, "compile", broken)
-    loss = compiled(FocalLoss())
-    with pytest.warns(UserWarning, match="runs uncompiled, .* no compiler here$") as caught:
+    loss = DenseLoss(FocalLoss(), compile=True)
+    with pytest.warns(UserWarning, match="no compiler here$") as caught:
         check(loss, torch.contiguous_format, torch.float32)
     assert len(caught) == 1
     check(loss, torch.channels_last, torch.float32)
@@ -147,7 +142,7 @@ def test_a_loss_that_cannot_be_compiled(traced) -> None:
             return super().value_and_grad(logits, positive)
 
     with pytest.warns(UserWarning, match="runs uncompiled") as caught:
-        check(compiled(Stubborn()), torch.contiguous_format, torch.float32)
+        check(DenseLoss(Stubborn(), compile=True), torch.contiguous_format, torch.float32)
     assert len(caught) == 1
 
 
@@ -157,4 +152,4 @@ def test_key(choice: bool) -> None:
     add_retinanet_config(cfg)
     assert cfg.MODEL.RETINANET.COMPILE_LOSS is False
     cfg.MODEL.RETINANET.COMPILE_LOSS = choice
-    assert build_cls_loss(cfg).compiled is choice
+    assert build_cls_loss(cfg).negatives.compile is choice

@@ -1,21 +1,22 @@
-"""OHEM against a brute-force version: dense targets, every IoU, Python's sort, autograd."""
+"""Mined losses against a brute-force version: dense targets, every IoU, Python's sort, autograd."""
 
 import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
 from torchvision.ops import nms
 
 from retinanet_plugin import RetinaNetAnchorGenerator
 from retinanet_plugin.losses import (
-    BinaryLoss,
-    ClassTargets,
+    CrossEntropyLoss,
     FocalLoss,
-    OhemLoss,
-    SelectingLoss,
+    HardExamples,
+    MinedLoss,
+    SparseTargets,
     offsets_of,
 )
-from retinanet_plugin.losses.per_anchor import anchor_losses
+from retinanet_plugin.losses.mined import anchor_losses
 from retinanet_plugin.modeling.anchor_grid import AnchorGrid
 from retinanet_plugin.modeling.anchors import HostAnchors
 
@@ -52,17 +53,24 @@ def random_labels(positive: float = 0.1, ignored: float = 0.1) -> Tensor:
     return torch.where(chance > 1 - ignored, -2, labels)
 
 
-def targets_of(logits: list[Tensor], labels: Tensor) -> ClassTargets:
-    positives, ignored = [], []
-    start = 0
+def positives_of(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
+    positives, start = [], 0
     for x in logits:
         count = x.shape[2] * x.shape[3] * A
         here = labels[:, start : start + count].unflatten(1, (-1, A))
-        for found, chosen in ((positives, here >= 0), (ignored, here == -2)):
-            n, cell, a = torch.where(chosen)
-            found.append(offsets_of(x, n, cell, a * K + here[n, cell, a].clamp(min=0)))
+        n, cell, a = torch.where(here >= 0)
+        positives.append(offsets_of(x, n, cell, a * K + here[n, cell, a]))
         start += count
-    return ClassTargets(K, positives, ignored, lambda: labels, GRID)
+    return positives
+
+
+def loss_of(loss: MinedLoss, logits: list[Tensor], labels: Tensor, **arguments: object) -> Tensor:
+    image, anchor = torch.where(labels >= 0)
+    boxes = torch.zeros(len(anchor), 4)
+    ignored = torch.where(labels == -2)
+    targets = SparseTargets(image, anchor, boxes, boxes, labels[image, anchor], *ignored, GRID)
+    positives = positives_of(logits, labels)
+    return loss(logits, targets, positives=positives, ignored=[], num_classes=K, **arguments)
 
 
 def dense(logits: list[Tensor]) -> Tensor:
@@ -71,18 +79,20 @@ def dense(logits: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def bits_of(labels: Tensor) -> Tensor:
+    return (one_hot(labels.clamp(min=0), K) * (labels >= 0)[..., None]).double()
+
+
 def dense_losses(logits: list[Tensor], labels: Tensor) -> Tensor:
     """(N, R): binary cross entropy, summed over classes."""
-    bits = torch.nn.functional.one_hot(labels.clamp(min=0), K) * (labels >= 0)[..., None]
-    return torch.nn.functional.binary_cross_entropy_with_logits(
-        dense(logits), bits.double(), reduction="none"
-    ).sum(2)
+    x, bits = dense(logits), bits_of(labels)
+    return binary_cross_entropy_with_logits(x, bits, reduction="none").sum(2)
 
 
 def brute_force(
     losses: Tensor, labels: Tensor, batch: int, threshold: float, fraction: float, grid: AnchorGrid
 ) -> list[int]:
-    """Anchor numbers of a picture: NMS over everything first, as the paper says, then the batch."""
+    """Chosen anchors of an image: NMS over everything first, as in the paper, then the batch."""
     boxes = Boxes(grid.boxes_of(torch.arange(len(losses))))
     overlap = pairwise_iou(boxes, boxes) > threshold
     kept: list[int] = []
@@ -106,13 +116,13 @@ def check(
         # Rounded: float64 holds an exp(-64) that float32 adds to nothing.
         score = losses[i].detach().round(decimals=5)
         chosen[i, brute_force(score, labels[i], batch, threshold, fraction, GRID)] = True
-    expected = losses[chosen].sum() / max(int(chosen.sum()), 1)
-    loss = OhemLoss(batch, threshold, fraction)
-    ours = loss.over_anchors(logits, targets_of(logits, labels), 123.0)
-    torch.testing.assert_close(ours.total.double(), expected, rtol=1e-6, atol=1e-7)
-    of_positives = losses[chosen & (labels >= 0)].sum().detach() / max(int(chosen.sum()), 1)
-    torch.testing.assert_close(ours.of_positives().double(), of_positives, rtol=1e-6, atol=1e-7)
-    grads = torch.autograd.grad(ours.total, logits)
+    count = int(chosen.sum())
+    expected = losses[chosen].sum() / max(count, 1)
+    loss = MinedLoss(CrossEntropyLoss(), HardExamples(batch, threshold, fraction))
+    ours = loss_of(loss, logits, labels, normalizer=123.0)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-7)
+    assert chosen[loss.chosen].all() and len(loss.chosen[0]) == count
+    grads = torch.autograd.grad(ours, logits)
     wanted = torch.autograd.grad(expected, logits)
     for x, grad, other in zip(logits, grads, wanted, strict=True):
         assert grad.dtype is x.dtype and grad.stride() == x.stride()
@@ -132,15 +142,13 @@ def test_equals_brute_force(batch, fraction, ties, memory_format) -> None:
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    for ties in (True, False):
-        for fraction in (0.0, 0.25):
-            logits = random_logits(ties, dtype, memory_format)
-            check(logits, random_labels(), 12, 0.5, fraction)
+    for ties, fraction in ((True, 0.0), (False, 0.25)):
+        check(random_logits(ties, dtype, memory_format), random_labels(), 12, 0.5, fraction)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 @pytest.mark.parametrize("case", ["no positive", "all ignored", "one ignored", "all positive"])
-def test_unusual_pictures(case: str, fraction: float) -> None:
+def test_unusual_images(case: str, fraction: float) -> None:
     labels = {
         "no positive": random_labels(positive=0.0),
         "all ignored": torch.full((N, R), -2),
@@ -150,143 +158,101 @@ def test_unusual_pictures(case: str, fraction: float) -> None:
     check(random_logits(False, torch.float32, torch.contiguous_format), labels, 12, 0.5, fraction)
 
 
-def test_positives_are_few_or_many() -> None:
-    """1:3 is kept: few positives make a small batch, a picture without gives three negatives."""
-    losses = torch.rand(R)
-    for positives, expected in ((0, (0, 3)), (2, (2, 6)), (R // 2, (4, 12))):
-        positive = torch.zeros(R, dtype=torch.bool)
-        positive[torch.randperm(R)[:positives]] = True
-        chosen = OhemLoss(16, 1.0, 0.25).choose(losses, positive, GRID)
-        assert (int(positive[chosen].sum()), int((~positive[chosen]).sum())) == expected
-
-
-@pytest.mark.parametrize("batch, expected", [(1, (1, 0)), (2, (1, 1)), (6, (2, 4)), (7, (2, 5))])
-def test_batches_that_do_not_divide(batch: int, expected: tuple[int, int]) -> None:
-    positive = torch.arange(R) % 3 == 0
-    chosen = OhemLoss(batch, 1.0, 0.25).choose(torch.rand(R), positive, GRID)
+@pytest.mark.parametrize(
+    "batch, positives, expected",
+    [
+        # 1:3 is kept: few positives make a small batch, an image without any gives three negatives.
+        *((16, 0, (0, 3)), (16, 2, (2, 6)), (16, R // 2, (4, 12))),
+        # Batches that do not divide.
+        *((1, R // 3, (1, 0)), (2, R // 3, (1, 1)), (6, R // 3, (2, 4)), (7, R // 3, (2, 5))),
+    ],
+)
+def test_ratio(batch: int, positives: int, expected: tuple[int, int]) -> None:
+    positive = torch.zeros(R, dtype=torch.bool)
+    positive[torch.randperm(R)[:positives]] = True
+    chosen = HardExamples(batch, 1.0, 0.25)(torch.rand(R), positive, GRID)
     assert (int(positive[chosen].sum()), int((~positive[chosen]).sum())) == expected
-
-
-@pytest.mark.parametrize("candidates", [1, 7, 10**6])
-@pytest.mark.parametrize("fraction", [0.0, 0.25])
-def test_the_size_of_a_chunk_changes_nothing(candidates, fraction, monkeypatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.losses.ohem._CANDIDATES", candidates)
-    logits = random_logits(True, torch.float32, torch.contiguous_format)
-    check(logits, random_labels(), 20, 0.5, fraction)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 @pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "few ties"])
-@pytest.mark.parametrize("looked_at", [0, 200, 10**6])
-def test_easy_positives(looked_at: int, levels: int, threshold: float, monkeypatch) -> None:
-    """Easier than most negatives, as late in a training: NMS does not come down to them."""
+@pytest.mark.parametrize("visits", [0, 200, 10**6])
+def test_easy_positives(visits: int, levels: int, threshold: float, monkeypatch) -> None:
+    """Easier than most negatives, as late in training: NMS does not process all in between."""
     monkeypatch.setattr("retinanet_plugin.losses.ohem._CANDIDATES", 16)
-    monkeypatch.setattr("retinanet_plugin.losses.ohem._MOST_LOOKED_AT", looked_at)
+    monkeypatch.setattr("retinanet_plugin.losses.ohem._MAX_VISITS", visits)
     grid = make_grid([(8, 7), (4, 4)], scales=2)
     count = grid.num_anchors
     for easier, positives in ((levels // 2, 60), (levels, 3), (levels, 60)):
         labels = torch.where(torch.rand(count) < 0.1, -2, -1)
-        # Some stand together, as around an object: a third of the picture has them all.
+        # Close together, as around an object: all in a third of the image.
         labels[torch.randperm(count // 3)[:positives]] = 1
         losses = torch.randint(levels, (count,)).float()
         losses[labels >= 0] -= easier
         losses[labels == -2] = -torch.inf
         expected = brute_force(losses, labels, 64, threshold, 0.25, grid)
-        chosen = OhemLoss(64, threshold, 0.25).choose(losses, labels >= 0, grid)
+        chosen = HardExamples(64, threshold, 0.25)(losses, labels >= 0, grid)
         assert chosen.tolist() == expected
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_equals_torchvisions_nms_on_many_anchors(threshold: float) -> None:
-    """Two scales an octave: the IoU of nested anchors is 0.5 but for the last bit."""
+    """With two scales per octave, the IoU of nested anchors is 0.5 except for the last bit."""
     grid = make_grid([(30, 32), (15, 16), (8, 8)], scales=2)
-    boxes = grid.boxes_of(torch.arange(grid.num_anchors))
     losses = torch.rand(grid.num_anchors)
-    expected = nms(boxes, losses, threshold)
+    expected = nms(grid.boxes_of(torch.arange(grid.num_anchors)), losses, threshold)
     assert len(expected) > 700
     no_positive = torch.zeros(len(losses), dtype=torch.bool)
     for batch in (64, 700, len(losses)):
-        chosen = OhemLoss(batch, threshold).choose(losses, no_positive, grid)
+        chosen = HardExamples(batch, threshold)(losses, no_positive, grid)
         assert torch.equal(chosen, expected[:batch])
 
 
 def test_nan_is_chosen_first() -> None:
-    """A model that has diverged shows it in the loss, which stops the training."""
+    """The loss of a diverged model is NaN, which stops the training."""
     losses = torch.rand(R)
     losses[[5, 50]] = torch.tensor([torch.nan, torch.inf])
-    chosen = OhemLoss(2, 1.0).choose(losses, torch.zeros(R, dtype=torch.bool), GRID)
+    chosen = HardExamples(2, 1.0)(losses, torch.zeros(R, dtype=torch.bool), GRID)
     assert chosen.tolist() == [5, 50]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("piece", [1, 10, 50, 10**6])
-def test_losses_of_anchors(piece: int, memory_format, monkeypatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.losses.dense._PIECE_PER_CORE", piece)
+@pytest.mark.parametrize("chunk", [1, 10, 50, 10**6])
+def test_losses_of_anchors(chunk: int, memory_format, monkeypatch) -> None:
+    monkeypatch.setattr("retinanet_plugin.losses.layout._CHUNK_PER_CORE", chunk)
     logits = random_logits(False, torch.float32, memory_format)
     labels = random_labels(ignored=0.0)
-    targets = targets_of(logits, labels)
-    found = anchor_losses(OhemLoss(), logits, targets.positives, K)
-    torch.testing.assert_close(
-        found.double(), dense_losses(logits, labels).detach(), rtol=1e-5, atol=1e-5
-    )
+    losses = anchor_losses(CrossEntropyLoss(), logits, positives_of(logits, labels), K)
+    expected = dense_losses(logits, labels).detach()
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_one_class_and_anchor_a_place(memory_format: torch.memory_format) -> None:
+def test_one_class_and_anchor(memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 1, 3, 5).contiguous(memory_format=memory_format)
-    found = anchor_losses(OhemLoss(), [x], [torch.tensor([7])], 1)
-    expected = torch.nn.functional.softplus(x.flatten(1))
-    expected[0, 7] = torch.nn.functional.softplus(-x[0, 0, 1, 2])
-    torch.testing.assert_close(found, expected)
+    losses = anchor_losses(CrossEntropyLoss(), [x], [torch.tensor([7])], 1)
+    expected = softplus(x.flatten(1))
+    expected[0, 7] = softplus(-x[0, 0, 1, 2])
+    torch.testing.assert_close(losses, expected)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_what_positive_anchors_hold_of_a_loss_over_all(memory_format: torch.memory_format) -> None:
-    logits = random_logits(False, torch.float32, memory_format)
-    labels = random_labels()
-    bits = torch.nn.functional.one_hot(labels.clamp(min=0), K) * (labels >= 0)[..., None]
-    losses = FocalLoss()(dense(logits), bits).sum(2).detach()
-    found = FocalLoss().over_anchors(logits, targets_of(logits, labels), 7.0)
-    near = {"rtol": 1e-6, "atol": 0}
-    torch.testing.assert_close(
-        found.total.double().detach(), losses[labels != -2].sum() / 7, **near
-    )
-    torch.testing.assert_close(found.of_positives().double(), losses[labels >= 0].sum() / 7, **near)
-
-
-def test_hard_mining_of_another_loss() -> None:
-    """What trains is the mean over the chosen, of whichever loss chose them."""
-
-    class Largest(SelectingLoss):
-        def value(self, logits: Tensor, positive: bool) -> Tensor:
-            return FocalLoss().value(logits, positive)
-
-        def choose(self, losses: Tensor, positive: Tensor, anchors: object) -> Tensor:
-            return losses.topk(3).indices
-
-    def rows(loss: BinaryLoss) -> Tensor:
-        bits = torch.nn.functional.one_hot(labels.clamp(min=0), K) * (labels >= 0)[..., None]
-        return torch.where(labels == -2, 0, loss(dense(logits), bits).sum(2))
-
-    logits = random_logits(False, torch.float32, torch.contiguous_format)
-    labels = random_labels()
-    targets = targets_of(logits, labels)
-    expected = rows(FocalLoss()).topk(3).values.mean().float()
-    torch.testing.assert_close(Largest().over_anchors(logits, targets, 1.0).total, expected)
-    one = OhemLoss(1, loss=FocalLoss()).over_anchors(logits, targets, 1.0).total
-    torch.testing.assert_close(one, rows(FocalLoss()).amax(1).mean().float())
+def test_any_binary_loss_and_choice() -> None:
+    logits, labels = random_logits(False, torch.float32, FORMATS[0]), random_labels()
+    losses = FocalLoss()(dense(logits), bits_of(labels)).sum(2)
+    largest = torch.where(labels == -2, 0, losses).topk(3).values
+    loss = MinedLoss(FocalLoss(), lambda losses, positive, anchors: losses.topk(3).indices)
+    mean, total = (loss_of(loss, logits, labels, normalizer=x) for x in (1.0, None))
+    torch.testing.assert_close(mean, largest.mean().float())
+    torch.testing.assert_close(total, largest.sum().float())
 
 
 @pytest.mark.parametrize(
-    "arguments, sentence",
+    "name, value",
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"nms_thresh": 0.0}, "nms_thresh must be above 0"),
-        ({"nms_thresh": 1.1}, "nms_thresh must be .* at most 1"),
-        ({"positive_fraction": 1.0}, "positive_fraction must be .* below 1"),
-        ({"positive_fraction": -0.1}, "positive_fraction must be at least 0"),
+        *(("batch_size", 0), ("nms_thresh", 0.0), ("nms_thresh", 1.1)),
+        *(("positive_fraction", 1.0), ("positive_fraction", -0.1)),
     ],
 )
-def test_impossible_parameters(arguments: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        OhemLoss(**arguments)
+def test_impossible_parameters(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        HardExamples(**{name: value})

@@ -1,4 +1,4 @@
-"""FocalRetinaNet beside detectron2's RetinaNet on the same weights."""
+"""FocalRetinaNet against detectron2's RetinaNet with the same weights."""
 
 import copy
 
@@ -33,12 +33,12 @@ def pair(*overrides: object) -> tuple[torch.nn.Module, torch.nn.Module]:
     return ours, theirs
 
 
-def losses_and_gradients(model, pictures, steps=1):
+def losses_and_gradients(model, images, steps=1):
     model.train()
     with EventStorage():
         for _ in range(steps):
             model.zero_grad()
-            losses = model(copy.deepcopy(pictures))
+            losses = model(copy.deepcopy(images))
             sum(losses.values()).backward()
     return losses, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
@@ -59,10 +59,10 @@ BATCHES = {
 )
 def test_losses_and_gradients(batch: str, box_loss: str) -> None:
     ours, theirs = pair("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", box_loss)
-    pictures = [random_picture(*shape) for shape in BATCHES[batch]]
+    images = [random_picture(*shape) for shape in BATCHES[batch]]
     # Three steps, so that the moving average has moved.
-    losses, gradients = losses_and_gradients(ours, pictures, steps=3)
-    expected_losses, expected_gradients = losses_and_gradients(theirs, pictures, steps=3)
+    losses, gradients = losses_and_gradients(ours, images, steps=3)
+    expected_losses, expected_gradients = losses_and_gradients(theirs, images, steps=3)
     for name, expected in expected_losses.items():
         torch.testing.assert_close(losses[name], expected, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == expected_gradients.keys()
@@ -76,17 +76,17 @@ def test_losses_and_gradients(batch: str, box_loss: str) -> None:
 def test_focal_parameters(gamma: float, alpha: float) -> None:
     keys = "MODEL.RETINANET.FOCAL_LOSS_GAMMA", gamma, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", alpha
     ours, theirs = pair(*keys)
-    pictures = [random_picture(128, 128, 8)]
-    losses, _ = losses_and_gradients(ours, pictures)
-    expected, _ = losses_and_gradients(theirs, pictures)
+    images = [random_picture(128, 128, 8)]
+    losses, _ = losses_and_gradients(ours, images)
+    expected, _ = losses_and_gradients(theirs, images)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
 
 
-def assert_same_detections(ours, theirs, pictures) -> list[int]:
+def assert_same_detections(ours, theirs, images) -> list[int]:
     ours.eval(), theirs.eval()
     with torch.no_grad():
-        found, expected = ours(pictures), theirs(pictures)
-    for mine, reference in zip(found, expected, strict=True):
+        detections, expected = ours(images), theirs(images)
+    for mine, reference in zip(detections, expected, strict=True):
         mine, reference = mine["instances"], reference["instances"]
         assert len(mine) == len(reference)
         assert mine.image_size == reference.image_size
@@ -95,7 +95,7 @@ def assert_same_detections(ours, theirs, pictures) -> list[int]:
         torch.testing.assert_close(
             mine.pred_boxes.tensor, reference.pred_boxes.tensor, rtol=1e-5, atol=1e-3
         )
-    return [len(x["instances"]) for x in found]
+    return [len(x["instances"]) for x in detections]
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def assert_same_detections(ours, theirs, pictures) -> list[int]:
 )
 def test_detections(overrides) -> None:
     ours, theirs = pair(*overrides)
-    pictures = [random_picture(128, 192, 0), random_picture(150, 101, 0)]
-    pictures[1].update(height=300, width=202)  # asked for at twice its size
-    assert min(assert_same_detections(ours, theirs, pictures)) > 0
+    images = [random_picture(128, 192, 0), random_picture(150, 101, 0)]
+    images[1].update(height=300, width=202)  # to be detected at twice its size
+    assert min(assert_same_detections(ours, theirs, images)) > 0
 
 
 def test_detections_of_channels_last_outputs() -> None:
-    """The other memory format takes the decoder's other path to the same detections."""
+    """The decoder's path for the other memory format gives the same detections."""
     ours, _ = pair()
     ours.eval()
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_detections_of_channels_last_outputs() -> None:
 
 
 def test_detections_with_saturated_scores() -> None:
-    """Logits beyond 17 all score 1.0 in float32: detectron2's order among equals is ours."""
+    """Logits above 17 all score 1.0 in float32; the order of equal scores is detectron2's."""
     ours, theirs = pair()
     for model in (ours, theirs):
         with torch.no_grad():

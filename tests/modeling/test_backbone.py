@@ -1,4 +1,4 @@
-"""The pyramid's two coarsest levels, against the sums of their convolutions in float64."""
+"""P6 and P7 against their convolutions in float64."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def test_p6_and_p7(source: str, channels: int, relu: bool) -> None:
     seen = {}
     backbone.bottom_up.register_forward_hook(lambda _, __, out: seen.update(out))
     with torch.no_grad():
-        picture = torch.randn(1, 3, 96, 128, dtype=torch.float64)
-        seen.update(levels := backbone(picture))
+        image = torch.randn(1, 3, 96, 128, dtype=torch.float64)
+        seen.update(levels := backbone(image))
         top = backbone.top_block
         assert top.p6.weight.shape == (32, channels, 3, 3)
         p6 = F.conv2d(seen[source], top.p6.weight, top.p6.bias, stride=2, padding=1)
@@ -31,7 +31,7 @@ def test_p6_and_p7(source: str, channels: int, relu: bool) -> None:
     assert list(levels) == ["p3", "p4", "p5", "p6", "p7"]
 
 
-def test_detectron2s_where_nothing_is_asked_for() -> None:
+def test_parameter_names_are_detectron2s() -> None:
     names = []
     for extra in ((), OURS):
         torch.manual_seed(1)
@@ -40,6 +40,6 @@ def test_detectron2s_where_nothing_is_asked_for() -> None:
     assert names[0] == names[1]
 
 
-def test_another_level() -> None:
-    with pytest.raises(UserError, match=r"MODEL.FPN.P6_INPUT.*p4.*res5, p5"):
+def test_unknown_level() -> None:
+    with pytest.raises(UserError, match=r"MODEL.FPN.P6_INPUT: .*p4"):
         build_backbone(small_config(*OURS, "MODEL.FPN.P6_INPUT", "p4"))

@@ -1,4 +1,4 @@
-"""Decoding beside detectron2's, and the search for scores beside float64."""
+"""Decoding against detectron2's, and the search for scores against float64."""
 
 import math
 
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from retinanet_plugin.modeling import DetectionDecoder
 from retinanet_plugin.modeling import decoder as decoder_module
 
-# A level's logits fill whole vectors of 32: torch rounds the sigmoid of a few left over in another
-# way, and in detectron2's order they are others than in memory.
+# A level's logits fill whole vectors of 32: torch rounds the sigmoids of a remainder differently,
+# and in detectron2's order the remainder has other logits than in memory order.
 NUM_CLASSES = 16
 LEVELS = [(40, 56), (20, 28), (10, 14), (6, 8), (3, 4)]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def random_outputs(memory_format: torch.memory_format, step: float = 0.0) -> list[list[Tensor]]:
-    """Logits and deltas of two pictures; logits of a coarse ``step`` give equal scores."""
+    """Logits and deltas of two images; logits in multiples of ``step`` give equal scores."""
     logits, deltas = [], []
     for height, width in LEVELS:
         x = torch.randn(2, 9 * NUM_CLASSES, height, width) * 2 - 5
@@ -73,12 +73,12 @@ def test_detections_are_detectron2s(
     features = [torch.zeros(2, 1, *shape) for shape in LEVELS]
     logits, deltas = random_outputs(FORMATS[memory_format], step)
     anchors = [x.tensor for x in theirs.anchor_generator(features)]
-    found = ours(logits, deltas, anchors, sizes)
-    # Last, as it turns the logits into scores where they are.
+    detections = ours(logits, deltas, anchors, sizes)
+    # Last, because it turns the logits into scores in place.
     expected = theirs.forward_inference(
         ImageList(torch.zeros(2, 3, 320, 448), sizes), features, [logits, deltas]
     )
-    for mine, reference in zip(found, expected, strict=True):
+    for mine, reference in zip(detections, expected, strict=True):
         assert len(mine) == len(reference) > 50
         assert mine.image_size == reference.image_size
         assert torch.equal(mine.pred_classes, reference.pred_classes)
@@ -119,7 +119,7 @@ def test_search_finds_each_score(search: str, dtype: torch.dtype, score_thresh: 
         x[torch.rand(size) < 0.02] = math.nan
         x[torch.rand(size) < 0.02] = math.inf
         x[torch.rand(size) < 0.02] = -math.inf
-        # Where float32 cannot tell the score from the threshold, neither answer is wrong.
+        # If float32 cannot tell the score from the threshold, neither answer is wrong.
         x[(x.double().sigmoid() - score_thresh).abs() < 1e-6] = -math.inf
         tensors.append(x)
     found = SEARCHES[search](tensors, score_thresh)
@@ -135,7 +135,7 @@ def test_search_finds_each_score(search: str, dtype: torch.dtype, score_thresh: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("score_thresh", [1e-6, 0.05, 0.999, 0.9999999])
 def test_search_at_the_threshold(search: str, dtype: torch.dtype, score_thresh: float) -> None:
-    """Numbers a rounding apart around the threshold, each alone in its block."""
+    """Adjacent numbers around the threshold, each alone in its block."""
     limit = math.log(score_thresh / (1 - score_thresh))
     step = max(torch.finfo(dtype).eps * abs(limit), 2e-8 / (1 - score_thresh))
     logits = torch.full((129, 64), -100.0, dtype=dtype)
@@ -148,7 +148,7 @@ def test_search_at_the_threshold(search: str, dtype: torch.dtype, score_thresh: 
 
 @pytest.mark.parametrize("num_boxes", [0, 7, 1001, 2500])
 @pytest.mark.parametrize("num_classes", [1, 6, 400])
-def test_suppression_is_torchvisions(num_boxes: int, num_classes: int) -> None:
+def test_nms_is_torchvisions(num_boxes: int, num_classes: int) -> None:
     corner = torch.rand(num_boxes, 2) * 200
     boxes = torch.cat([corner, corner + 10 + torch.rand(num_boxes, 2) * 50], dim=1)
     scores = torch.rand(num_boxes).mul(500).round() / 500  # many are equal
@@ -157,8 +157,8 @@ def test_suppression_is_torchvisions(num_boxes: int, num_classes: int) -> None:
     assert torch.equal(kept, batched_nms(boxes, scores, classes, 0.5))
 
 
-def test_boxes_clipped_before_they_suppress() -> None:
-    """Two boxes that reach out of the picture, far apart there and the same within it."""
+def test_clipping_before_nms() -> None:
+    """Two boxes that differ outside the image only."""
     anchors = torch.tensor([[-90.0, 0.0, 10.0, 10.0], [-20.0, 0.0, 10.0, 10.0]])
     logits = torch.tensor([3.0, 2.0]).view(1, 2, 1, 1)
     kept = {}

@@ -1,4 +1,4 @@
-"""The normalizer over several workers: two processes that talk over gloo."""
+"""The normalizer over two worker processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_workers_divide_by_the_anchors_of_both(tmp_path: Path) -> None:
-    """Gradients are averaged over workers: the mean of sums over (total / 2) is sum over total."""
+    """Gradients are averaged over the workers, so each divides by half of the total."""
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         mean, none, *averages = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

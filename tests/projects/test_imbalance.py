@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from projects.focal_loss_paper.commands import imbalance as command
 from projects.focal_loss_paper.imbalance import read_run, read_runs
 from retinanet_plugin import UserError
+from retinanet_plugin.engine.loss_shares import LossShares
 
 
 def logged(iteration: int, share: float, positive: float = 4.0) -> dict[str, Any]:
@@ -86,12 +88,16 @@ def test_the_command(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_numbers_are_those_that_training_logs(tmp_path: Path) -> None:
     """The names, and that they are a picture's: against the assigner's labels of the pictures."""
-    model = build_model(small_config("MODEL.RETINANET.LOG_LOSS_SHARES", True))
+    model = build_model(small_config())
+    hook = LossShares(model)
+    hook.before_train()
     pictures = [random_picture(64, 96, 4), random_picture(64, 64, 1)]
     with EventStorage() as storage:
         writer = JSONWriter(str(tmp_path / "metrics.json"))
         for _ in range(20):
             model(pictures)
+            hook.trainer = SimpleNamespace(iter=storage.iter, storage=storage)
+            hook.after_step()
             if (storage.iter + 1) % 20 == 0:
                 writer.write()
             storage.step()

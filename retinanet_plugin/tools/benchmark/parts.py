@@ -21,8 +21,8 @@ from torchvision.models.detection.image_list import ImageList as TorchvisionImag
 from torchvision.ops import box_iou
 
 from ...engine.amp import autocast
+from ...losses import SparseTargets
 from ...modeling import head as our_head
-from ...modeling.assigner import SparseTargets
 from .measure import Rates, Run
 from .models import SHARE_ABOVE, Bench, Setting, torchvision_images, torchvision_targets
 
