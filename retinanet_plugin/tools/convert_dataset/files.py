@@ -12,10 +12,10 @@ from ...config_file import load_yaml
 from ...data.coco_entries import CLASS_NAME, show
 from ...errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-YAML_SUFFIXES = frozenset({".yaml", ".yml"})
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+YAML_SUFFIXES = (".yaml", ".yml")
 SPLITS = ("train", "val", "test")
-MAX_TEXT = 64 * 1024**2  # bytes of an annotation file
+_MAX_TEXT = 64 * 1024**2  # bytes of an annotation file
 _MAX_DEPTH = 6  # of folders
 _SPLIT_WORDS = {
     **{split: split for split in SPLITS},
@@ -56,8 +56,8 @@ def split_of(path: PurePath) -> str | None:
 def read_text(file: Path) -> str:
     """Reads UTF-8 text; raises UserError if it is not UTF-8 or too large."""
     try:
-        if file.stat().st_size > MAX_TEXT:
-            raise UserError(f"{file}: larger than {MAX_TEXT} bytes; no annotations are that long")
+        if file.stat().st_size > _MAX_TEXT:
+            raise UserError(f"{file}: larger than {_MAX_TEXT} bytes; no annotations are that long")
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None

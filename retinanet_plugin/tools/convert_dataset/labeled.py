@@ -236,7 +236,4 @@ def common_folder(files: Sequence[Path]) -> Path:
     """Returns the deepest folder that contains all files."""
     if not files:
         raise UserError("no images are left; --images names another folder")
-    try:
-        return Path(os.path.commonpath([file.parent for file in files]))
-    except ValueError:
-        raise UserError(f"{files[0]}: the images are on several drives; use one") from None
+    return Path(os.path.commonpath([file.parent for file in files]))

@@ -6,8 +6,7 @@ from edge to edge: x1 = xmin - 1, x2 = xmax. So ``xmin`` 1 and ``xmax`` W are th
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -15,11 +14,9 @@ from xml.parsers import expat
 from tqdm import tqdm
 
 from ...data.coco_entries import show
-from ...data.images import names_in
 from ...errors import UserError
 from .files import (
     IMAGE_SUFFIXES,
-    MAX_TEXT,
     SPLITS,
     files_below,
     read_classes,
@@ -30,8 +27,6 @@ from .labeled import LEFT_OUT, TRAIN, Box, Collector, LabeledDataset, number
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 
-Listing = Callable[[Path], dict[str, list[str]]]  # names of the images in a folder, by stem
-
 
 def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     """Reads all XMLs in a folder and its subfolders, or in the folder of one XML."""
@@ -40,12 +35,11 @@ def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     if not files:
         raise UserError(f"{folder}: no .xml files; name the folder with VOC's Annotations")
     classes = None if collector.class_file is None else read_classes(collector.class_file)
-    listing = cache(_images_by_stem)
     splits = _read_splits(folder, files, collector)
     from_zero = 0
     for file in tqdm(files, desc="reading", leave=False, disable=None):
         root = _parse(file)
-        image = collector.image(_find_image(file, root, collector.image_folder, listing), str(file))
+        image = collector.image(_find_image(file, root, collector.image_folder), str(file))
         if image is None:
             continue
         _check_size(file, root, image.size)
@@ -78,11 +72,7 @@ def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> d
             names["trainval"] = TRAIN
         for name, split in names.items():
             file = lists / f"{name}.txt"
-            entries = _read_list(file)
-            if not any(entry in known for _, entry in entries):
-                collector.notes.append(f"{file} was ignored: none of its entries has an XML")
-                continue
-            for line, entry in entries:
+            for line, entry in _read_list(file):
                 if entry in known:
                     splits.setdefault(known[entry], set()).add(split)
                 else:
@@ -107,33 +97,18 @@ def _read_list(file: Path) -> list[tuple[int, str]]:
 # ---------------------------------------------------------------- images
 
 
-def _images_by_stem(folder: Path) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for name in names_in(folder):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            names.setdefault(stem, []).append(name)
-    return names
-
-
-def _find_image(file: Path, root: Element, images: Path | None, listing: Listing) -> Path:
+def _find_image(file: Path, root: Element, image_folder: Path | None) -> Path:
     """The image with the name of the XML, or else the one that <filename> names.
 
     Folders in <filename> are ignored: they are often those of another machine.
     """
-    filename = Path(_text(root, "filename").replace("\\", "/")).name
+    filename = Path(_text(root, "filename").replace("\\", "/")).name or f"{file.stem}.jpg"
     near = [file.parent, *(parent / x for parent in file.parents[:3] for x in _IMAGE_FOLDERS)]
-    folders = near if images is None else [images]
-    for folder in folders:
-        same_stem = listing(folder).get(file.stem, [])
-        if filename in same_stem:
-            return folder / filename
-        if same_stem:
-            return folder / same_stem[0]
-    for folder in folders:
-        if filename and os.path.isfile(folder / filename):
-            return folder / filename
-    return folders[0] / (filename or f"{file.stem}.jpg")
+    folders = near if image_folder is None else [image_folder]
+    names = [f"{file.stem}{suffix}" for x in IMAGE_SUFFIXES for suffix in (x, x.upper())]
+    names.insert(0 if Path(filename).stem == file.stem else len(names), filename)
+    paths = (folder / name for name in names for folder in folders)
+    return next((path for path in paths if os.path.isfile(path)), folders[0] / filename)
 
 
 def _check_size(file: Path, root: Element, actual: tuple[int, int]) -> None:
@@ -154,16 +129,9 @@ def _check_size(file: Path, root: Element, actual: tuple[int, int]) -> None:
 
 def _parse(file: Path) -> Element:
     """The root of an XML file; each element has its line number as the attribute ``line``."""
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    # Entities can expand to gigabytes, but need a DOCTYPE. UTF-16 would hide it by null bytes.
-    if b"<!DOCTYPE" in raw or b"\0" in raw or len(raw) > MAX_TEXT:
-        raise UserError(
-            f"{file}: has a DOCTYPE, null bytes or more than {MAX_TEXT} bytes; save it as plain "
-            "XML in UTF-8"
-        )
+    text = read_text(file)
+    if "<!DOCTYPE" in text:  # which entities need, and these can expand to gigabytes
+        raise UserError(f"{file}: has a DOCTYPE, which VOC does not need; remove it")
     parser, builder = expat.ParserCreate(), TreeBuilder()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -173,10 +141,10 @@ def _parse(file: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(raw, True)
-    except (expat.ExpatError, LookupError, ValueError) as error:
-        line = getattr(error, "lineno", 1)
-        raise UserError(f"{file}, line {line}: not valid XML ({error}); export it again") from None
+        parser.Parse(text, True)
+    except expat.ExpatError as error:
+        where = f"{file}, line {error.lineno}"
+        raise UserError(f"{where}: not valid XML ({error}); export it again") from None
     root = builder.close()
     if root.tag != "annotation":
         raise UserError(f"{_where(file, root)}: the root is <{root.tag}>, not <annotation>")

@@ -113,15 +113,12 @@ def _find_yaml(path: Path) -> Path | None:
 
 
 def _find_classes(folder: Path) -> Path:
-    for file in (
-        x / name for x in (folder, folder / "labels", folder / "data") for name in CLASS_FILES
-    ):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"{folder}: no data.yaml and no {' or '.join(CLASS_FILES)}; give --classes, a file with "
-        "one name per line"
-    )
+    folders = (folder, folder / "labels", folder / "data")
+    files = [path / name for path in folders for name in CLASS_FILES if (path / name).is_file()]
+    if not files:
+        known = " or ".join(CLASS_FILES)
+        raise UserError(f"{folder}: no data.yaml and no {known}; name the classes by --classes")
+    return files[0]
 
 
 def _num_keypoint_values(file: Path | None, content: dict[str, Any]) -> int:
@@ -134,19 +131,14 @@ def _num_keypoint_values(file: Path | None, content: dict[str, Any]) -> int:
 def _listed_images(file: Path, content: dict[str, Any]) -> Iterator[ImageEntry]:
     """The images that data.yaml names as folders or lists."""
     for split in SPLITS:
-        entries = content.get(split)
+        entries = content.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
-            if entry is None or entry == "":
-                continue
-            if not isinstance(entry, str):
-                raise UserError(f"{file}: {split} must be a folder, a .txt list, or a list of them")
-            path = _find_entry(file, content, split, entry)
+            path = _find_entry(file, content, split, entry) if isinstance(entry, str) else file
             if path is None:
                 continue
             if path.is_dir():
-                yield from (
-                    (image, split, str(file)) for image in files_below(path, IMAGE_SUFFIXES)
-                )
+                for image in files_below(path, IMAGE_SUFFIXES):
+                    yield image, split, str(file)
             elif path.suffix.lower() == ".txt":
                 yield from _read_list(path, split, file.parent)
             else:

@@ -88,7 +88,7 @@ def test_malformed_rows(tmp_path: Path, row: str, found: str) -> None:
         ("train: images\nnames: 5\n", '"names"'),
         ("train: images\nnames: [[cat]]\n", '"names"'),
         ("train: image\nnames: [cat]\n", 'train is "image"'),
-        ("train: 5\nnames: [cat]\n", "train"),
+        ("train: 5\nnames: [cat]\n", "train is 5"),
         ("train: data.yaml\nnames: [cat]\n", 'train is "data.yaml"'),
         ("train: images\nnames: [cat, dog]\nkpt_shape: 3\n", "kpt_shape"),
         ("train: !!python/object/apply:os.system [exit]\nnames: [a]\n", "YAML"),
