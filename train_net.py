@@ -5,10 +5,12 @@ r"""Trains and evaluates RetinaNet from a YAML config, on detectron2's trainer.
     python train_net.py --config-file configs/retinanet_R50_FPN_1x.yaml --eval-only \
         MODEL.WEIGHTS model_final.pth
 
-Words at the end override keys of the config. Without a GPU it runs on the CPU.
+The same as ``retinanet train``.
 """
 
-from retinanet_plugin.engine import invoke
+import sys
+
+from retinanet_plugin.cli import main
 
 if __name__ == "__main__":
-    invoke(epilog=__doc__)
+    main(["train", *sys.argv[1:]])

@@ -5,8 +5,10 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .errors import did_you_mean, one_sentence
 
@@ -51,4 +53,12 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_sentence():
         name = known.command.replace("-", "_")
         command = importlib.import_module(f".tools.{name}.command", __package__)
-        sys.exit(command.main(known.arguments))
+        options = {"after_training": report_on} if name == "train" else {}
+        sys.exit(command.main(known.arguments, **options))
+
+
+def report_on(output_dir: str) -> None:
+    """Writes the report of a run; training calls it at its end."""
+    from .tools.report import write_report
+
+    logging.getLogger(__package__).info(f"Report: {write_report(Path(output_dir))}")

@@ -1,12 +1,12 @@
-"""Kills training by SIGKILL at random moments, goes on, and compares the end with a whole run's.
+"""Kills training at random moments, resumes it, and compares the end with an uninterrupted run.
 
     python tests/kill_and_resume.py --kills 50
     python tests/kill_and_resume.py --kills 50 --loader-workers 2
     python tests/kill_and_resume.py --kills 10 --processes 2
 
-Each time a run is killed once: at any moment, while a checkpoint is being written, or within an
-evaluation, in turn. Then ``--resume`` takes it to its end. Weights, momenta, schedule and what the
-hooks keep must be those of a run that nobody stopped, to the last bit. Needs Linux or macOS.
+Each run is killed once by SIGKILL: at any moment, while a checkpoint is being written, or during an
+evaluation, in turn. Then ``--resume`` takes it to its end. Weights, momenta, schedule and the state
+of hooks must equal those of an uninterrupted run to the last bit. Needs Linux or macOS.
 """
 
 import argparse
@@ -30,36 +30,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # also makes it safe to fork
 import torch
 from tqdm import tqdm
 
+from retinanet_plugin import cli
 from retinanet_plugin.data import synthetic
-from retinanet_plugin.engine import invoke
 
 STEPS = 12
-WORDS = [
+ARGS = [
     *("--config-file", "quickstart.yaml"),
     *("DATASETS.OWN.TRAIN_JSON", "annotations/train.json", "DATASETS.OWN.TRAIN_IMAGES", "train"),
     *("DATASETS.OWN.TEST_JSON", "annotations/test.json", "DATASETS.OWN.TEST_IMAGES", "test"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,80,96)", "INPUT.MIN_SIZE_TEST", "64"),
-    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", str(STEPS), "SOLVER.WARMUP_ITERS", "3"),
-    *("SOLVER.BASE_LR", "0.01", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "4"),
-    *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.DRAW_PICTURES", "1"),
-    *("TEST.REPORT", "False", "MODEL.DEVICE", "cpu"),
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_BATCH_SIZE", "0", "SOLVER.MAX_ITER", str(STEPS)),
+    *("SOLVER.WARMUP_ITERS", "3", "SOLVER.BASE_LR", "0.01", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    *("TEST.EVAL_PERIOD", "4", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
+    *("TEST.DRAW_PICTURES", "1", "TEST.REPORT", "False", "MODEL.DEVICE", "cpu"),
 ]
 LIMIT_S = 600  # of one run
-TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # they differ from run to run
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # differ from run to run
 
 
 class Run:
-    """One output folder, and the processes that train into it."""
+    """An output folder, and the processes that train into it."""
 
     def __init__(self, folder: Path, data: Path, options: argparse.Namespace) -> None:
         self.folder = folder
-        self._words = [
-            *("--num-gpus", str(options.processes), *WORDS, "DATASETS.OWN.ROOT", str(data)),
+        self._args = [
+            *("--num-gpus", str(options.processes), *ARGS, "DATASETS.OWN.ROOT", str(data)),
             *("DATALOADER.NUM_WORKERS", str(options.loader_workers), "OUTPUT_DIR", str(folder)),
         ]
 
     def start(self, *, resume: bool = False) -> int:
-        """Trains in a process of its own, which has imported everything already."""
+        """Trains in a forked process; returns its id."""
         self.folder.mkdir(exist_ok=True)
         child = os.fork()
         if child:
@@ -67,11 +67,10 @@ class Run:
         status = 1
         try:
             os.setpgid(0, 0)  # a group with its workers, which are killed with it
-            said = os.open(self.folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(said, 1)
-            os.dup2(said, 2)
-            invoke([*self._words[:2], *(["--resume"] if resume else []), *self._words[2:]])
-            status = 0
+            output = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            cli.main(["train", *(["--resume"] if resume else []), *self._args])
         except SystemExit as end:
             status = int(end.code or 0)
         except BaseException:
@@ -82,10 +81,10 @@ class Run:
     def finish(self, child: int) -> None:
         _, status = os.waitpid(child, 0)
         if status:
-            raise SystemExit(f"{self.folder}: ended with status {status}; see its said.txt")
+            raise SystemExit(f"{self.folder}: ended with status {status}; see its output.txt")
 
     def kill_when(self, child: int, moment: Callable[[], bool]) -> bool:
-        """Whether the run was killed; it may have ended before the moment came."""
+        """Returns whether the run was killed; it may end before the moment comes."""
         until = time.monotonic() + LIMIT_S
         while time.monotonic() < until:
             if os.waitpid(child, os.WNOHANG)[0]:
@@ -97,27 +96,30 @@ class Run:
             time.sleep(0.0005)
         raise SystemExit(f"{self.folder}: no such moment within {LIMIT_S} seconds")
 
+    def partial_files(self) -> list[Path]:
+        return list(self.folder.glob(".*.part*"))
+
     def log(self) -> str:
         file = self.folder / "log.txt"
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
     def phase(self) -> str:
-        """What the run was doing when it was killed."""
-        if list(self.folder.glob(".*.partial")):
+        """Returns what the run was doing when it was killed."""
+        if self.partial_files():
             return "writing a checkpoint"
         evaluating = self.log().rfind("Start inference") > self.log().rfind("copypaste")
         return "in an evaluation" if evaluating else "in a step or at the start"
 
 
 def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[[], bool]]:
-    """When to kill: each function says whether now is the moment."""
+    """Returns functions that tell whether now is the moment to kill."""
     at = time.monotonic() + rng.uniform(0.0, whole_s)
     number = rng.randint(1, STEPS // 2)  # of the checkpoint
     evaluation = rng.randint(1, STEPS // 4)
     seen: set[int] = set()
 
     def writing() -> bool:
-        seen.update(p.stat().st_ino for p in run.folder.glob(".*.partial") if p.exists())
+        seen.update(p.stat().st_ino for p in run.partial_files() if p.exists())
         return len(seen) >= number
 
     def evaluating() -> bool:
@@ -134,7 +136,7 @@ def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """The names of what differs between two checkpoints."""
+    """Yields the names of what differs between two checkpoints."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
             if str(key) not in TIMES:
@@ -145,18 +147,18 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if not torch.equal(one, other):
             yield where
-    elif one != other and not (one != one and other != other):  # NaN is as good as NaN
+    elif one != other and not (one != one and other != other):  # NaN equals NaN here
         yield where
 
 
 def compare(folder: Path, whole: Path) -> list[str]:
-    found = []
+    different = []
     for name in ("model_final.pth", "model_best.pth"):
         if (whole / name).exists() or (folder / name).exists():
             ours, theirs = (torch.load(x / name, weights_only=True) for x in (folder, whole))
-            found += [f"{name}:{x}" for x in differences(ours, theirs)]
+            different += [f"{name}:{x}" for x in differences(ours, theirs)]
     ours, theirs = (_last_ap(x) for x in (folder, whole))
-    return found + (["metrics.json: bbox/AP"] if ours != theirs else [])
+    return different + (["metrics.json: bbox/AP"] if ours != theirs else [])
 
 
 def _last_ap(folder: Path) -> str:
@@ -164,7 +166,7 @@ def _last_ap(folder: Path) -> str:
     return str([x["bbox/AP"] for x in map(json.loads, lines) if "bbox/AP" in x][-1:])
 
 
-def main(words: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -173,36 +175,35 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="to work in; default: a temporary one")
-    options = parser.parse_args(words)
+    options = parser.parse_args(args)
     rng = random.Random(options.seed)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     synthetic.draw_dataset(folder / "data", num_train=24, num_test=8, size=96)
     whole = Run(folder / "whole", folder / "data", options)
-    begun = time.monotonic()
+    started = time.monotonic()
     whole.finish(whole.start())
-    whole_s = time.monotonic() - begun
+    whole_s = time.monotonic() - started
     equal, phases = 0, Counter[str]()
     with tqdm(total=options.kills, unit="kill") as bar:
         for number in range(10 * options.kills):
             if bar.n == options.kills:
                 break
             run = Run(folder / f"killed_{number}", folder / "data", options)
-            kinds = moments(run, whole_s, rng)
-            kind = list(kinds)[number % len(kinds)]
-            if not run.kill_when(run.start(), kinds[kind]):
-                shutil.rmtree(run.folder)  # it had ended; another one
+            choices = moments(run, whole_s, rng)
+            kind = list(choices)[number % len(choices)]
+            if not run.kill_when(run.start(), choices[kind]):
+                shutil.rmtree(run.folder)  # it had ended; try another one
                 continue
             phases[run.phase()] += 1
             run.finish(run.start(resume=True))
-            found = compare(run.folder, whole.folder)
-            if found:
-                print(f"{run.folder} ({kind}) differs: {', '.join(found[:5])}", file=sys.stderr)
+            if different := compare(run.folder, whole.folder):
+                print(f"{run.folder} ({kind}) differs: {different[:5]}", file=sys.stderr)
             else:
                 equal += 1
                 shutil.rmtree(run.folder)
             bar.update()
     killed = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
-    print(f"{equal} of {bar.n} killed runs ended as the whole one ({killed})")
+    print(f"{equal} of {bar.n} killed runs ended like the uninterrupted one ({killed})")
     if equal == bar.n and options.folder is None:
         shutil.rmtree(folder)
     return 0 if equal == bar.n else 1

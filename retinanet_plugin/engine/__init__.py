@@ -1,6 +1,5 @@
 """Training and evaluation on detectron2's engine."""
 
-from ..evaluation.draw_detections import draw_detections
 from .checkpoint import SafeCheckpointer
 from .launch import invoke
 from .parallel import choose_workers
@@ -12,7 +11,6 @@ __all__ = [
     "SafeCheckpointer",
     "Trainer",
     "choose_workers",
-    "draw_detections",
     "import_code",
     "invoke",
     "prepare",

@@ -1,4 +1,4 @@
-"""The precisions that a detector works in."""
+"""Precisions for training and evaluation."""
 
 import torch
 
@@ -7,5 +7,5 @@ DTYPES = {"float32": torch.float32, **HALF_DTYPES}
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
-    """Convolutions and matrix products in ``dtype``; float32 leaves all as it is."""
+    """Returns an autocast to ``dtype``, disabled for float32."""
     return torch.autocast(device_type, dtype, enabled=dtype is not torch.float32)

@@ -1,13 +1,11 @@
-"""The command that trains and evaluates: train_net.py, and ``tools.train`` where that is absent."""
+"""Starts the processes that train or evaluate: ``retinanet train`` and ``train_net.py``."""
 
 import argparse
+import logging
 import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -16,25 +14,28 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, one_sentence
+from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, sentence_of
 from .parallel import choose_workers, share_cores, started_by_torchrun, torchrun_group
 from .setup import prepare
 from .stopping import handled_by, status_of, stop_by_signal
 from .trainer import Trainer
 from .user_code import add_option, import_code
 
-_KEPT = "checkpoints are as they were; run it again, with --resume to go on from the last"
+AfterTraining = Callable[[str], Any]
+
+logger = logging.getLogger("retinanet_plugin")
 
 
 def parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """detectron2's options, and ours."""
-    words: argparse.ArgumentParser = default_argument_parser(epilog)
-    add_option(words)
-    return words
+    """Returns the parser of detectron2's training options and ``--import``."""
+    result: argparse.ArgumentParser = default_argument_parser(epilog)
+    result.set_defaults(dist_url="auto")
+    add_option(result)
+    return result
 
 
-def main(args: argparse.Namespace) -> Any:
-    """Runs in each process: trains, or with ``--eval-only`` evaluates."""
+def main(args: argparse.Namespace, after_training: AfterTraining | None = None) -> Any:
+    """Trains, or evaluates with ``--eval-only``; each process runs this."""
     share_cores()
     import_code(args.imports)
     cfg = prepare(args)
@@ -46,75 +47,65 @@ def main(args: argparse.Namespace) -> Any:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     with stop_by_signal(trainer):
-        return trainer.train()
-
-
-def invoke(words: Sequence[str] | None = None, epilog: str | None = None) -> None:
-    """Reads the command line and starts the processes, unless torchrun has."""
-    known = parser(epilog)
-    args = known.parse_args(words)
-    with one_sentence(_KEPT):
-        if started_by_torchrun():
-            # After a failure it starts all processes anew, by the same command.
-            args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-            with torchrun_group(), _stoppable():
-                main(args)
-            return
-        is_given = args.dist_url != known.get_default("dist_url")
-        dist_url = args.dist_url if is_given else None
-        workers = choose_workers(args.num_gpus, args.num_machines, args.machine_rank, dist_url)
-        if workers * args.num_machines > 1:
-            _start_tracker()
-        with _stoppable() if workers * args.num_machines == 1 else _workers_stoppable():
-            launch(
-                main,
-                workers,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
-
-
-def _start_tracker() -> None:
-    """Starts the process by which Python tidies up after others, so that SIGUSR1 leaves it alone.
-
-    A scheduler sends that to all processes; without it the others print a traceback a lock.
-    """
-    if hasattr(signal, "SIGUSR1"):
-        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which a new process inherits
-        resource_tracker.ensure_running()
-        signal.signal(signal.SIGUSR1, before)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Where a signal ends the command by a sentence."""
-    received = signal.SIGINT
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    with handled_by(stop):
+        results = trainer.train()
+    if after_training is not None and cfg.TEST.REPORT and comm.is_main_process():
         try:
-            yield
-        except KeyboardInterrupt:
-            print(f"stopped: {_KEPT}.", file=sys.stderr, flush=True)
-            raise SystemExit(status_of(received)) from None
+            after_training(cfg.OUTPUT_DIR)
+        except Exception as error:
+            reason = sentence_of(error) or f"{type(error).__name__}: {error}"
+            logger.warning(f"The report (TEST.REPORT) was not written: {reason}")
+    return results
+
+
+def invoke(
+    args: Sequence[str] | None = None,
+    epilog: str | None = None,
+    after_training: AfterTraining | None = None,
+) -> None:
+    """Parses the command line and runs :func:`main` in each process.
+
+    Args:
+        args: command line; None: ``sys.argv``.
+        epilog: last part of the help text.
+        after_training: called with ``OUTPUT_DIR`` by the main process when training has succeeded,
+            if ``TEST.REPORT``; a module-level function, as other processes must be able to import
+            it. If it fails, a warning is logged.
+    """
+    options = parser(epilog).parse_args(args)
+    if started_by_torchrun():
+        # After a failure torchrun restarts all processes with the same command.
+        options.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        with torchrun_group():
+            main(options, after_training)
+        return
+    if options.num_machines > 1 and options.dist_url == "auto":
+        raise UserError(
+            "--dist-url: not given for several machines; give the address of the first and a free "
+            "port there, such as tcp://HOST:29500."
+        )
+    workers = choose_workers(options.num_gpus, options.num_machines)
+    if workers * options.num_machines == 1:
+        main(options, after_training)
+        return
+    with _signals_to_workers():
+        launch(
+            main,
+            workers,
+            num_machines=options.num_machines,
+            machine_rank=options.machine_rank,
+            dist_url=options.dist_url,
+            args=(options, after_training),
+        )
 
 
 @contextmanager
-def _workers_stoppable() -> Iterator[None]:
-    """Where signals go to the worker processes, of which the first stops as it sees fit."""
-    received: signal.Signals | None = None
+def _signals_to_workers() -> Iterator[None]:
+    """Passes signals on to the worker processes, and ends with their exit status."""
+    received = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         nonlocal received
-        received = signal.Signals(number)
-        if number == signal.SIGTERM:  # by which launch ends workers at once
-            number = getattr(signal, "SIGUSR1", number)
+        received = number
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
                 os.kill(worker.pid, number)
@@ -124,12 +115,10 @@ def _workers_stoppable() -> Iterator[None]:
             yield
         except ProcessExitedException as error:
             if error.exit_code in (STOPPED, TO_BE_RESUMED, EXIT_STATUS):
-                raise SystemExit(error.exit_code) from None  # it has said why
-            if received is not None:  # before the first worker was prepared for it
-                print(f"stopped: {_KEPT}.", file=sys.stderr, flush=True)
+                raise SystemExit(error.exit_code) from None  # the worker has printed why
+            if received:  # before the worker was prepared for it
                 raise SystemExit(status_of(received)) from None
             raise UserError(
-                f"worker process {error.error_index} ended by itself ({error}): if nothing else is "
-                "said above, the system has killed it, mostly for lack of memory; go on by the "
-                "same command with --resume"
+                f"worker process {error.error_index} ended ({error}): if it printed no reason, the "
+                "system may have killed it for lack of memory; continue with --resume."
             ) from None

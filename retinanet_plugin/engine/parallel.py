@@ -1,12 +1,10 @@
-"""Several processes, on GPUs by NCCL or on CPUs by gloo: who starts them, and what they share.
+"""Several processes, on GPUs with NCCL or on CPUs with gloo.
 
-detectron2's ``launch`` starts those of ``--num-gpus`` and ``--num-machines``; torchrun its own, one
-command each, and says by environment variables which is which.
+detectron2's ``launch`` starts them for ``--num-gpus`` and ``--num-machines``; torchrun starts its
+own.
 """
 
 import os
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,84 +13,50 @@ import torch.distributed as dist
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from ..utils import cpu_count
 
-_PATIENCE = 600.0  # seconds in which all processes of a job are to come
 
+def choose_workers(num_gpus: int, num_machines: int = 1) -> int:
+    """Returns how many processes to start on this machine for ``--num-gpus``.
 
-def choose_workers(
-    num_gpus: int, num_machines: int, machine_rank: int = 0, dist_url: str | None = None
-) -> int:
-    """How many processes to start on this machine, given how many GPUs were asked for.
-
-    Without a GPU it is that number too, but for one CPU core each at least.
-
-    Args:
-        dist_url: where all machines meet; None: not given, which leaves a port of this one.
+    Without a GPU they run on the CPU, at most one per core.
 
     Raises:
-        UserError: if there are fewer GPUs, or the machines cannot come together.
+        UserError: if there are fewer GPUs.
     """
-    if num_machines < 1:
-        raise UserError(f"--num-machines: {num_machines} given; give at least 1.")
-    if not 0 <= machine_rank < num_machines:
-        raise UserError(
-            f"--machine-rank: {machine_rank} given for --num-machines {num_machines}; give each "
-            f"machine its own number from 0 to {num_machines - 1}."
-        )
-    if num_machines > 1 and dist_url is None:
-        raise UserError(
-            f"--dist-url: none given for --num-machines {num_machines}; give all of them the "
-            "address of the first and a free port there, such as --dist-url tcp://HOST:29500."
-        )
     if num_gpus < 1:
-        raise UserError(
-            f"--num-gpus: {num_gpus} given; give at least 1, or MODEL.DEVICE cpu at the end of the "
-            "command to leave the GPU alone."
-        )
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if present == 0:
-        workers = num_gpus if num_machines > 1 else min(num_gpus, _cores())
-        print(
-            f"No GPU found (--num-gpus {num_gpus}): running on the CPU, in "
-            f"{'one process' if workers == 1 else f'{workers} processes'}.",
-            flush=True,
-        )
+        raise UserError(f"--num-gpus: {num_gpus}; give at least 1, or MODEL.DEVICE cpu.")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if available == 0:
+        # The machines of a job must agree on the number, and may differ in their cores.
+        workers = num_gpus if num_machines > 1 else min(num_gpus, cpu_count())
+        print(f"No GPU found: running on the CPU, number of processes: {workers}.", flush=True)
         return workers
-    if num_gpus > present:
-        raise UserError(
-            f"--num-gpus: {num_gpus} asked for, but this machine has {present}; give at most that."
-        )
+    if num_gpus > available:
+        raise UserError(f"--num-gpus: {num_gpus}, but this machine has {available}; give fewer.")
     return num_gpus
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of torchrun's."""
+    """Returns whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextmanager
 def torchrun_group() -> Iterator[None]:
-    """Where the processes that torchrun started form detectron2's groups."""
+    """Joins detectron2's process groups in a process that torchrun started."""
     rank = int(os.environ["LOCAL_RANK"])
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    if torch.cuda.is_available():
         if rank >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun --nproc-per-node: more processes than the {torch.cuda.device_count()} "
-                "GPUs of this machine; give at most that."
+                "GPUs of this machine; give fewer."
             )
         torch.cuda.set_device(rank)
-    store, number, workers = next(rendezvous("env://"))
-    dist.init_process_group(
-        "nccl" if has_gpu else "gloo",
-        store=unused_part(store, number, workers),
-        rank=number,
-        world_size=workers,
-    )
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         yield
@@ -100,75 +64,35 @@ def torchrun_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def unused_part(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """A part of torchrun's store that no earlier start of the processes has written to.
-
-    torchrun keeps one store over restarts, in which new processes would look for those that ended
-    (pytorch/pytorch#135712). Each says hello by a name of its own, and the first answers all that
-    did, also before the restart, until all have seen the name of the part.
-
-    Raises:
-        TimeoutError: if some do not come.
-    """
-    own = uuid.uuid4().hex
-    if rank > 0:
-        store.set(f"hello/{rank}", own)
-        part = store.get(f"answer/{own}").decode()  # waits for it
-        store.set(f"{part}/seen/{rank}", "")
-        return dist.PrefixStore(part, store)
-    absent = set(range(1, world_size))
-    until = time.monotonic() + _PATIENCE
-    while absent:
-        for other in list(absent):
-            if store.check([f"hello/{other}"]):
-                store.set(f"answer/{store.get(f'hello/{other}').decode()}", own)
-            if store.check([f"{own}/seen/{other}"]):
-                absent.remove(other)
-        if time.monotonic() > until:
-            raise TimeoutError(f"{len(absent)} of {world_size} processes have not come")
-        time.sleep(0.05)
-    return dist.PrefixStore(own, store)
-
-
 def share_cores() -> None:
-    """On CPUs, gives each process of this machine its part of the cores.
+    """Gives each of several processes on a CPU its share of the cores.
 
-    All of them in each process would make every operation wait for threads without a core.
+    Otherwise each would start a thread per core, and they would wait for each other.
     """
     local = comm.get_local_size()
     if local > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _cores() // local))
+        torch.set_num_threads(max(1, cpu_count() // local))
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as one of several that average their gradients; alone it stays as it is.
+    """Wraps the model in DistributedDataParallel if there are several processes.
 
-    detectron2's ``create_ddp_model`` names a GPU, also where the model is on a CPU.
+    detectron2's ``create_ddp_model`` passes ``device_ids``, which a model on a CPU must not have.
     """
     if comm.get_world_size() == 1:
         return model
-    devices = None if device.type == "cpu" else [comm.get_local_rank()]
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    device_ids = None if device.type == "cpu" else [comm.get_local_rank()]
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
 def changing_buffers(model: nn.Module) -> list[Tensor]:
-    """Those that a step in training may change, such as the statistics of norms."""
+    """Returns the buffers that a training step may change, such as the statistics of norms."""
     modules = (m for m in model.modules() if m.training and not isinstance(m, FrozenBatchNorm2d))
     return [buffer for module in modules for buffer in module.buffers(recurse=False)]
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Gives all processes the first one's statistics of norms, which checkpoints hold.
-
-    Norms that train see the pictures of their process alone.
-    """
+    """Copies the first process's norm statistics, which checkpoints hold, to all processes."""
     if comm.get_world_size() > 1:
         for buffer in changing_buffers(model):
             dist.broadcast(buffer, 0)
-
-
-def _cores() -> int:
-    """Those that this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,11 +1,10 @@
-"""What a terminal shows of training and evaluation: one line with the time left.
+"""Progress on a terminal: one line with the time left.
 
-detectron2's log is in ``OUTPUT_DIR/log.txt``, and is printed only where no terminal is.
+detectron2's log goes to ``OUTPUT_DIR/log.txt``, and is printed only if stderr is no terminal.
 """
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,35 +16,35 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
-_PERIOD = 20  # steps between two looks at the losses, and those their median is of
+_PERIOD = 20  # steps between two updates of the losses, which are medians of as many
 _FORMAT = "{desc}{n_fmt}/{total_fmt}{unit}s |{bar:16}| {rate_fmt}, {remaining} left{postfix}"
 
 
 def on_terminal() -> bool:
-    """Whether this process shows progress: the main one, where stderr is a terminal."""
+    """Returns whether this process shows progress: the main one, if stderr is a terminal."""
     return comm.is_main_process() and sys.stderr.isatty()
 
 
 def start_logs(folder: str) -> None:
-    """Opens ``folder/log.txt`` as detectron2's ``default_setup`` does; on a terminal, prints less.
+    """Opens ``folder/log.txt`` as detectron2's ``default_setup`` does; prints less on a terminal.
 
-    There, of detectron2's lines only warnings and AP tables are printed, around the progress line.
+    Of detectron2's lines, a terminal shows only warnings and AP tables.
     """
     rank = comm.get_rank()
     logs = [
         setup_logger(folder, distributed_rank=rank, name="retinanet_plugin"),
         setup_logger(folder, distributed_rank=rank, name="fvcore"),
-        setup_logger(folder, distributed_rank=rank),  # as default_setup calls it, or it adds more
+        setup_logger(folder, distributed_rank=rank),  # same arguments as default_setup's: cached
     ]
     if not on_terminal():
         return
     for handler in {handler for log in logs for handler in log.handlers}:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
-            handler.addFilter(_is_for_people)
+            handler.addFilter(_is_shown)
             handler.setStream(DummyTqdmFile(handler.stream))
 
 
-def _is_for_people(record: logging.LogRecord) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     if record.levelno >= logging.WARNING or record.name.startswith("retinanet_plugin"):
         return True
     is_evaluation = record.name.startswith("detectron2.evaluation")
@@ -53,13 +52,11 @@ def _is_for_people(record: logging.LogRecord) -> bool:
 
 
 class ProgressLine(HookBase):
-    """Steps, how fast, the time left, and losses: medians of 20 steps, as in the log."""
+    """Shows steps, speed, time left, and losses."""
 
     def before_train(self) -> None:
-        trainer = self.trainer
-        self._bar = _bar(
-            initial=trainer.start_iter, total=trainer.max_iter, unit=" step", smoothing=0
-        )
+        start, total = self.trainer.start_iter, self.trainer.max_iter
+        self._bar = _bar(initial=start, total=total, unit=" step", smoothing=0)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -77,31 +74,28 @@ def _losses(storage: Any) -> str:
         return ""
     losses = {x: latest[x][0] for x in latest if x.startswith("loss_") and "/" not in x}
     parts = ", ".join(f"{name.removeprefix('loss_')} {x:.3g}" for name, x in losses.items())
-    return f"loss {latest['total_loss'][0]:.3g}" + (f" ({parts})" if parts else "")
+    return f"loss {latest['total_loss'][0]:.3g} ({parts})"
 
 
 @contextmanager
-def evaluation_progress(pictures: Iterable[Any], name: str) -> Iterator[Iterable[Any]]:
-    """On a terminal: a line that counts the batches of ``pictures``, for it to be evaluated on.
+def evaluation_progress(loader: Iterable[Any], name: str) -> Iterator[Iterable[Any]]:
+    """Yields the loader; on a terminal, iterating over it shows progress.
 
-    What evaluators print there goes into the log.
+    There, what evaluators print goes to the log.
     """
     if not on_terminal():
-        yield pictures
+        yield loader
         return
     printed = io.StringIO()
-    bar = _bar(pictures, desc=f"{name}: ", unit=" picture", leave=False)
-    with bar, redirect_stdout(printed):
+    with (
+        _bar(loader, desc=f"{name}: ", unit=" image", leave=False) as bar,
+        redirect_stdout(printed),
+    ):
         yield bar
     logging.getLogger("detectron2.evaluation").info(f"Printed:\n{printed.getvalue()}")
 
 
 def _bar(*args: Any, **kwargs: Any) -> Any:
-    try:
-        known = min(os.get_terminal_size(sys.stderr.fileno())) > 0
-    except OSError:
-        known = False
-    # On a terminal of no size tqdm would show nothing.
-    size = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
-    # All in the same place: only one is renewed at a time.
-    return tqdm(*args, bar_format=_FORMAT, position=0, miniters=1, **size, **kwargs)
+    # At the same position: only one bar is updated at a time.
+    options = {"bar_format": _FORMAT, "position": 0, "miniters": 1, "dynamic_ncols": True}
+    return tqdm(*args, **options, **kwargs)

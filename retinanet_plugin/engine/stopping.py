@@ -1,189 +1,125 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: training ends after its step and keeps a checkpoint of it.
+"""Signals that end training after the current step: Ctrl-C, SIGTERM and SIGUSR1.
 
-The latter two are how schedulers such as Slurm take a machine back.
+Schedulers such as Slurm send the latter two before they take a machine back.
 """
 
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils import comm
 
-from ..errors import STOPPED, TO_BE_RESUMED, printable, sentence_of
-from .parallel import started_by_torchrun
-from .resuming import Checkpoints, not_written
+from ..errors import STOPPED, TO_BE_RESUMED
+from .evaluation_hook import Evaluation
 
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
-_SAME = 1.0  # seconds in which two signals are one: a terminal's, and its forwarding
-_GRACE = 50  # seconds that a worker has after SIGTERM
+_SAME_S = 1.0  # a terminal sends Ctrl-C to all processes, and launch passes it on to them again
+_GRACE_S = 120  # until SIGTERM kills a process whose step waits for another that has died
 
 
 def status_of(number: int) -> int:
-    """The exit status of a command that a signal ended."""
+    """Returns the exit status of a command that a signal ended."""
     return STOPPED if number == signal.SIGINT else TO_BE_RESUMED
 
 
 @contextmanager
-def handled_by(
-    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = SIGNALS
-) -> Iterator[None]:
-    """Where ``handler`` gets the signals."""
-    before = [signal.signal(number, handler) for number in numbers]
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Installs a handler of :data:`SIGNALS`."""
+    before = [signal.signal(number, handler) for number in SIGNALS]
     try:
         yield
     finally:
-        for number, old in zip(numbers, before, strict=True):
+        for number, old in zip(SIGNALS, before, strict=True):
             signal.signal(number, old)
 
 
 @contextmanager
 def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
-    """Where :data:`SIGNALS` end the block by a sentence and the status of :func:`status_of`.
+    """Makes a signal end the training inside the block with a sentence and its exit status.
 
-    Within a step they wait for its end, and a checkpoint is written, from which ``--resume`` goes
-    on; so it is for an evaluation between steps, which is broken off and done again then. A second
-    signal ends it at once. Of several workers the first does so, and whoever started them ends the
-    others.
+    All processes finish the current step, and the first saves a checkpoint of it. An evaluation is
+    interrupted; a resumed run repeats it. A second signal ends training at once.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are none of its business
-        return
-    if not comm.is_main_process():
-        with _leave_to_the_first():
-            yield
-        return
-    hook = _StopAfterStep()
+    # After the scheduler has counted the step and its checkpoint is written.
+    at = next(i for i, hook in enumerate(trainer._hooks) if isinstance(hook, Evaluation))
+    hook = StopAfterStep(trainer._hooks[at])
     trainer.register_hooks([hook])
-    hooks = trainer._hooks
-    hooks.remove(hook)  # to where the schedule has counted the step, but no evaluation has begun
-    hooks.insert([isinstance(x, Checkpoints) for x in hooks].index(True), hook)
-    with handled_by(hook.request):
+    trainer._hooks.insert(at, trainer._hooks.pop())
+    with handled_by(hook.handle):
         try:
             yield
         except KeyboardInterrupt:
-            problem = ""
-            with suppress(KeyboardInterrupt):  # once more: not kept
-                problem = hook.keep()
-            print(f"stopped: {problem}{_what_is_kept(trainer)}", file=sys.stderr, flush=True)
-            raise SystemExit(status_of(hook.number)) from None
-        except Exception as error:
-            if not hook.is_requested:
-                raise
-            why = printable(sentence_of(error) or f"{type(error).__name__}: {error}", 300)
-            print(f"stopped: within a step ({why}); {_what_is_kept(trainer)}", file=sys.stderr)
-            raise SystemExit(status_of(hook.number)) from None
-
-
-@contextmanager
-def _leave_to_the_first() -> Iterator[None]:
-    """Where signals are noted only: each step needs all workers to come to its end.
-
-    The first worker ends then, and with it the connection to it: this one ends as it does, and not
-    by an error.
-    """
-    received: signal.Signals | None = None
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received = signal.Signals(number)
-        _end_some_time(number)
-
-    with handled_by(note):
-        try:
-            yield
+            with suppress(KeyboardInterrupt):
+                hook.save()
         except Exception:
-            if received is None:
-                raise
-            raise SystemExit(status_of(received)) from None
+            if not hook.received:
+                raise  # otherwise another process has stopped, and this one cannot finish its step
+        if hook.received:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            if comm.is_main_process():
+                print(f"stopped: {_status(trainer)}", file=sys.stderr, flush=True)
+            raise SystemExit(status_of(hook.received))
 
 
-def _end_some_time(number: int) -> None:
-    """Sets a worker a limit to end by itself after SIGTERM.
+class StopAfterStep(HookBase):
+    """Ends training by ``KeyboardInterrupt`` after a step in which any process got a signal."""
 
-    That comes from a scheduler, to all processes, or from detectron2's launch, as another worker
-    has died: this one may wait for that, for as long as NCCL does. torchrun has such a limit too.
-    """
-    is_launched = comm.get_world_size() > 1 and not started_by_torchrun()
-    if number == signal.SIGTERM and is_launched and hasattr(signal, "alarm"):
-        signal.alarm(_GRACE)
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.received = 0  # number of the first signal
+        self._received_at = 0.0
+        self._evaluation = evaluation
+        self._done = -1  # the last step, if complete
 
-
-class _StopAfterStep(HookBase):
-    """Ends training by ``KeyboardInterrupt``, which the training loop does not log."""
-
-    def __init__(self) -> None:
-        self.number = signal.SIGINT
-        self._requested_at: float | None = None
-        self._in_step = self._in_evaluation = False
-
-    @property
-    def is_requested(self) -> bool:
-        return self._requested_at is not None
-
-    def request(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Notes the first signal; ends an evaluation, and anything on the second."""
         now = time.monotonic()
-        if self._requested_at is not None:
-            if now - self._requested_at < _SAME:
-                return
-            self._in_evaluation = False
+        if self.received and now - self._received_at < _SAME_S:
+            return
+        is_second, self.received = self.received > 0, self.received or number
+        self._received_at = now
+        if is_second or self._evaluation.is_running:
             raise KeyboardInterrupt
-        self._requested_at = now
-        self.number = signal.Signals(number)
-        if not self._in_step:
-            raise KeyboardInterrupt
-        _end_some_time(number)
-        print(
-            "stopping: this step is finished and kept first; once more stops at once.",
-            file=sys.stderr,
-            flush=True,
-        )
+        if comm.get_world_size() > 1 and number == signal.SIGTERM:
+            signal.alarm(_GRACE_S)
+        if comm.is_main_process():
+            print("stopping after this step; a second signal stops at once", file=sys.stderr)
 
     def before_step(self) -> None:
-        self._in_step, self._in_evaluation = True, False
+        self._done = -1
 
     def after_step(self) -> None:
-        self._in_step, self._in_evaluation = False, True
-        if self._requested_at is not None:
-            if hasattr(signal, "alarm"):
-                signal.alarm(0)  # a checkpoint takes as long as it does
+        self._done = self.trainer.iter
+        self.received = max(comm.all_gather(self.received))
+        if self.received:
             raise KeyboardInterrupt
 
     def after_train(self) -> None:
-        self._in_step = False
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._in_evaluation = False  # it follows the last checkpoint
-        if self._requested_at is not None and self._was_last():
+        if self.received and self.trainer.iter + 1 >= self.trainer.max_iter:
             raise KeyboardInterrupt  # before the evaluation that follows the last step
 
-    def keep(self) -> str:
-        """Writes the checkpoint of the step that is done; what went wrong, if anything did."""
-        if self._in_evaluation:
-            self._in_evaluation = False
-            name = "model_final" if self._was_last() else f"model_{self.trainer.iter:07d}"
-            checkpointer = self.trainer.checkpointer
-            try:
-                checkpointer.save(name, iteration=self.trainer.iter)
-            except OSError as error:
-                return f"{not_written(name, checkpointer.save_dir, error)}; "
-        return ""
-
-    def _was_last(self) -> bool:
-        return self.trainer.iter + 1 >= self.trainer.max_iter
+    def save(self) -> None:
+        """Saves the last step if it is complete; all processes wait for the first, which does."""
+        if self._done < 0:
+            return
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
+        if self._done == self.trainer.iter:  # otherwise training had ended
+            is_last = self._done + 1 == self.trainer.max_iter
+            name = "model_final" if is_last else f"model_{self._done:07d}"
+            self.trainer.checkpointer.save(name, iteration=self._done)
+        comm.synchronize()
 
 
-def _what_is_kept(trainer: DefaultTrainer) -> str:
-    done = min(trainer.iter + 1, trainer.max_iter)
+def _status(trainer: DefaultTrainer) -> str:
+    steps = f"{min(trainer.iter + 1, trainer.max_iter)} of {trainer.max_iter} steps are done"
     if not trainer.checkpointer.has_checkpoint():
-        return f"{done} of {trainer.max_iter} steps were done, and no checkpoint was written yet."
+        return f"{steps}, no checkpoint is saved."
     newest = os.path.basename(trainer.checkpointer.get_checkpoint_file())
-    return (
-        f"{done} of {trainer.max_iter} steps were done; go on from {newest} in "
-        f"{trainer.cfg.OUTPUT_DIR} by the same command with --resume."
-    )
+    return f"{steps}; continue from {newest} in {trainer.cfg.OUTPUT_DIR} with --resume."

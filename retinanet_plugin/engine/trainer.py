@@ -1,4 +1,4 @@
-"""detectron2's default trainer, with what RetinaNet's users look for after it."""
+"""detectron2's ``DefaultTrainer``, with exact resume and data parallelism on CPUs."""
 
 import json
 import logging
@@ -12,60 +12,53 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import (
+    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
+    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     inference_on_dataset,
     print_csv_format,
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter
+from detectron2.utils.events import CommonMetricPrinter, get_event_storage, has_event_storage
 from torch import nn
 
 from ..acceleration.accelerate import speed_up, speed_up_inference
 from ..data import ReadableDatasetMapper
 from ..data.stream import TrainingLoader, build_training_loader, leave_signals, seed_step
-from ..errors import UserError, sentence_of
+from ..errors import UserError, printable, sentence_of
 from ..evaluation.draw_detections import draw_detections
 from ..evaluation.scores import highest_of_workers, highest_score
 from ..evaluation.validation_loss import mapper_with_truth, validation_loss
 from .amp import DTYPES, autocast
-from .best_effort_io import (
-    LastingCOCOEvaluator,
-    LastingLVISEvaluator,
-    LastingWriter,
-    cannot,
-    remove,
-)
 from .checkpoint import SafeCheckpointer
 from .evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
 from .loss_shares import LossShares
 from .parallel import data_parallel
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import (
-    Checkpoints,
-    EventHistory,
-    check_state,
-    complete,
-    settings_of,
-    warn_of_changes,
-)
+from .resuming import Checkpoints, EventHistory, settings_of, warn_of_changes
 from .step import TrainingStep
 
 logger = logging.getLogger("retinanet_plugin")
 
 
 class Trainer(DefaultTrainer):
-    """Trains on ``DATASETS.TRAIN``, evaluates on ``DATASETS.TEST``, draws what it found there."""
+    """Trains on ``DATASETS.TRAIN`` and evaluates on ``DATASETS.TEST``.
+
+    Subclasses may override the ``build_*`` methods as with ``DefaultTrainer``. A training loader
+    other than :class:`TrainingLoader` starts over when a run is resumed.
+    """
 
     _trainer: TrainingStep
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's own: its several processes, and its mixed precision, need GPUs.
+        # DefaultTrainer.__init__ needs GPUs for several processes and for mixed precision.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         device = torch.device(cfg.MODEL.DEVICE)
@@ -78,95 +71,91 @@ class Trainer(DefaultTrainer):
             device.type,
             DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else torch.float32,
             output=cfg.OUTPUT_DIR,
-            most_skipped=cfg.SOLVER.SKIP_NOT_FINITE,
+            max_skipped=cfg.SOLVER.SKIP_NOT_FINITE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._stream = self.data_loader if isinstance(self.data_loader, TrainingLoader) else None
+        self._seed = self._stream.seed if self._stream else int(comm.shared_random_seed())
+        self._classes = _classes(cfg.DATASETS.TRAIN)
+        self.checkpointer = SafeCheckpointer(
+            self.model, cfg.OUTPUT_DIR, classes=self._classes, trainer=weakref.proxy(self)
+        )
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        model, folder, classes = self.model, self.cfg.OUTPUT_DIR, _classes(self.cfg.DATASETS.TRAIN)
-        self.checkpointer = SafeCheckpointer(
-            model, folder, classes=classes, trainer=weakref.proxy(self)
+        """Returns detectron2's hooks, with those for evaluation and checkpoints replaced."""
+        cfg, hooks = self.cfg, super().build_hooks()
+        writers = [w for h in hooks if isinstance(h, PeriodicWriter) for w in h._writers]
+        best = BestCheckpointer(self.model, cfg.OUTPUT_DIR, classes=self._classes)
+        evaluation = Evaluation(
+            cfg, self._evaluate, best, [w for w in writers if type(w) is not CommonMetricPrinter]
         )
         checkpoints = Checkpoints(
-            self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.SOLVER.KEEP_CHECKPOINTS
-        )
-        hooks = super().build_hooks()
-        writers = [w for h in hooks if isinstance(h, PeriodicWriter) for w in h._writers]
-        evaluation = Evaluation(
-            self.cfg,
-            self._evaluate_now,
-            [w for w in writers if not isinstance(w, CommonMetricPrinter)],
-            {name: _picture(self.cfg, name) for name in self.cfg.DATASETS.TEST},
-            BestCheckpointer(model, folder, classes=classes),
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
         )
         ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
-        shares = [LossShares(model)] if self.cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
-        hooks = [EventHistory(), *shares, *(ours.get(type(h), h) for h in hooks)]
+        shares = [LossShares(self.model)] if cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
+        hooks = [EventHistory(), *shares, *(ours.get(type(hook), hook) for hook in hooks)]
         return [ProgressLine(), *hooks] if on_terminal() else hooks
 
-    def build_writers(self) -> list[EventWriter]:
-        """As the base; files that cannot be written do not end the run."""
-        return [
-            x if isinstance(x, CommonMetricPrinter) else LastingWriter(x)
-            for x in super().build_writers()
-        ]
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """As the base; a run that does not go on as itself is refused, or said to be another.
-
-        Raises:
-            UserError: for a checkpoint of another model, optimizer or program.
-        """
-        if resume and self.checkpointer.has_checkpoint():
-            with complete(self.checkpointer):
-                super().resume_or_load(True)
-        else:
-            super().resume_or_load(False)
-        self._trainer.data_loader.stream.first_batch = self.start_iter
-
-    def state_dict(self) -> dict[str, Any]:
-        loader = self._trainer.data_loader
-        settings = settings_of(self.cfg, loader.content)
-        return {**super().state_dict(), "seed": loader.seed, "settings": settings}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        check_state(state_dict, self._trainer.optimizer)
-        loader = self._trainer.data_loader
-        loader.seed = state_dict.get("seed", loader.seed)  # detectron2's own checkpoints have none
-        warn_of_changes(state_dict.get("settings"), settings_of(self.cfg, loader.content))
-
-    def run_step(self) -> None:
-        seed_step(self._trainer.data_loader.seed, self.iter, comm.get_rank())
-        super().run_step()
-
-    def _evaluate_now(self) -> OrderedDict[str, Any]:
+    def _evaluate(self) -> OrderedDict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
-    def train(self) -> Any:
-        silence = _NoTracebackOfMistakes()
-        log = logging.getLogger("detectron2.engine.train_loop")
-        log.addFilter(silence)
-        results = None
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads the newest checkpoint if ``resume`` and there is one, else ``MODEL.WEIGHTS``.
+
+        Raises:
+            UserError: if the checkpoint does not fit the config, or lacks the trainer's state.
+        """
+        if not resume or not self.checkpointer.has_checkpoint():
+            super().resume_or_load(False)
+            return
+        self.checkpointer.complete, self._has_state = True, False
         try:
-            results = super().train()
+            super().resume_or_load(True)
+            if not self._has_state:
+                raise ValueError("it holds only weights")
+        except Exception as error:  # states of other programs fail in many ways
+            reason = sentence_of(error) or f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"--resume: the run in {self.cfg.OUTPUT_DIR} cannot continue with this config and "
+                f"version ({printable(reason, 700).rstrip('.')}); use those it was started with, "
+                "or give its checkpoint as MODEL.WEIGHTS of a run in another OUTPUT_DIR."
+            ) from None
+        self.checkpointer.complete = False
+        if self._stream:
+            self._stream.stream.first_batch = self.start_iter
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self._seed, "settings": self._settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._seed = state_dict.get("seed", self._seed)  # detectron2's checkpoints have none
+        if self._stream:
+            self._stream.seed = self._seed
+        warn_of_changes(state_dict.get("settings"), self._settings())
+        self._has_state = True
+
+    def _settings(self) -> dict[str, str]:
+        return settings_of(self.cfg, self._stream.content if self._stream else "")
+
+    def run_step(self) -> None:
+        seed_step(self._seed, self.iter, comm.get_rank())
+        super().run_step()
+
+    def train(self) -> Any:
+        """Trains until ``SOLVER.MAX_ITER`` or early stopping."""
+        log = logging.getLogger("detectron2.engine.train_loop")
+        log.addFilter(_has_no_sentence)
+        try:
+            return super().train()
         except StoppedEarly as reason:
             logger.info(str(reason))
-        except FloatingPointError as error:
-            raise UserError(
-                f"training stopped at step {self.iter + 1}: the loss is not finite; lower "
-                f"SOLVER.BASE_LR ({self.cfg.SOLVER.BASE_LR}), lengthen SOLVER.WARMUP_ITERS "
-                f"({self.cfg.SOLVER.WARMUP_ITERS}) or enable SOLVER.CLIP_GRADIENTS "
-                f"({str(error).splitlines()[0]})."
-            ) from None
         finally:
-            log.removeFilter(silence)
-        if self.cfg.TEST.REPORT and comm.is_main_process():
-            _report(Path(self.cfg.OUTPUT_DIR))
-        return results
+            log.removeFilter(_has_no_sentence)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -175,69 +164,74 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainingLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Returns a loader whose order and augmentation follow from the seed and the step."""
         seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         return build_training_loader(cfg, ReadableDatasetMapper(cfg, is_train=True), seed)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str, *, with_truth: bool = False) -> Any:
-        """With the ground truth if asked for, which a loss needs and a detector does not."""
-        mapper = mapper_with_truth(cfg) if with_truth else ReadableDatasetMapper(cfg, False)
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Returns detectron2's loader; with ``TEST.LOSS`` its images have their ground truth."""
+        mapper = mapper_with_truth(cfg) if cfg.TEST.LOSS else ReadableDatasetMapper(cfg, False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = leave_signals
         return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """By the data set's ``evaluator_type``: COCO's metrics, or LVIS's or Pascal VOC's."""
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+        """Returns detectron2's evaluator for the dataset's ``evaluator_type``; default: coco."""
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
         folder = str(inference_folder(cfg, dataset_name))
-        if kind in ("coco", "coco_panoptic_seg"):
-            return LastingCOCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
-        if kind == "lvis":
-            return LastingLVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
-        if kind == "pascal_voc":
+        if evaluator_type in ("coco", "coco_panoptic_seg"):
+            return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+        if evaluator_type == "lvis":
+            return LVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
+        if evaluator_type == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         raise UserError(
-            f'DATASETS.TEST: {dataset_name} is evaluated as "{kind}", which is no detection; '
-            "name a data set whose evaluator_type is coco, lvis or pascal_voc."
+            f'DATASETS.TEST: {dataset_name} has the evaluator_type "{evaluator_type}"; give a '
+            "dataset with coco, lvis or pascal_voc."
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
-        """As the base; a test set's losses are among its metrics if ``TEST.LOSS`` says so."""
+        """Evaluates as ``DefaultTrainer.test`` does, in ``TEST.DTYPE``.
+
+        Adds the losses (``TEST.LOSS``), drawn detections, and a progress line on a terminal.
+        """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: OrderedDict[str, Any] = OrderedDict()
         with autocast(torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]):
             for i, name in enumerate(cfg.DATASETS.TEST):
-                is_clear = remove([_results(cfg, name), _picture(cfg, name)])
-                with validation_loss(cfg, model) as loss, highest_score(model) as highest:
-                    evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-                    loader = cls.build_test_loader(cfg, name, with_truth=loss is not None)
+                evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
+                loader = cls.build_test_loader(cfg, name)
+                with (
+                    validation_loss(cfg, model) as loss,
+                    highest_score(model) as highest,
+                    evaluation_progress(loader, name) as images,
+                ):
                     both = DatasetEvaluators([evaluator, *([loss] if loss else [])])
-                    with evaluation_progress(loader, name) as pictures:
-                        results[name] = inference_on_dataset(model, pictures, both)
-                most = highest_of_workers(highest())
+                    results[name] = inference_on_dataset(model, images, both)
+                highest_seen = highest_of_workers(highest())
                 if comm.is_main_process():
                     logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
                     print_csv_format(results[name])
-                    if is_clear:
-                        _show(cfg, name, most)
+                    _draw(cfg, name, highest_seen)
         return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
     def evaluate(cls, cfg: CfgNode, *, resume: bool) -> OrderedDict[str, Any]:
-        """Evaluates ``MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint, without training.
+        """Evaluates ``MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint.
 
-        The metrics are added to ``metrics.json`` as a line of their own.
+        Appends a line with the metrics to ``metrics.json``.
         """
         model = cls.build_model(cfg)
-        classes = _classes(cfg.DATASETS.TEST)
-        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, complete=True, classes=classes)
+        checkpointer = SafeCheckpointer(
+            model, cfg.OUTPUT_DIR, complete=True, classes=_classes(cfg.DATASETS.TEST)
+        )
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        how = speed_up_inference(model, cfg)
-        logger.info(f"Evaluating in {how}")
+        logger.info(f"Evaluating in {speed_up_inference(model, cfg)}")
         results = cls.test(cfg, model)
         if comm.is_main_process():
             scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}
@@ -246,66 +240,43 @@ class Trainer(DefaultTrainer):
         return results
 
 
-class _NoTracebackOfMistakes(logging.Filter):
-    """Keeps the training loop from logging the traceback of what ends as one sentence."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        is_mistake = error is not None and sentence_of(error) is not None
-        return not (is_mistake or isinstance(error, FloatingPointError | StoppedEarly))
-
-
-def _classes(datasets: Sequence[str]) -> list[str] | None:
-    """Their names, if there is a data set that tells."""
-    names = (MetadataCatalog.get(name).get("thing_classes") for name in datasets)
-    return next(filter(None, names), None)
-
-
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
-    """Where the evaluation of a data set leaves its files."""
+    """Returns the folder for the results of evaluating a dataset."""
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     return folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
 
 
-def _results(cfg: CfgNode, dataset_name: str) -> Path:
-    return inference_folder(cfg, dataset_name) / "coco_instances_results.json"
+def _has_no_sentence(record: logging.LogRecord) -> bool:
+    """Filters out tracebacks of errors that are reported as one sentence."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or (sentence_of(error) is None and not isinstance(error, StoppedEarly))
 
 
-def _picture(cfg: CfgNode, dataset_name: str) -> Path:
-    return inference_folder(cfg, dataset_name) / "pictures.png"
+def _classes(datasets: Sequence[str]) -> list[str] | None:
+    """Returns the class names of the first dataset that has some."""
+    names = (MetadataCatalog.get(name).get("thing_classes") for name in datasets)
+    return next(filter(None, names), None)
 
 
-def _show(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
-    """Says if COCO's evaluation had nothing to judge, and draws what was found.
+def _draw(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
+    """Draws detections beside ground truth, and says so if there are none.
 
     Args:
-        highest: score that has been seen, also below the threshold, if known.
+        highest: score, also of those below the threshold, if known.
     """
-    found = _results(cfg, dataset_name)
-    if not found.is_file():  # another data set's metrics
+    folder = inference_folder(cfg, dataset_name)
+    detections, image = folder / "coco_instances_results.json", folder / "detections.png"
+    if not detections.is_file():  # metrics other than COCO's
         return
-    if not json.loads(found.read_text()):
-        most = "" if highest is None else f"; the highest score seen is {highest:.3g}"
+    if not json.loads(detections.read_text()):
+        seen = "" if highest is None else f"; the highest score is {highest:.3g}"
         logger.info(
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
-            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is not a number{most}."
+            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is nan{seen}."
         )
     if cfg.TEST.DRAW_PICTURES > 0:
-        picture = _picture(cfg, dataset_name)
-        try:
-            draw_detections(dataset_name, found, picture, count=cfg.TEST.DRAW_PICTURES)
-            logger.info(f"Predictions beside ground truth: {picture}")
-        except OSError as error:
-            logger.error(cannot("written", picture, error))
-            remove([picture])  # half of it
-
-
-def _report(folder: Path) -> None:
-    """A page about the run; what goes wrong with it is no fault of the run."""
-    try:
-        from ..tools.report import write_report  # it needs what only pages need
-
-        logger.info(f"Report: {write_report(folder)}")
-    except Exception as error:
-        reason = sentence_of(error) or f"{type(error).__name__}: {error}"
-        logger.warning(f"no report was written ({reason})")
+        draw_detections(dataset_name, detections, image, count=cfg.TEST.DRAW_PICTURES)
+        logger.info(f"Detections beside ground truth: {image}")
+        if has_event_storage():
+            pixels = read_image(str(image), "RGB").transpose(2, 0, 1)
+            get_event_storage().put_image(f"{dataset_name}/detections", pixels)

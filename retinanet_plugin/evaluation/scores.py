@@ -1,16 +1,17 @@
-"""The highest score that a detector gives, for when none of them is above the threshold."""
+"""The highest score that a detector predicts, including scores below the threshold."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 
 def highest_of_workers(score: float | None) -> float | None:
-    """The highest that any worker has seen, on the main process; None if it is not known."""
+    """Returns the highest score of all workers on the main process; None if unknown."""
     return max((x for x in comm.gather(score) if x is not None), default=None)
 
 
@@ -18,35 +19,32 @@ def highest_of_workers(score: float | None) -> float | None:
 def highest_score(
     model: nn.Module, classes: Tensor | None = None
 ) -> Iterator[Callable[[], float | None]]:
-    """Tells of a ``FocalRetinaNet``, also within DistributedDataParallel, how high its scores go.
-
-    The decoder drops what is below the threshold, so its input is watched: one look at the logits.
+    """Watches the logits of a dense detector, which may be in DistributedDataParallel.
 
     Args:
-        classes: those that count, (k,) int64; None: all.
+        classes: class ids to look at, (k,) int64; None: all.
 
     Yields:
-        a function that gives the highest score of all pictures seen within the block so far; NaN
-        if there was one; None before the first, and for other detectors.
+        a function that returns the highest score of all images seen so far (NaN if one was), or
+        None before the first image and for other detectors.
     """
     network: Any = getattr(model, "module", model)
-    decode = getattr(network, "decoder", None)
-    if decode is None:
-        yield lambda: None
-        return
     highest: Tensor | None = None
 
-    def watch(logits: Sequence[Tensor], *others: Any) -> Any:
+    @torch.compiler.disable
+    def watch(head: nn.Module, inputs: Any, outputs: Any) -> None:
         nonlocal highest
-        for level in logits:
+        for level in outputs[0]:
             if classes is not None:
                 level = level.unflatten(1, (-1, network.num_classes))[:, :, classes]
-            most = level.amax()
-            highest = most if highest is None else torch.maximum(highest, most)
-        return decode(logits, *others)
+            maximum = level.detach().amax()
+            highest = maximum if highest is None else torch.maximum(highest, maximum)
 
-    network.decoder = watch
+    if not isinstance(network, DenseDetector):
+        yield lambda: None
+        return
+    hook = network.head.register_forward_hook(watch)
     try:
         yield lambda: None if highest is None else highest.float().sigmoid().item()
     finally:
-        network.decoder = decode
+        hook.remove()

@@ -23,7 +23,6 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import AugInput, AugmentationList
 
 from ..data import ReadableDatasetMapper
-from ..engine.amp import DTYPES, autocast
 
 Input = dict[str, Any]  # one image, as detectron2's test loader gives it
 
@@ -76,11 +75,11 @@ def time_in_turn(
 
 def inference(network: Callable[..., Any], cfg: CfgNode) -> Callable[[Input], Any]:
     """Returns a function that detects objects in one image, in ``TEST.DTYPE``."""
-    device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, DTYPES[cfg.TEST.DTYPE]
+    device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, getattr(torch, cfg.TEST.DTYPE)
 
     @torch.no_grad()
     def run(image: Input) -> Any:
-        with autocast(device_type, dtype):
+        with torch.autocast(device_type, dtype, enabled=dtype is not torch.float32):
             return network([image])
 
     return run

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator
@@ -19,27 +20,30 @@ from ..modeling import FocalRetinaNet
 class ValidationLoss(DatasetEvaluator):
     """The training losses over a whole test set, as if it were one batch.
 
-    Sums over all pictures are divided by the number of their positive anchors, of all workers,
-    whatever ``LOSS_NORMALIZER`` training has; of a class loss that chooses among the anchors, by
-    the number of the chosen. Nothing in the model changes: norms are as in inference.
-
-    See :func:`validation_loss`, which gives one what it works on.
+    Sums over all images are divided by their number of positive anchors (by the number of chosen
+    anchors, for a classification loss that chooses), whatever ``LOSS_NORMALIZER`` is. The model is
+    not changed: norms work as in inference.
     """
 
     def __init__(self, model: FocalRetinaNet) -> None:
         self._model = model
-        self.outputs: tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]] | None = None
+        self._seen: Any = None  # features and predictions of the last forward pass
         self.reset()
 
     def reset(self) -> None:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
+    @torch.compiler.disable
+    def watch(self, head: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keeps what the head got and predicted; a forward hook."""
+        self._seen = inputs[0], outputs
+
     def process(self, inputs: list[dict[str, Any]], outputs: Any) -> None:
-        """Adds the pictures whose forward pass has just been."""
-        if self.outputs is None or not all("instances" in x for x in inputs):
+        """Adds the images of the last forward pass, if their ground truth is known."""
+        if self._seen is None or not all("instances" in x for x in inputs):
             return
-        (features, predictions), self.outputs = self.outputs, None
+        (features, predictions), self._seen = self._seen, None
         targets = self._model.label_anchors(features, [x["instances"] for x in inputs])
         head = self._model.head
         losses = head.losses(predictions, targets, None)
@@ -51,9 +55,9 @@ class ValidationLoss(DatasetEvaluator):
             self._counts[name] += counts[name]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"validation": {"total_loss": ..., "loss_cls": ..., ...}}`` on the main process.
+        """Returns ``{"validation": {"total_loss": ..., "loss_cls": ..., ...}}``.
 
-        Empty without any ground truth.
+        Empty without ground truth, and in all processes except the main one.
         """
         sums = {name: float(x) for name, x in self._sums.items()}
         parts = comm.gather((sums, dict(self._counts)))
@@ -73,28 +77,22 @@ class ValidationLoss(DatasetEvaluator):
 
 @contextmanager
 def validation_loss(cfg: CfgNode, model: nn.Module) -> Iterator[ValidationLoss | None]:
-    """Where evaluating ``model`` tells the evaluator what its forward passes gave.
+    """Yields an evaluator that watches the forward passes of ``model`` inside the block.
 
-    Gives None if ``TEST.LOSS`` is False, or for a model whose losses are not known.
+    Yields None if ``TEST.LOSS`` is False or the model is not a :class:`FocalRetinaNet`.
     """
-    model = getattr(model, "module", model)  # of several workers
+    model = getattr(model, "module", model)  # of DistributedDataParallel
     if not cfg.TEST.LOSS or not isinstance(model, FocalRetinaNet):
         yield None
         return
     losses = ValidationLoss(model)
-    infer = model.forward_inference
-
-    def forward_inference(images: Any, features: Any, predictions: Any) -> Any:
-        losses.outputs = features, predictions
-        return infer(images, features, predictions)
-
-    model.forward_inference = forward_inference
+    hook = model.head.register_forward_hook(losses.watch)
     try:
         yield losses
     finally:
-        del model.forward_inference
+        hook.remove()
 
 
 def mapper_with_truth(cfg: CfgNode) -> ReadableDatasetMapper:
-    """Gives test pictures as they are tested, with the ground truth that training would have."""
+    """Returns a mapper of test images that also gives the ground truth that training would have."""
     return ReadableDatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False))

@@ -1,123 +1,132 @@
-"""What signals do where several processes train: the first stops, the others follow it."""
+"""Signals in several processes: all stop after the same step, and the first saves it."""
 
-import errno
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
-from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
+from retinanet_plugin import get_config
 from retinanet_plugin.engine import SafeCheckpointer, launch
-from retinanet_plugin.engine.resuming import Checkpoints
+from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, Evaluation
 from retinanet_plugin.engine.stopping import stop_by_signal
 from retinanet_plugin.errors import TO_BE_RESUMED, UserError
 
-TRAINER = cast(Any, None)  # of which another worker than the first asks nothing
 
+class Steps(TrainerBase):
+    """A trainer of 100 steps, in which ``act(trainer)`` is called."""
 
-def test_a_worker_follows_the_first_where_a_signal_has_ended_that(monkeypatch) -> None:
-    monkeypatch.setattr(comm, "is_main_process", lambda: False)
-    with pytest.raises(SystemExit) as ended, stop_by_signal(TRAINER):
-        signal.raise_signal(signal.SIGUSR1)
-        raise RuntimeError("Connection closed by peer")
-    assert ended.value.code == TO_BE_RESUMED
-
-
-class Full(TrainerBase):
-    """A trainer whose checkpoints after the first find the disk full."""
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, act: Any) -> None:
         super().__init__()
-        self.cfg = SimpleNamespace(OUTPUT_DIR=folder)
-        self.checkpointer = SafeCheckpointer(nn.Linear(1, 1), str(folder))
-        self.register_hooks([Checkpoints(self.checkpointer, period=1)])
+        self.act = act
+        self.cfg = SimpleNamespace(OUTPUT_DIR=str(folder))
+        self.model = torch.nn.Linear(1, 1)
+        self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
+        best = BestCheckpointer(self.model, str(folder))
+        self.register_hooks([Evaluation(get_config(), dict, best)])
 
     def run_step(self) -> None:
-        if self.iter == 1:
-            self.checkpointer.save = full
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(torch.zeros(1))  # as for gradients
+        self.act(self)
+
+    def run(self) -> None:
+        with stop_by_signal(cast(Any, self)):
+            self.train(0, 100)
+
+
+def worker(rank: int, folder: str) -> None:
+    """The first process gets a signal in its fifth step."""
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+
+    def act(trainer: Steps) -> None:
+        time.sleep(0.01)
+        if trainer.iter == 4 and rank == 0:
             signal.raise_signal(signal.SIGUSR1)
 
-
-def full(name: str, **data: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_step_that_cannot_be_kept_is_said_so(tmp_path, capsys) -> None:
-    trainer = cast(Any, Full(tmp_path))
-    with pytest.raises(SystemExit) as ended, stop_by_signal(trainer):
-        trainer.train(0, 9)
-    assert ended.value.code == TO_BE_RESUMED
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"stopped: model_0000001.pth cannot be written to {tmp_path} (No space left on device); "
-        f"2 of 9 steps were done; go on from model_0000000.pth in {tmp_path} by the same command "
-        "with --resume."
-    )
+    try:
+        Steps(Path(folder), act).run()
+    finally:
+        Path(folder, f"{rank}.txt").write_text("ended")
 
 
-class Broken(Full):
-    """A trainer whose second step needs a process that the signal has ended."""
+def test_processes_stop_after_the_same_step(tmp_path: Path) -> None:
+    with pytest.raises(ProcessExitedException) as ended:
+        mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    assert ended.value.exit_code == TO_BE_RESUMED
+    assert [x.name for x in tmp_path.glob("*.pth")] == ["model_0000004.pth"]
+    assert all((tmp_path / f"{rank}.txt").exists() for rank in range(2))
+    checkpoint = torch.load(tmp_path / "model_0000004.pth", weights_only=True)
+    assert checkpoint["trainer"]["iteration"] == 4
 
-    def run_step(self) -> None:
-        if self.iter == 1:
+
+def test_step_that_cannot_end_after_a_signal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a signal ends another process first."""
+
+    def act(trainer: Steps) -> None:
+        if trainer.iter == 1:
             signal.raise_signal(signal.SIGTERM)
-            raise RuntimeError("DataLoader worker is gone")
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(SystemExit) as ended:
+        Steps(tmp_path, act).run()
+    assert ended.value.code == TO_BE_RESUMED and not list(tmp_path.glob("*.pth"))
+    assert "stopped: " in capsys.readouterr().err
 
 
-def test_a_step_that_a_signal_has_broken_leaves_the_one_before_it(tmp_path, capsys) -> None:
-    trainer = cast(Any, Broken(tmp_path))
-    with pytest.raises(SystemExit) as ended, stop_by_signal(trainer):
-        trainer.train(0, 9)
-    assert ended.value.code == TO_BE_RESUMED
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("stopped: within a step (RuntimeError: DataLoader worker is gone); ")
-    assert "go on from model_0000000.pth" in said
+def test_error_without_a_signal_is_raised(tmp_path: Path) -> None:
+    def act(trainer: Steps) -> None:
+        raise RuntimeError("wrong")
+
+    with pytest.raises(RuntimeError, match="wrong"):
+        Steps(tmp_path, act).run()
 
 
-def test_without_a_signal_its_error_is_one(monkeypatch) -> None:
-    monkeypatch.setattr(comm, "is_main_process", lambda: False)
-    with pytest.raises(RuntimeError, match="closed"), stop_by_signal(TRAINER):
-        raise RuntimeError("Connection closed by peer")
-
-
-def test_sigterm_ends_no_worker_before_its_step(monkeypatch) -> None:
-    """To them it is another signal: by SIGTERM launch ends them."""
-    sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        launch.multiprocessing, "active_children", lambda: [SimpleNamespace(pid=x) for x in (7, 8)]
-    )
-    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
-    with launch._workers_stoppable():
-        signal.raise_signal(signal.SIGTERM)
-    assert sent == [(7, signal.SIGUSR1), (8, signal.SIGUSR1)]
-
-
-def test_a_worker_that_waits_for_one_that_has_died_ends_in_time(monkeypatch) -> None:
+def test_process_that_waits_for_a_dead_one_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """launch sends SIGTERM then."""
-    monkeypatch.setattr(comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(SystemExit), stop_by_signal(TRAINER):
+
+    def act(trainer: Steps) -> None:
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
         signal.raise_signal(signal.SIGTERM)
-        assert 0 < signal.alarm(0) <= 60
+        assert 0 < signal.alarm(0) <= 120
         raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(SystemExit):
+        Steps(tmp_path, act).run()
+
+
+def test_signals_are_passed_on_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    workers = [SimpleNamespace(pid=x) for x in (7, 8)]
+    monkeypatch.setattr(launch.multiprocessing, "active_children", lambda: workers)
+    monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
+    with launch._signals_to_workers():
+        signal.raise_signal(signal.SIGTERM)
+    assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_workers_that_a_signal_ends_before_they_train(is_told: bool, monkeypatch, capsys) -> None:
+def test_worker_that_ends_before_it_trains(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.multiprocessing, "active_children", list)
-    with pytest.raises((SystemExit, UserError)) as ended, launch._workers_stoppable():
+    with pytest.raises((SystemExit, UserError)) as ended, launch._signals_to_workers():
         if is_told:
             signal.raise_signal(signal.SIGTERM)
-        raise ProcessExitedException(
-            "process 1 terminated", error_index=1, error_pid=7, exit_code=-10
-        )
+        raise ProcessExitedException("terminated", error_index=1, error_pid=7, exit_code=-10)
     if is_told:
         assert cast(SystemExit, ended.value).code == TO_BE_RESUMED
-        assert capsys.readouterr().err.startswith("stopped: checkpoints are as they were")
     else:
-        assert "worker process 1 ended by itself" in str(ended.value)
+        assert "--resume" in str(ended.value)

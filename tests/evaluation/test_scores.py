@@ -1,4 +1,4 @@
-"""The highest score, against a decoder that lets everything through."""
+"""The highest score, against the sigmoid of all logits in float64."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from torch import nn
 from retinanet_plugin.evaluation.scores import highest_score
 
 
-def _scores(model: nn.Module, picture: dict[str, object]) -> torch.Tensor:
-    """The highest of each class in one picture, (7,), in float64."""
-    features = model.backbone(model.preprocess_image([picture]).tensor)
+def _scores(model: nn.Module, image: dict[str, object]) -> torch.Tensor:
+    """The highest of each class in one image, (7,), in float64."""
+    features = model.backbone(model.preprocess_image([image]).tensor)
     logits, _ = model.head([features[name] for name in model.head_in_features])
     of_class = [x[0].double().sigmoid().view(9, 7, -1).amax((0, 2)) for x in logits]
     return torch.stack(of_class).amax(0)
@@ -22,18 +22,18 @@ def test_the_highest_score_below_the_threshold() -> None:
     model = build_model(small_config("MODEL.RETINANET.SCORE_THRESH_TEST", 0.99)).eval()
     spread_logits(model)
     model.head.cls_score.weight *= 0.1  # no score near 1
-    pictures = [random_picture(96, 128, 0) for _ in range(2)]
-    scores = torch.stack([_scores(model, picture) for picture in pictures]).amax(0)
+    images = [random_picture(96, 128, 0) for _ in range(2)]
+    scores = torch.stack([_scores(model, image) for image in images]).amax(0)
     kept = scores.argsort()[:2]
     with highest_score(model) as highest, highest_score(model, kept) as of_kept:
         assert highest() is None
-        found = [model([picture])[0]["instances"] for picture in pictures]
-    assert sum(map(len, found)) == 0  # they are seen in spite of that
+        detections = [model([image])[0]["instances"] for image in images]
+    assert sum(map(len, detections)) == 0
     assert highest() == pytest.approx(scores.max().item())
     assert of_kept() == pytest.approx(scores[kept].max().item())
     assert of_kept() < highest()
 
 
-def test_a_detector_without_our_decoder() -> None:
+def test_other_models() -> None:
     with highest_score(nn.Linear(1, 1)) as highest:
         assert highest() is None

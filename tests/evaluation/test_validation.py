@@ -1,4 +1,4 @@
-"""The losses of a test set: against all its pictures as one batch of training."""
+"""The losses of a test set: against all its images as one batch of training."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ LOSSES = {
     "focal": (),
     "ohem": ("MODEL.RETINANET.OHEM.POSITIVE_FRACTION", 0.25),  # as many anchors as it has positives
 }
-Found = dict[str, float]
+Losses = dict[str, float]
 
 
 def detector(loss: str, *overrides: object) -> Any:
@@ -27,17 +27,17 @@ def detector(loss: str, *overrides: object) -> Any:
     return cfg, model
 
 
-def pictures() -> list[dict[str, Any]]:
+def images() -> list[dict[str, Any]]:
     """Of one size, so that a batch pads none; one of them is empty."""
     torch.manual_seed(2)
     return [random_picture(96, 128, count) for count in (9, 0, 2)]
 
 
-def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Found:
+def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Losses:
     model.eval()
     with validation_loss(cfg, model) as loss, torch.no_grad():
-        for picture in some:
-            loss.process([picture], model([picture]))
+        for image in some:
+            loss.process([image], model([image]))
         return loss.evaluate()
 
 
@@ -46,17 +46,17 @@ def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Found:
 def test_as_one_batch_of_training(loss: str, normalizer: str) -> None:
     cfg, model = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", normalizer)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    found = losses_of(cfg, model, pictures())["validation"]
+    losses = losses_of(cfg, model, images())["validation"]
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert "forward_inference" not in vars(model)
+    assert not model.head._forward_hooks
 
     _, same = detector(loss, "MODEL.RETINANET.LOSS_NORMALIZER", "positives")
     same.train()
     for module in same.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    expected = {name: x.item() for name, x in same(pictures()).items()}
-    assert found == pytest.approx({"total_loss": sum(expected.values()), **expected}, rel=1e-5)
+    expected = {name: x.item() for name, x in same(images()).items()}
+    assert losses == pytest.approx({"total_loss": sum(expected.values()), **expected}, rel=1e-5)
 
 
 def test_none_without_ground_truth_or_where_switched_off() -> None:
@@ -76,15 +76,15 @@ def test_workers_of_unequal_shares(monkeypatch) -> None:
     """Each counts alone, for they do not keep step; the first puts the parts together."""
 
     def waits_for_ever(*_: object) -> None:
-        raise AssertionError("asked the other worker within a picture")
+        raise AssertionError("asked the other worker within a image")
 
     parts: list[Any] = []
-    expected = losses_of(*detector("ohem"), pictures())["validation"]
+    expected = losses_of(*detector("ohem"), images())["validation"]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", waits_for_ever)
     monkeypatch.setattr(comm, "gather", lambda part: parts.append(part) or parts)
-    for rank, share in ((1, pictures()[:2]), (0, pictures()[2:])):
+    for rank, share in ((1, images()[:2]), (0, images()[2:])):
         monkeypatch.setattr(comm, "is_main_process", lambda rank=rank: rank == 0)
         found = losses_of(*detector("ohem"), share)
         assert bool(found) == (rank == 0)

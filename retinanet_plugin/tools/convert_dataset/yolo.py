@@ -122,7 +122,7 @@ def _find_classes(folder: Path) -> Path:
 
 
 def _num_keypoint_values(file: Path | None, content: dict[str, Any]) -> int:
-    shape = content.get("kpt_shape") or [0, 0]
+    shape = content.get("kpt_shape", [0, 0])
     if not (isinstance(shape, list) and [type(x) for x in shape] == [int, int]):
         raise UserError(f"{file}: kpt_shape must be two whole numbers, as in [17, 3]")
     return int(shape[0] * shape[1])

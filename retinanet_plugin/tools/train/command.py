@@ -1,14 +1,19 @@
-r"""Trains RetinaNet from a YAML config, or evaluates it with --eval-only, on detectron2's trainer.
+r"""Train a detector from a YAML config, or evaluate one with --eval-only.
 
 retinanet train --config-file retinanet_R50_FPN_1x.yaml --num-gpus 8
 retinanet train --config-file retinanet_R50_FPN_1x.yaml --eval-only MODEL.WEIGHTS model.pth
+
+KEY VALUE pairs at the end override the config. Without a GPU it runs on the CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ...engine import invoke
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Trains or evaluates as the arguments say; see ``engine.launch``."""
-    invoke(args, epilog=__doc__)
+def main(
+    args: Sequence[str] | None = None, after_training: Callable[[str], Any] | None = None
+) -> None:
+    """Trains or evaluates; ``engine.launch.invoke`` explains ``after_training``."""
+    invoke(args, epilog=__doc__, after_training=after_training)
