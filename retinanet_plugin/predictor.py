@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from .config import find_config, get_config
 from .data import register_own_datasets
 from .data.coco_json import read_coco
-from .data.images import read_picture, reason_of, refuse_deep
+from .data.images import read_image, reason_of, require_8_bit
 from .engine.amp import DTYPES, autocast
 from .engine.checkpoint import local_file, read_classes
 from .engine.setup import check_names, choose_device
@@ -165,8 +165,8 @@ class Predictor:
         if isinstance(image, str | Path | Image.Image):
             try:
                 if not isinstance(image, Image.Image):
-                    return read_picture(str(image), target)
-                refuse_deep(image)
+                    return read_image(str(image), target)
+                require_8_bit(image)
                 return _convert(ImageOps.exif_transpose(image), target)
             except Exception as error:  # PIL's decoders raise nearly anything on damaged files
                 raise UserError(f"{image}: cannot read the image ({reason_of(error)}).") from None

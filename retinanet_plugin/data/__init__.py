@@ -1,6 +1,6 @@
-"""Data sets: the synthetic one of the quick start, a person's own, and checks of both."""
+"""Datasets: the synthetic one of the quick start, the user's own, and the rules for both."""
 
 from .images import ReadableDatasetMapper
-from .own import check_datasets, register_own_datasets
+from .own_datasets import check_datasets, register_own_datasets
 
 __all__ = ["ReadableDatasetMapper", "check_datasets", "register_own_datasets"]

@@ -11,7 +11,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .images import read_picture
+from .images import read_image
 
 _NUM_RANGE_SIZES = 5  # image sizes that stand for a range
 
@@ -74,7 +74,7 @@ def read_boxes(names: Sequence[str], track: Callable[[Any], Iterable[Any]] = ite
 def _size_of(entry: Mapping[str, Any]) -> tuple[int, int]:
     if "height" in entry and "width" in entry:
         return entry["height"], entry["width"]
-    height, width = read_picture(entry["file_name"], "BGR").shape[:2]
+    height, width = read_image(entry["file_name"], "BGR").shape[:2]
     return height, width
 
 

@@ -1,8 +1,8 @@
-"""Pictures of shapes among clutter, drawn by this file: what the quick start learns from.
+"""Draws images of shapes among clutter, which the quick start is trained on.
 
-Four classes are told apart by shape alone. Colour, texture, size, rotation and slant are random;
-backgrounds are textured, clutter that is no object lies below and above, objects hide parts of
-one another, and some pictures hold none. :class:`Difficulty` holds all that makes it hard.
+The four classes differ in shape only. Color, texture, size, rotation and slant are random,
+backgrounds are textured, clutter lies below and above the objects, objects occlude one another, and
+some images are empty. :class:`Difficulty` holds everything that makes detection hard.
 """
 
 import math
@@ -19,33 +19,33 @@ Box = tuple[float, float, float, float]
 Drawer = Callable[[np.random.Generator, int], Floats]
 
 CLASSES: tuple[str, ...] = ("disc", "ring", "triangle", "cross")
-PICTURE_SIZE = 128  # pixels a side
-SMALLEST_PICTURE = 32  # below it there is no room between the smallest and the largest object
+IMAGE_SIZE = 128  # pixels per side
+MIN_IMAGE_SIZE = 32  # in smaller images the largest object would be smaller than the smallest
 
-DRAWING = 2  # to be raised when a change of this file changes what is drawn
+DRAWING = 2  # raise it with every change of this file that changes what is drawn
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes the pictures easy or hard; lengths are pixels, colours lie in 0..255."""
+    """What makes the images easy or hard; lengths in pixels, colors in 0..255."""
 
-    empty_share: float = 0.1  # of pictures that hold clutter only
-    max_objects: int = 5  # in each other picture 1 to this many are tried, all equally likely
-    min_side: float = 16.0  # sides, the roots of box areas, are log-uniform between the two
-    max_side_share: float = 0.6  # ... and this share of the picture's own side
-    max_turn: float = 0.25  # a shape is turned up to this much either way, radians
-    max_slant: float = 1.25  # a shape is stretched up to this much, in any direction
-    max_cut: float = 0.1  # up to this share of a box's sides lies beyond the picture's edge
-    min_visible: float = 0.9  # of each object's area, after all that hides it
-    background_levels: tuple[int, int] = (10, 120)  # of a background's colour channels
+    empty_share: float = 0.1  # of images with clutter only
+    max_objects: int = 5  # other images try 1 to this many, all equally likely
+    min_side: float = 16.0  # sides, the square roots of box areas, are log-uniform from here ...
+    max_side_share: float = 0.6  # ... to this share of the image's side
+    max_turn: float = 0.25  # rotation of a shape in either direction, radians
+    max_slant: float = 1.25  # stretch of a shape in any direction
+    max_cut: float = 0.1  # share of a box's side that may lie beyond the image border
+    min_visible: float = 0.9  # share of each object's area that is not occluded
+    background_levels: tuple[int, int] = (10, 120)  # range of a background's color channels
     object_levels: tuple[int, int] = (100, 255)  # of an object's
-    clutter_levels: tuple[int, int] = (10, 220)  # of what is neither
-    min_contrast: float = 100.0  # distance in BGR from what is around, on most of the outline
+    clutter_levels: tuple[int, int] = (10, 220)  # of clutter's
+    min_contrast: float = 100.0  # BGR distance to the surroundings, along most of the outline
     object_texture: float = 20.0  # difference between the two tones of an object
-    background_texture: float = 45.0  # the same of a background
+    background_texture: float = 45.0  # the same for a background
     max_clutter_below: int = 5
     max_clutter_above: int = 1
-    max_shade: float = 0.3  # of the light is missing on one side of the picture
+    max_shade: float = 0.3  # share of light missing on one side of the image
     max_noise: float = 6.0  # standard deviation
     max_blur: float = 0.6  # standard deviation
 
@@ -53,43 +53,43 @@ class Difficulty:
 DEFAULT_DIFFICULTY = Difficulty()
 
 
-# ---------------------------------------------------------------- one picture
+# ---------------------------------------------------------------- one image
 
 
-def draw_picture(
+def draw_image(
     rng: np.random.Generator,
-    size: int = PICTURE_SIZE,
+    size: int = IMAGE_SIZE,
     difficulty: Difficulty = DEFAULT_DIFFICULTY,
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, Box]]]:
-    """Draws one picture of ``size`` x ``size`` pixels; its content depends on ``rng`` alone.
+    """Draws one image of ``size`` x ``size`` pixels, which depends on ``rng`` only.
 
     Returns:
-        The picture, uint8 (size, size, 3), BGR, and for each object its index into
-        :data:`CLASSES` and its box (x0, y0, x1, y1) in pixels. The box is tight, to a quarter
-        of a pixel, around all of the shape that lies inside the picture, hidden or not.
-        Objects come in the order they are drawn: a later one may hide part of an earlier one.
+        The image, (size, size, 3) uint8, BGR; and for each object its index into
+        :data:`CLASSES` and its box (x0, y0, x1, y1) in pixels. The box is tight, to a quarter of a
+        pixel, around the part of the shape inside the image, occluded or not. Objects are in the
+        order they are drawn: a later one may occlude an earlier one.
     """
-    image = _two_tone(
-        rng, size, _colour(rng, difficulty.background_levels), difficulty.background_texture
+    canvas = _two_tone(
+        rng, size, _color(rng, difficulty.background_levels), difficulty.background_texture
     )
     for _ in range(rng.integers(difficulty.max_clutter_below, endpoint=True)):
-        _paint(image, _clutter(rng, size), _colour(rng, difficulty.clutter_levels))
-    objects = _draw_objects(rng, image, difficulty)
+        _paint(canvas, _clutter(rng, size), _color(rng, difficulty.clutter_levels))
+    objects = _draw_objects(rng, canvas, difficulty)
     for _ in range(rng.integers(difficulty.max_clutter_above, endpoint=True)):
         mask = _thin_clutter(rng, size)
         if _leaves_visible(mask, objects, difficulty.min_visible):
-            _hide(mask, objects)
-            _paint(image, mask, _colour(rng, difficulty.clutter_levels))
-    picture = _photograph(rng, image, difficulty)
-    return picture, [(item.class_index, item.box) for item in objects]
+            _occlude(mask, objects)
+            _paint(canvas, mask, _color(rng, difficulty.clutter_levels))
+    image = _photograph(rng, canvas, difficulty)
+    return image, [(item.class_index, item.box) for item in objects]
 
 
 @dataclass
 class _Object:
     class_index: int
     box: Box
-    area: float  # of the whole shape, also of what the picture's edge cuts off
-    visible: Floats  # (size, size), the share of each pixel that shows this object
+    area: float  # of the whole shape, including what the image border cuts off
+    visible: Floats  # (size, size), share of each pixel that shows this object
 
 
 def _draw_objects(rng: np.random.Generator, image: Floats, difficulty: Difficulty) -> list[_Object]:
@@ -104,36 +104,36 @@ def _draw_objects(rng: np.random.Generator, image: Floats, difficulty: Difficult
 def _draw_object(
     rng: np.random.Generator, image: Floats, objects: list[_Object], difficulty: Difficulty
 ) -> None:
-    """Paints one more object where it fits, or none if 40 places in turn do not."""
+    """Paints one more object where it fits, or none if 40 random positions do not."""
     size = image.shape[0]
     class_index = int(rng.integers(len(CLASSES)))
-    # Drawn once, not at each try: large objects fit more rarely and would be lost.
+    # Drawn once, not per try: large objects fit more rarely and would become rare.
     side = _log_uniform(rng, difficulty.min_side, difficulty.max_side_share * size)
     for _ in range(40):
-        new = _place(rng, class_index, side, size, difficulty)
+        new = _random_object(rng, class_index, side, size, difficulty)
         mask = new.visible.copy()
         if not _leaves_visible(mask, objects, difficulty.min_visible):
             continue
         if mask.sum() < difficulty.min_visible * new.area:
             continue
         fill = _two_tone(
-            rng, size, _colour(rng, difficulty.object_levels), difficulty.object_texture
+            rng, size, _color(rng, difficulty.object_levels), difficulty.object_texture
         )
         if not _stands_out(image, mask, fill, difficulty.min_contrast):
             continue
-        _hide(mask, objects)
+        _occlude(mask, objects)
         _paint(image, mask, fill)
         objects.append(new)
         return
 
 
-def _place(
+def _random_object(
     rng: np.random.Generator, class_index: int, side: float, size: int, difficulty: Difficulty
 ) -> _Object:
     contours = _contours(rng, class_index, side, difficulty)
     inside = (0.5 - difficulty.max_cut) * np.ptp(contours[0], axis=0)
-    centre = rng.uniform(inside, size - inside)
-    contours = [contour + centre for contour in contours]
+    center = rng.uniform(inside, size - inside)
+    contours = [contour + center for contour in contours]
     mask, box = _rasterize(contours, size)
     areas = [cv2.contourArea(contour.astype(np.float32)) for contour in contours]
     return _Object(class_index, box, area=areas[0] - sum(areas[1:]), visible=mask)
@@ -144,13 +144,13 @@ def _leaves_visible(mask: Floats, objects: list[_Object], min_visible: float) ->
     return all((item.visible * shown).sum() >= min_visible * item.area for item in objects)
 
 
-def _hide(mask: Floats, objects: list[_Object]) -> None:
+def _occlude(mask: Floats, objects: list[_Object]) -> None:
     for item in objects:
         item.visible *= 1 - mask
 
 
 def _stands_out(image: Floats, mask: Floats, fill: Floats, min_contrast: float) -> bool:
-    """Whether ``fill`` differs enough from what lies just outside three quarters of the outline."""
+    """Whether ``fill`` differs enough from the pixels just outside most of the outline."""
     around = (cv2.dilate(mask, np.ones((5, 5), np.uint8)) > 0.5) & (mask < 0.1)
     distance = np.linalg.norm(image[around] - fill[around], axis=1)
     return bool(np.quantile(distance, 0.25) >= min_contrast)
@@ -158,7 +158,7 @@ def _stands_out(image: Floats, mask: Floats, fill: Floats, min_contrast: float) 
 
 # ---------------------------------------------------------------- shapes
 
-_FINE = 4  # shapes are drawn this many times larger, for smooth edges and finer boxes
+_FINE = 4  # shapes are drawn this many times larger, for smooth edges and precise boxes
 _BITS = 4  # fractional bits of the coordinates given to OpenCV
 
 
@@ -169,15 +169,15 @@ def _polygon(corners: int, radius: float = 1.0) -> npt.NDArray[np.float64]:
 
 def _cross(arm: float = 0.26) -> npt.NDArray[np.float64]:
     quarter = np.array([[arm, arm], [arm, 1.0], [-arm, 1.0]])
-    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # by 90 degrees, of row vectors
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # by 90 degrees, for row vectors
     return np.concatenate([quarter @ np.linalg.matrix_power(turn, i) for i in range(4)])
 
 
-# The outer contour of each class, then its hole if it has one.
+# The outer contour of each class, followed by its hole if it has one.
 _UNIT_CONTOURS = {
     "disc": [_polygon(64)],
     "ring": [_polygon(64), _polygon(64, radius=0.58)],
-    "triangle": [_polygon(3)[:, ::-1] * (1.0, -1.0)],  # upright: its mirror image is itself
+    "triangle": [_polygon(3)[:, ::-1] * (1.0, -1.0)],  # upright, so symmetric under flips
     "cross": [_cross()],
 }
 
@@ -185,7 +185,7 @@ _UNIT_CONTOURS = {
 def _contours(
     rng: np.random.Generator, class_index: int, side: float, difficulty: Difficulty
 ) -> list[npt.NDArray[np.float64]]:
-    """The shape, turned and slanted, its box centred on 0 and of the area ``side ** 2``."""
+    """The rotated and slanted shape; its box is centered on 0 and has the area ``side ** 2``."""
     slant = math.sqrt(_log_uniform(rng, 1.0, difficulty.max_slant))
     direction = _rotation(rng)
     matrix = (
@@ -198,9 +198,9 @@ def _contours(
 
 
 def _rasterize(contours: list[npt.NDArray[np.float64]], size: int) -> tuple[Floats, Box]:
-    """The share of each pixel inside the contours (even-odd), and the box of what was drawn."""
+    """The share of each pixel inside the contours (even-odd), and the box of the drawn pixels."""
     fine = np.zeros((size * _FINE, size * _FINE), np.uint8)
-    # OpenCV counts from the middle of the first pixel, boxes count from its edge.
+    # OpenCV's origin is the center of the first pixel, that of boxes is its corner.
     points = [np.round((contour * _FINE - 0.5) * 2**_BITS).astype(np.int32) for contour in contours]
     cv2.fillPoly(fine, points, 255, shift=_BITS)
     x, y, width, height = (side / _FINE for side in cv2.boundingRect(fine))
@@ -212,7 +212,7 @@ def _rasterize(contours: list[npt.NDArray[np.float64]], size: int) -> tuple[Floa
 
 
 def _clutter(rng: np.random.Generator, size: int) -> Floats:
-    """The mask, float32 (size, size), of one thing that is no object."""
+    """The mask, (size, size) float32, of one piece of clutter."""
     return _any_of(rng, _line, _arc, _scribble, _specks, _hatching, _blob)(rng, size)
 
 
@@ -225,7 +225,7 @@ def _line(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _arc(rng: np.random.Generator, size: int) -> Floats:
-    """At most half of an ellipse: more would look like a ring."""
+    """At most half an ellipse: more would look like a ring."""
     start, sweep = rng.uniform(0, 2 * math.pi), rng.uniform(0.6, math.pi)
     angles = np.linspace(start, start + sweep, 24)
     radii = rng.uniform(0.05, 0.4, 2) * size
@@ -244,10 +244,10 @@ def _hatching(rng: np.random.Generator, size: int) -> Floats:
     """Parallel strokes."""
     turn = _rotation(rng)
     gap, length = rng.uniform(4, 9), rng.uniform(0.1, 0.35) * size
-    centre = rng.uniform(0, size, 2)
+    center = rng.uniform(0, size, 2)
     offsets = (np.arange(rng.integers(3, 8)) * gap)[:, None, None]
     strokes = np.array([[-length / 2, 0.0], [length / 2, 0.0]]) + offsets * np.array([0.0, 1.0])
-    return _stroke(rng, size, list(strokes @ turn + centre))
+    return _stroke(rng, size, list(strokes @ turn + center))
 
 
 def _specks(rng: np.random.Generator, size: int) -> Floats:
@@ -256,10 +256,10 @@ def _specks(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _blob(rng: np.random.Generator, size: int) -> Floats:
-    """A cloud with no edge, which tells it from a disc."""
+    """A cloud, which differs from a disc in that it has no edge."""
     x, y = _pixel_grid(size)
-    (centre_x, centre_y), turn = rng.uniform(0, size, 2), _rotation(rng)
-    offsets = np.stack([x - centre_x, y - centre_y], axis=-1) @ turn
+    (center_x, center_y), turn = rng.uniform(0, size, 2), _rotation(rng)
+    offsets = np.stack([x - center_x, y - center_y], axis=-1) @ turn
     offsets /= rng.uniform(0.04, 0.16, 2) * size
     return (rng.uniform(0.4, 0.9) * np.exp(-0.5 * (offsets**2).sum(axis=-1))).astype(np.float32)
 
@@ -273,27 +273,27 @@ def _stroke(rng: np.random.Generator, size: int, lines: list[npt.NDArray[np.floa
     return mask.astype(np.float32) * np.float32(rng.uniform(0.5, 1.0) / 255)
 
 
-# ---------------------------------------------------------------- colour and texture
+# ---------------------------------------------------------------- color and texture
 
 
-def _colour(rng: np.random.Generator, levels: tuple[int, int]) -> Floats:
+def _color(rng: np.random.Generator, levels: tuple[int, int]) -> Floats:
     return rng.uniform(*levels, 3).astype(np.float32)
 
 
 def _paint(image: Floats, mask: Floats, fill: Floats) -> None:
-    """Lays ``fill``, a colour or a picture, over ``image`` where ``mask`` is; in place."""
-    # Most masks are small: working in their window alone halves the time of a picture.
+    """Blends ``fill``, a color or an image, into ``image`` by ``mask``, in place."""
+    # Most masks are small: restricting the work to their window halves the time per image.
     x, y, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
     window = np.s_[y : y + height, x : x + width]
     fill = np.broadcast_to(fill, image.shape)
     image[window] += mask[window][..., None] * (fill[window] - image[window])
 
 
-def _two_tone(rng: np.random.Generator, size: int, colour: Floats, difference: float) -> Floats:
-    """A picture (size, size, 3) of random texture between two tones around ``colour``."""
+def _two_tone(rng: np.random.Generator, size: int, color: Floats, difference: float) -> Floats:
+    """An image, (size, size, 3), of random texture between two tones around ``color``."""
     tones = _unit_vector(rng, 3) * rng.uniform(0.2, 1) * difference
     field = _any_of(rng, _ramp, _waves, _clouds, _grain)(rng, size) - np.float32(0.5)
-    channels = [level + field * tone for level, tone in zip(colour, tones, strict=True)]
+    channels = [level + field * tone for level, tone in zip(color, tones, strict=True)]
     return np.clip(cv2.merge(channels), 0, 255).astype(np.float32)
 
 
@@ -304,7 +304,7 @@ def _ramp(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _waves(rng: np.random.Generator, size: int) -> Floats:
-    """Stripes with soft or with hard edges."""
+    """Stripes with soft or hard edges."""
     x, y = _pixel_grid(size)
     along_x, along_y = _unit_vector(rng, 2) * (2 * math.pi / _log_uniform(rng, 6, 60))
     wave = np.sin(along_x * x + along_y * y + rng.uniform(0, 2 * math.pi))
@@ -332,7 +332,7 @@ def _to_unit_range(field: npt.NDArray[Any]) -> Floats:
 def _photograph(
     rng: np.random.Generator, image: Floats, difficulty: Difficulty
 ) -> npt.NDArray[np.uint8]:
-    """What a camera does: uneven light, a little blur, noise, rounding."""
+    """Adds what a camera does: uneven light, a little blur, noise, rounding."""
     size = image.shape[0]
     image = image * (1 - rng.uniform(0, difficulty.max_shade) * _ramp(rng, size))[..., None]
     # A kernel of 5 holds three standard deviations of the default blur; OpenCV refuses 0.
@@ -366,7 +366,7 @@ def _rotation(rng: np.random.Generator, most: float = math.pi) -> npt.NDArray[np
 
 
 def _pixel_grid(size: int) -> tuple[Floats, Floats]:
-    """x and y of the pixels' middles, each (size, size)."""
-    middles = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    x, y = np.meshgrid(middles, middles)
+    """x and y of the pixel centers, each (size, size)."""
+    centers = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    x, y = np.meshgrid(centers, centers)
     return x, y

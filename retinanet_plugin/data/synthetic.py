@@ -1,7 +1,7 @@
-"""The data set of the quick start: pictures of :mod:`.shapes` on disk, nothing downloaded.
+"""The dataset of the quick start: images of :mod:`.shapes`, drawn on disk instead of downloaded.
 
-Picture ``i`` of a split depends only on the seed, the split and ``i``, so the same arguments
-give the same bytes with the same numpy and OpenCV, however many other pictures are drawn.
+Image ``i`` of a split depends only on the seed, the split and ``i``: the same arguments give the
+same bytes with the same numpy and OpenCV, however many images are drawn.
 """
 
 import json
@@ -24,10 +24,10 @@ from .shapes import (
     CLASSES,
     DEFAULT_DIFFICULTY,
     DRAWING,
-    PICTURE_SIZE,
-    SMALLEST_PICTURE,
+    IMAGE_SIZE,
+    MIN_IMAGE_SIZE,
     Difficulty,
-    draw_picture,
+    draw_image,
 )
 
 SPLITS = ("train", "test")
@@ -43,20 +43,20 @@ def draw_dataset(
     *,
     num_train: int = NUM_TRAIN,
     num_test: int = NUM_TEST,
-    size: int = PICTURE_SIZE,
+    size: int = IMAGE_SIZE,
     seed: int = SEED,
     difficulty: Difficulty = DEFAULT_DIFFICULTY,
 ) -> None:
-    """Draws the set into the folder ``root``, unless it is there already.
+    """Draws the dataset into the folder ``root``, unless it is already there.
 
-    Writes ``{train,test}/NNNNNN.png`` of ``size`` x ``size`` pixels and the COCO JSON
-    ``annotations/{train,test}.json``, whose ``area`` is that of the box and whose ``info``
-    holds all of the arguments. The folder appears at once when everything is drawn, so an
-    interrupted call leaves none behind, and two calls at the same time both end well.
+    Writes ``{train,test}/NNNNNN.png`` of ``size`` x ``size`` pixels and the COCO JSONs
+    ``annotations/{train,test}.json``, whose ``info`` holds all arguments. The folder appears when
+    everything is drawn, so an interrupted call leaves nothing behind; processes may call it at the
+    same time.
 
     Raises:
-        UserError: ``root`` holds anything but this same set, whole; nothing in it is touched.
-            Also where an argument is out of range or the disk refuses.
+        UserError: if ``root`` holds anything except this very dataset, complete; if an argument is
+            out of range; or if the folder cannot be written.
     """
     counts = {"train": num_train, "test": num_test}
     _check_arguments(counts, size, seed)
@@ -72,54 +72,54 @@ def draw_dataset(
         return
     scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        with tqdm(total=num_train + num_test, desc="drawing pictures", unit="picture") as bar:
+        with tqdm(total=num_train + num_test, desc="drawing images", unit="image") as bar:
             for split in SPLITS:
                 _draw_split(scratch, split, parameters, difficulty, bar)
         _publish(scratch, folder, parameters)
     except OSError as error:
         raise UserError(
-            f"{folder}: the synthetic pictures cannot be written there "
-            f"({error.strerror or error}); make room or name a folder that can be written to"
+            f"{folder}: cannot write the synthetic images there ({error.strerror or error}); make "
+            "room, or set DETECTRON2_DATASETS to another folder"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_arguments(counts: dict[str, int], size: int, seed: int) -> None:
-    least = [("size", size, SMALLEST_PICTURE), ("seed", seed, 0)]
+    least = [("size", size, MIN_IMAGE_SIZE), ("seed", seed, 0)]
     least += [(f"num_{split}", count, 1) for split, count in counts.items()]
     for name, value, minimum in least:
         if value < minimum:
-            raise UserError(f"draw_dataset: {name} is {value}; give {minimum} or more")
+            raise UserError(f"draw_dataset: {name} is {value}; it must be at least {minimum}")
 
 
 def _plain(value: float | tuple[int, int]) -> float | list[int]:
-    """As JSON gives it back, so that what was written compares equal."""
+    """A value of ``Difficulty`` as JSON returns it, for comparing."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
-    """Whether the set is there: False where nothing is, UserError where something else is."""
+    """True if the dataset is there, False if nothing is, UserError if anything else is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    mend = "move it away to have the set drawn, or name another folder"
+    remedy = "move the folder away to have it drawn anew, or use another one"
     for split in SPLITS:
         try:
             found = json.loads(_json_file(folder, split).read_text())["info"]["parameters"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}: is not a whole synthetic data set; {mend}") from None
+            raise UserError(f"{folder}: not a complete synthetic dataset; {remedy}") from None
         if found != parameters:
             other = _difference(found, parameters)
-            raise UserError(f"{folder}: holds a synthetic data set drawn with {other}; {mend}")
+            raise UserError(f"{folder}: holds a dataset drawn with {other}; {remedy}")
         count, wanted = len(list((folder / split).glob("*.png"))), parameters["pictures"][split]
         if count != wanted:
-            raise UserError(f"{folder}: has {count} of {wanted} pictures in {split}/; {mend}")
+            raise UserError(f"{folder}: has {count} of {wanted} images in {split}/; {remedy}")
     return True
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
     if not isinstance(found, dict):
-        return "unknown parameters"
+        return "other parameters"
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in differing)
 
@@ -133,9 +133,9 @@ def _draw_split(
     (root / split).mkdir(parents=True)
     for index in range(parameters["pictures"][split]):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        picture, objects = draw_picture(rng, size, difficulty)
+        image, objects = draw_image(rng, size, difficulty)
         file_name = f"{index:06d}.png"
-        (root / split / file_name).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        (root / split / file_name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
         image_id = index + 1
         images.append({"id": image_id, "file_name": file_name, "width": size, "height": size})
         for class_index, (x0, y0, x1, y1) in objects:
@@ -168,7 +168,7 @@ def _publish(scratch: Path, folder: Path, parameters: dict[str, Any]) -> None:
     try:
         scratch.rename(folder)
     except OSError:
-        # Another process may have been faster: its set is as good as ours.
+        # Another process may have been faster; its dataset is the same.
         if not _is_drawn(folder, parameters):
             raise
 
@@ -181,11 +181,10 @@ def _json_file(root: Path, split: str) -> Path:
 
 
 def register() -> None:
-    """Makes ``retinanet_quickstart_train`` and ``retinanet_quickstart_test`` known to detectron2.
+    """Registers ``retinanet_quickstart_train`` and ``retinanet_quickstart_test`` in detectron2.
 
-    They live in ``$DETECTRON2_DATASETS/retinanet_quickstart``, as detectron2's own sets live
-    in theirs. Registering touches no disk: the set is drawn when it is first loaded. A second
-    call changes nothing.
+    Their folder is ``$DETECTRON2_DATASETS/retinanet_quickstart``. The dataset is drawn when it is
+    first loaded, not here. A second call changes nothing.
     """
     datasets = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
     root = datasets / DATASET_NAME
@@ -199,7 +198,7 @@ def register() -> None:
             image_root=str(root / split),
             evaluator_type="coco",
             thing_classes=list(CLASSES),
-            drawn_on_demand=True,  # its files may be absent yet
+            drawn_on_demand=True,  # its files may not exist yet
         )
 
 

@@ -11,7 +11,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
-from ..data.stream import random_numbers_of
+from ..data.training_loader import seeded_random
 from ..errors import did_you_mean
 from .checkpoint import SafeCheckpointer
 from .parallel import share_statistics
@@ -105,7 +105,7 @@ class Evaluation(EvalHook):
 
     def _evaluate(self, step: int) -> None:
         share_statistics(self.trainer.model)
-        with random_numbers_of(0):
+        with seeded_random(0):
             results = flatten_results_dict(self._func())
             metrics = {name: float(value) for name, value in results.items()}
             self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)

@@ -1,7 +1,7 @@
 """What a run saves to be resumed: checkpoints, and recent values of its losses.
 
 The rest of what a resumed run needs to be the same run follows from the seed and the step: the
-order of the images (:mod:`..data.stream`) and the random numbers of a step.
+order of the images (:mod:`..data.training_loader`) and the random numbers of a step.
 """
 
 import logging

@@ -31,7 +31,12 @@ from torch import nn
 
 from ..acceleration.accelerate import speed_up, speed_up_inference
 from ..data import ReadableDatasetMapper
-from ..data.stream import TrainingLoader, build_training_loader, leave_signals, seed_step
+from ..data.training_loader import (
+    TrainingLoader,
+    build_training_loader,
+    ignore_signals,
+    seed_step,
+)
 from ..errors import UserError, printable, sentence_of
 from ..evaluation.draw_detections import draw_detections
 from ..evaluation.scores import highest_of_workers, highest_score
@@ -75,8 +80,8 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self._stream = self.data_loader if isinstance(self.data_loader, TrainingLoader) else None
-        self._seed = self._stream.seed if self._stream else int(comm.shared_random_seed())
+        self._loader = self.data_loader if isinstance(self.data_loader, TrainingLoader) else None
+        self._seed = self._loader.seed if self._loader else int(comm.shared_random_seed())
         self._classes = _classes(cfg.DATASETS.TRAIN)
         self.checkpointer = SafeCheckpointer(
             self.model, cfg.OUTPUT_DIR, classes=self._classes, trainer=weakref.proxy(self)
@@ -125,8 +130,8 @@ class Trainer(DefaultTrainer):
                 "or give its checkpoint as MODEL.WEIGHTS of a run in another OUTPUT_DIR."
             ) from None
         self.checkpointer.complete = False
-        if self._stream:
-            self._stream.stream.first_batch = self.start_iter
+        if self._loader:
+            self._loader.first_batch = self.start_iter
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seed": self._seed, "settings": self._settings()}
@@ -134,13 +139,13 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._seed = state_dict.get("seed", self._seed)  # detectron2's checkpoints have none
-        if self._stream:
-            self._stream.seed = self._seed
+        if self._loader:
+            self._loader.seed = self._seed
         warn_of_changes(state_dict.get("settings"), self._settings())
         self._has_state = True
 
     def _settings(self) -> dict[str, str]:
-        return settings_of(self.cfg, self._stream.content if self._stream else "")
+        return settings_of(self.cfg, self._loader.content if self._loader else "")
 
     def run_step(self) -> None:
         seed_step(self._seed, self.iter, comm.get_rank())
@@ -174,7 +179,7 @@ class Trainer(DefaultTrainer):
         """Returns detectron2's loader; with ``TEST.LOSS`` its images have their ground truth."""
         mapper = mapper_with_truth(cfg) if cfg.TEST.LOSS else ReadableDatasetMapper(cfg, False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        loader.worker_init_fn = leave_signals
+        loader.worker_init_fn = ignore_signals
         return loader
 
     @classmethod

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image, ImageDraw
 from torch import as_tensor
 
-from ..data.images import read_picture
+from ..data.images import read_image
 from ..errors import printable
 from .drawing import draw, font_of
 
@@ -63,7 +63,7 @@ def draw_detections(
 
 
 def _row(picture: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
-    image = read_picture(picture["file_name"], "BGR")
+    image = read_image(picture["file_name"], "BGR")
     scale = _WIDTH / image.shape[1]
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     image = cv2.resize(image, (_WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=how)

@@ -1,4 +1,4 @@
-"""A small valid COCO data set on disk, for tests that plant one fault in it."""
+"""A small valid COCO dataset on disk, for tests that plant one fault in it."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SIZES = {"a.png": (40, 30), "b.png": (30, 40), "sub/c.png": (32, 32)}
 
 
 def valid_content() -> dict[str, Any]:
-    """Three pictures, two classes with ids 2 and 7, four boxes, one of them a crowd."""
+    """Three images, two classes with ids 2 and 7, four boxes, one of them a crowd."""
     return {
         "info": {"description": "test"},
         "categories": [{"id": 7, "name": "dög"}, {"id": 2, "name": "cat"}],
@@ -35,15 +35,8 @@ def valid_content() -> dict[str, Any]:
 
 
 def box(number: int, image_id: int, category_id: int, bbox: list[float]) -> dict[str, Any]:
-    area = bbox[2] * bbox[3]
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": bbox,
-        "area": area,
-        "iscrowd": 0,
-    }
+    row = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": bbox}
+    return {**row, "area": bbox[2] * bbox[3], "iscrowd": 0}
 
 
 def write_json(folder: Path, content: object, name: str = "train.json") -> Path:
@@ -53,7 +46,7 @@ def write_json(folder: Path, content: object, name: str = "train.json") -> Path:
 
 
 def write_set(folder: Path, content: object = None, name: str = "train.json") -> Path:
-    """Writes the JSON and, in ``folder/images``, the pictures of the valid set."""
+    """Writes the JSON and, in ``folder/images``, the images of the valid dataset."""
     rng = np.random.default_rng(0)
     for file_name, (width, height) in SIZES.items():
         file = folder / "images" / file_name
@@ -77,7 +70,7 @@ def own_config(folder: Path, num_classes: int = -1, /, **own: str) -> CfgNode:
 
 @contextmanager
 def forget_new_sets() -> Iterator[None]:
-    """Takes what is registered within the block out of detectron2's catalogs again."""
+    """Removes what is registered within the block from detectron2's catalogs."""
     catalogs = (DatasetCatalog, MetadataCatalog)
     known = [set(catalog) for catalog in catalogs]
     try:

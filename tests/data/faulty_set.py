@@ -1,4 +1,4 @@
-"""A training and a test set on disk without a fault, and what plants one of each kind in them."""
+"""Sound training and test sets on disk, and functions that plant faults in them."""
 
 import json
 from collections.abc import Callable
@@ -10,24 +10,28 @@ from coco_sets import box, write_json
 from PIL import Image
 
 WIDTH, HEIGHT = 96, 72
-NUM_CLEAN = 5  # pictures of each split without a fault
+NUM_SOUND = 5  # images of each split without a fault
 CLASSES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+GOOD = [20, 20, 40, 40]
+
+Content = dict[str, Any]
+Planted = tuple[str, str]  # severity, and a part of the message that identifies the entry
 
 
-def picture(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+def noise(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def write_clean_set(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes pictures, ``train.json`` and ``val.json``; returns the content of both."""
-    (folder / "pictures").mkdir(parents=True)
+def write_sound_sets(folder: Path) -> tuple[Content, Content]:
+    """Writes images, ``train.json`` and ``val.json``; returns the content of both."""
+    (folder / "images").mkdir(parents=True)
     contents = []
     for split, seed in (("train", 0), ("val", 100)):
-        content: dict[str, Any] = {"info": {}, "categories": [dict(row) for row in CLASSES]}
+        content: Content = {"info": {}, "categories": [dict(row) for row in CLASSES]}
         content["images"], content["annotations"] = [], []
-        for i in range(1, NUM_CLEAN + 1):
-            add_picture(folder, content, f"{split}_{i}.png", picture(seed + i))
+        for i in range(1, NUM_SOUND + 1):
+            add_image(folder, content, f"{split}_{i}.png", noise(seed + i))
             add_box(content, i, 1, [4, 5, 40, 30])
             add_box(content, i, 2, [50, 20, 36, 45])
         write_json(folder, content, f"{split}.json")
@@ -35,20 +39,17 @@ def write_clean_set(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return contents[0], contents[1]
 
 
-def add_picture(
-    folder: Path, content: dict[str, Any], name: str, pixels: Image.Image | None, **options: Any
-) -> int:
-    """Adds an entry, and saves the picture where there is one; returns the id."""
+def add_image(folder: Path, content: Content, name: str, image: Image.Image, **options: Any) -> int:
+    """Saves an image and adds its entry; returns the id."""
     number = len(content["images"]) + 1
-    size = pixels.size if pixels else (WIDTH, HEIGHT)
-    content["images"].append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-    if pixels:
-        pixels.save(folder / "pictures" / name, **options)
+    width, height = image.size
+    content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
+    image.save(folder / "images" / name, **options)
     return number
 
 
 def add_box(
-    content: dict[str, Any], image_id: int, category_id: int, bbox: list[Any], **keys: Any
+    content: Content, image_id: int, category_id: int, bbox: list[Any], **keys: Any
 ) -> None:
     number = len(content["annotations"]) + 1
     content["annotations"].append(
@@ -56,17 +57,10 @@ def add_box(
     )
 
 
-Content = dict[str, Any]
-Planted = tuple[str, str]  # severity, and what the finding's sentence must hold
-
-GOOD = [20, 20, 40, 40]
-
-
-def sound(
-    folder: Path, content: Content, name: str, pixels: Image.Image, **options: Any
-) -> Content:
-    """Adds a picture with a box; returns its entry."""
-    add_box(content, add_picture(folder, content, name, pixels, **options), 1, GOOD)
+def add_sound(folder: Path, content: Content, name: str, image: Any, **options: Any) -> Content:
+    """Adds an image with a box; returns its entry."""
+    image = noise(image) if isinstance(image, int) else image
+    add_box(content, add_image(folder, content, name, image, **options), 1, GOOD)
     entry: Content = content["images"][-1]
     return entry
 
@@ -75,111 +69,105 @@ def malformed_entry(folder: Path, train: Content, val: Content) -> list[Planted]
     add_box(train, 1, 1, [1, 2, "3", 4])
     train["annotations"].append([[1, 2], 3])
     train["images"].append({"id": "7", "file_name": "x.png", "width": 1, "height": 1})
-    sound(folder, train, "unsized.png", picture(31))["width"] = "96"
+    add_sound(folder, train, "unsized.png", 31)["width"] = "96"
     add_box(train, 1, 1, [30, 30, 40, 40], area="large")
     add_box(train, 2, 1, [30, 30, 40, 40], ignore=1)
-    return [
-        ("error", 'bbox is [1, 2, "3", 4]'),
-        ("error", "[[1, 2], 3] is not an object"),
-        ("error", 'id is "7"'),
-        ("error", 'width is "96"'),
-        ("error", 'area is "large"'),
-        ("error", "ignore is 1"),
-    ]
+    parts = '[1, 2, "3", 4]', "[[1, 2], 3]", 'id is "7"', 'width is "96"', '"large"', "ignore is 1"
+    return [("error", part) for part in parts]
 
 
-def id_taken_twice(folder: Path, train: Content, val: Content) -> list[Planted]:
+def duplicate_id(folder: Path, train: Content, val: Content) -> list[Planted]:
     train["images"].append({**train["images"][0], "file_name": "nowhere.png"})
     add_box(val, 1, 1, [30, 30, 40, 40], id=1)
-    return [("error", '"nowhere.png"'), ("warning", "annotations[")]
+    return [("error", "images["), ("warning", "annotations[")]
 
 
-def classes_of_one_name(folder: Path, train: Content, val: Content) -> list[Planted]:
+def duplicate_class_name(folder: Path, train: Content, val: Content) -> list[Planted]:
     for content in (train, val):
         content["categories"] += [{"id": 11, "name": "dog"}, {"id": 12, "name": "CAT "}]
-        for i in range(1, NUM_CLEAN + 1):
+        for i in range(1, NUM_SOUND + 1):
             for category_id in (11, 12):
                 add_box(content, i, category_id, [10, 30, 40, 40])
                 add_box(content, i, category_id, [30, 12, 45, 40])
-    return [("error", 'id 11 "dog" and id 2 "dog"'), ("warning", 'id 12 "CAT " and id 1 "cat"')] * 2
+    return [("error", "categories[2] (id 11)"), ("warning", "categories[3] (id 12)")] * 2
 
 
 def classes_differ(folder: Path, train: Content, val: Content) -> list[Planted]:
     val["categories"].append({"id": 21, "name": "cow"})
-    return [("error", 'id 21 "cow" is not declared in')]
+    return [("error", '21 "cow"')]
 
 
 def undeclared_class(folder: Path, train: Content, val: Content) -> list[Planted]:
     add_box(train, 1, 99, [10, 20, 40, 40])
-    return [("error", "category_id 99 is not declared")]
+    return [("error", "category_id 99")]
 
 
 def unused_class(folder: Path, train: Content, val: Content) -> list[Planted]:
     for content in (train, val):
         content["categories"].append({"id": 31, "name": "emu"})
-    return [("warning", '"emu" (id 31) has no box')]
+    return [("warning", '"emu" (id 31)')]
 
 
 def rare_class(folder: Path, train: Content, val: Content) -> list[Planted]:
     for content in (train, val):
         content["categories"].append({"id": 41, "name": "fox"})
     add_box(train, 1, 41, [12, 20, 40, 40])
-    return [("warning", '"fox" (id 41) has 1 box,')]
+    return [("warning", '"fox" (id 41)')]
 
 
-def unknown_picture(folder: Path, train: Content, val: Content) -> list[Planted]:
+def unknown_image(folder: Path, train: Content, val: Content) -> list[Planted]:
     add_box(train, 999, 1, GOOD)
-    return [("error", "image_id 999 is the id of no picture")]
+    return [("error", "image_id 999")]
 
 
-def absent_picture(folder: Path, train: Content, val: Content) -> list[Planted]:
-    entry = sound(folder, train, "absent.png", picture(32))
-    (folder / "pictures" / entry["file_name"]).unlink()
-    return [("error", '"absent.png"')]
+def missing_image(folder: Path, train: Content, val: Content) -> list[Planted]:
+    entry = add_sound(folder, train, "missing.png", 32)
+    (folder / "images" / entry["file_name"]).unlink()
+    return [("error", '"missing.png"')]
 
 
-def unreadable_picture(folder: Path, train: Content, val: Content) -> list[Planted]:
-    entry = sound(folder, train, "text.png", picture(33))
-    (folder / "pictures" / entry["file_name"]).write_text("not a picture")
+def unreadable_image(folder: Path, train: Content, val: Content) -> list[Planted]:
+    entry = add_sound(folder, train, "text.png", 33)
+    (folder / "images" / entry["file_name"]).write_text("not an image")
     return [("error", '"text.png"')]
 
 
-def truncated_picture(folder: Path, train: Content, val: Content) -> list[Planted]:
+def truncated_image(folder: Path, train: Content, val: Content) -> list[Planted]:
     names = "cut.jpg", "cut.png"
     for seed, name in enumerate(names):
-        sound(folder, train, name, picture(34 + seed))
-        file = folder / "pictures" / name
+        add_sound(folder, train, name, 34 + seed)
+        file = folder / "images" / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     return [("error", f'"{name}"') for name in names]
 
 
-def picture_size(folder: Path, train: Content, val: Content) -> list[Planted]:
-    sound(folder, train, "size.png", picture(36))["width"] = 90
-    return [("error", "is 96 x 72, but the JSON says 90 x 72")]
+def image_size(folder: Path, train: Content, val: Content) -> list[Planted]:
+    add_sound(folder, train, "size.png", 36)["width"] = 90
+    return [("error", '"size.png"')]
 
 
 def exif_rotation(folder: Path, train: Content, val: Content) -> list[Planted]:
-    for orientation, name in ((6, "unturned.jpg"), (6, "turned.jpg"), (3, "upside_down.jpg")):
+    for orientation, name in ((6, "unrotated.jpg"), (6, "rotated.jpg"), (3, "upside_down.jpg")):
         exif = Image.Exif()
         exif[274] = orientation
-        sound(folder, train, name, picture(len(name)), exif=exif)
-    entry = next(row for row in train["images"] if row["file_name"] == "turned.jpg")
+        add_sound(folder, train, name, len(name), exif=exif)
+    entry = next(row for row in train["images"] if row["file_name"] == "rotated.jpg")
     entry.update(width=HEIGHT, height=WIDTH)
-    return [("error", "unturned.jpg"), ("info", '"turned.jpg"'), ("warning", "upside_down.jpg")]
+    return [("error", '"unrotated.jpg"'), ("info", '"rotated.jpg"'), ("warning", "upside_down")]
 
 
-def picture_twice(folder: Path, train: Content, val: Content) -> list[Planted]:
+def duplicate_image(folder: Path, train: Content, val: Content) -> list[Planted]:
     for seed, content in ((40, train), (41, val)):
-        sound(folder, content, f"first_{seed}.png", picture(seed))
-        sound(folder, content, f"again_{seed}.png", picture(seed))
+        add_sound(folder, content, f"first_{seed}.png", seed)
+        add_sound(folder, content, f"again_{seed}.png", seed)
     return [("warning", "again_40.png"), ("warning", "again_41.png")]
 
 
-def picture_in_both_splits(folder: Path, train: Content, val: Content) -> list[Planted]:
-    sound(folder, train, "leak_train.png", picture(42))
-    sound(folder, val, "leak_val.png", picture(42))
-    sound(folder, train, "leak_train.bmp", picture(43))  # only the pixels are the same
-    sound(folder, val, "leak_val.tif", picture(43))
+def image_in_both_splits(folder: Path, train: Content, val: Content) -> list[Planted]:
+    add_sound(folder, train, "leak_train.png", 42)
+    add_sound(folder, val, "leak_val.png", 42)
+    add_sound(folder, train, "leak_train.bmp", 43)  # the same pixels in another format
+    add_sound(folder, val, "leak_val.tif", 43)
     return [("error", '"leak_train.png"'), ("error", '"leak_train.bmp"')]
 
 
@@ -198,7 +186,7 @@ def empty_box(folder: Path, train: Content, val: Content) -> list[Planted]:
 def box_outside(folder: Path, train: Content, val: Content) -> list[Planted]:
     add_box(train, 3, 1, [60, 40, 60, 20])
     add_box(train, 3, 1, [500, 500, 20, 20])
-    return [("error", "[60, 40, 60, 20] reaches outside"), ("error", "[500, 500, 20, 20] reaches")]
+    return [("error", "[60, 40, 60, 20]"), ("error", "[500, 500, 20, 20]")]
 
 
 def duplicate_box(folder: Path, train: Content, val: Content) -> list[Planted]:
@@ -209,7 +197,7 @@ def duplicate_box(folder: Path, train: Content, val: Content) -> list[Planted]:
 
 def large_box(folder: Path, train: Content, val: Content) -> list[Planted]:
     add_box(train, 5, 1, [0, 0, WIDTH, HEIGHT])
-    return [("warning", "covers 100% of its picture")]
+    return [("warning", "100%")]
 
 
 def unmatched_box(folder: Path, train: Content, val: Content) -> list[Planted]:
@@ -219,26 +207,26 @@ def unmatched_box(folder: Path, train: Content, val: Content) -> list[Planted]:
 
 
 def no_boxes(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_picture(folder, train, "bare.png", picture(44))
+    add_image(folder, train, "bare.png", noise(44))
     return [("info", '"bare.png"')]
 
 
 PLANT: dict[str, Callable[[Path, Content, Content], list[Planted]]] = {
-    function.__name__.replace("_", " ").replace("exif", "EXIF"): function
+    function.__name__.replace("_", "-"): function
     for function in (
-        *(malformed_entry, id_taken_twice, classes_of_one_name, classes_differ, undeclared_class),
-        *(unused_class, rare_class, unknown_picture, absent_picture, unreadable_picture),
-        *(truncated_picture, picture_size, exif_rotation, picture_twice, picture_in_both_splits),
+        *(malformed_entry, duplicate_id, duplicate_class_name, classes_differ, undeclared_class),
+        *(unused_class, rare_class, unknown_image, missing_image, unreadable_image),
+        *(truncated_image, image_size, exif_rotation, duplicate_image, image_in_both_splits),
         *(box_not_finite, empty_box, box_outside, duplicate_box, large_box, unmatched_box),
         no_boxes,
     )
 }
 
 
-def plant(folder: Path, *kinds: str) -> dict[str, list[Planted]]:
-    """Writes both sets into ``folder`` with faults of these kinds; returns what is to be found."""
-    train, val = write_clean_set(folder)
-    planted = {kind: PLANT[kind](folder, train, val) for kind in kinds}
+def plant(folder: Path, *rules: str) -> dict[str, list[Planted]]:
+    """Writes both sets into ``folder`` with faults of these rules; returns what to find."""
+    train, val = write_sound_sets(folder)
+    planted = {rule: PLANT[rule](folder, train, val) for rule in rules}
     for name, content in (("train.json", train), ("val.json", val)):
         (folder / name).write_text(json.dumps(content))
     return planted

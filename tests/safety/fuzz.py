@@ -36,9 +36,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet_plugin import UserError, add_retinanet_config, get_config
-from retinanet_plugin.data.coco_entries import Entries
 from retinanet_plugin.data.coco_json import BAD_BOXES, read_coco
-from retinanet_plugin.data.images import ReadableDatasetMapper, check_pictures
+from retinanet_plugin.data.coco_rules import CocoDataset
+from retinanet_plugin.data.image_rules import check_image_files
+from retinanet_plugin.data.images import ReadableDatasetMapper
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
 from retinanet_plugin.engine.setup import check_names, choose_device
 from retinanet_plugin.tools.convert_dataset import read
@@ -310,8 +311,10 @@ def _use_picture(folder: Path, content: bytes) -> None:
     path = folder / "fuzzed.png"
     path.write_bytes(content)
     row = {"id": 1, "file_name": path.name, "width": SIZE[0], "height": SIZE[1]}
+    dataset = CocoDataset(folder / "a.json", {"images": [row]})
+    list(dataset.check())
     try:
-        check_pictures(Entries(folder / "a.json", "images", [row]), folder)
+        check_image_files(dataset, folder)
     finally:
         mapper = ReadableDatasetMapper(True, augmentations=[], image_format="BGR")
         mapper({**row, "file_name": str(path)})

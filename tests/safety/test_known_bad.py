@@ -19,9 +19,11 @@ from PIL import EpsImagePlugin, Image
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.config_file import load_yaml
-from retinanet_plugin.data.coco_entries import Entries
+from retinanet_plugin.data import images
 from retinanet_plugin.data.coco_json import read_coco
-from retinanet_plugin.data.images import ReadableDatasetMapper, check_pictures, read_picture
+from retinanet_plugin.data.coco_rules import CocoDataset
+from retinanet_plugin.data.image_rules import check_image_files
+from retinanet_plugin.data.images import ReadableDatasetMapper
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
 from retinanet_plugin.engine.safe_pickle import load_arrays
 from retinanet_plugin.errors import printable
@@ -146,7 +148,7 @@ def test_ten_million_points_are_read(tmp_path: Path) -> None:
     points = "1," * 999_999 + "1"
     path = tmp_path / "train.json"
     path.write_bytes(known_bad.coco_with_outline(points))
-    assert read_coco(path).mended == ()
+    assert read_coco(path).changes == ()
 
 
 def test_brackets_within_texts_nest_nothing(tmp_path: Path) -> None:
@@ -166,15 +168,17 @@ def test_picture(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     make, said = known_bad.PICTURES[case]
     _pretend_ghostscript(tmp_path, monkeypatch)
     make(Path("a.png"))
+    dataset = CocoDataset(Path("t.json"), {"images": [_row()]})
+    list(dataset.check())
     with pytest.raises(UserError, match=said) as caught:
-        check_pictures(Entries(Path("t.json"), "images", [_row()]), Path())
+        check_image_files(dataset, Path())
     assert is_sentence(str(caught.value))
     mapper = ReadableDatasetMapper(True, augmentations=[], image_format="BGR")
     with pytest.raises(UserError, match=said) as caught:
         mapper(_row())
     assert is_sentence(str(caught.value))
     with pytest.raises((OSError, ValueError, Image.DecompressionBombError), match=said):
-        read_picture("a.png", "RGB")
+        images.read_image("a.png", "RGB")
 
 
 def _pretend_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""All that is wrong with data sets, listed, shown and mended: ``tools.check_dataset``."""
+"""``retinanet check-dataset``: lists, draws and fixes everything that is wrong with a dataset."""

@@ -1,49 +1,61 @@
-"""Everything that is looked for in data sets, in one go."""
+"""Everything that ``check-dataset`` looks for, in one pass over the datasets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
-from .boxes import AnchorRule, check_anchors, check_boxes, check_classes
-from .entries import CheckedSet, Source, read_set
-from .findings import Finding
-from .pictures import Files, check_pictures, check_repeated, look_at
+from ...data.findings import Finding
+from ...data.image_rules import image_findings
+from .anchors import AnchorRule, find_unmatched
+from .boxes import box_limits, find_class_problems, find_suspicious
+from .checked_set import CheckedSet, Files
+from .images import decode_images, find_repeated
+from .sources import Source
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Data sets that were gone through.
-
-    Args:
-        leaked: the training sets' images that are tested on too, by id.
-    """
+    """Datasets that were checked together."""
 
     sets: Sequence[CheckedSet]
     files: Files
-    leaked: Sequence[tuple[CheckedSet, int]]
 
     @property
     def findings(self) -> list[Finding]:
-        return [finding for checked in self.sets for finding in checked.findings]
+        """Those of all datasets."""
+        return [finding for one in self.sets for finding in one.findings]
+
+    def path_of(self, finding: Finding) -> Path | None:
+        """The image file that a finding is about, if any."""
+        folders = {one.source.file: one.source.folder for one in self.sets}
+        return folders[finding.file] / finding.image if finding.image else None
 
     def count(self, severity: str) -> int:
+        """The number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
 
 def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
-    """Goes through all sets, past each fault; progress goes to the standard error output."""
-    sets = [read_set(source) for source in sources]
-    files = look_at(sets, workers)
-    for checked in sets:
-        check_pictures(checked, files)
-        check_boxes(checked, files)
-    check_classes(sets)
-    leaked = check_repeated(sets, files)
-    trained = [checked for checked in sets if checked.source.training] or sets
-    boxes = sum(len(checked.annotations) for checked in trained)
+    """Checks all datasets, past every error; shows progress on the standard error output.
+
+    Args:
+        workers: images decoded at a time.
+    """
+    sets = [CheckedSet.read(source) for source in sources]
+    files = decode_images(sets, workers)
+    for one in sets:
+        limits = box_limits(one, files)
+        one.findings += image_findings(one.dataset, one.source.folder, files)
+        one.findings += one.dataset.check_boxes(limits)
+        one.findings += find_suspicious(one.dataset, limits)
+    for one, finding in [*find_class_problems(sets), *find_repeated(sets, files)]:
+        one.findings.append(finding)
+    trained = [one for one in sets if one.source.training] or sets
+    boxes = sum(len(one.dataset.annotations) for one in trained)
     with tqdm(total=boxes * len(rule.scales), desc="anchors", unit="box") as bar:
-        for checked in trained:
-            check_anchors(checked, files, rule, bar.update)
+        for one in trained:
+            one.findings += find_unmatched(one, files, rule, bar.update)
         bar.update(bar.total - bar.n)
-    return Checked(sets, files, leaked)
+    return Checked(sets, files)

@@ -1,103 +1,90 @@
-"""All that is wrong with a data set: every picture decoded, every box looked at.
+"""Finds what is wrong with a dataset, and fixes copies of it.
 
-    python -m retinanet_plugin.tools.check_dataset.command --config-file my.yaml
-    python -m retinanet_plugin.tools.check_dataset.command --json train.json --images pictures \
-        --json val.json --images pictures --fix mended
+    retinanet check-dataset --config-file my.yaml
+    retinanet check-dataset --json train.json --images images --json val.json --images images \\
+        --fix fixed
 
-Looks at the data sets that the config names, or at COCO JSONs, of which the first is the training
-set. A table goes to the standard output; check_dataset.html (with the worst cases drawn) and
-check_dataset.json (all findings) into the folder. The exit status is 1 if there are errors, 0 if
-there are none, 2 for a mistake on the command line; with --fix too it tells of the set as given.
-Words at the end override keys of the config, from which anchors and picture sizes come.
+Checks the datasets of a config, or COCO JSONs of which the first is the training set: every image
+is decoded, every box is looked at. Prints a table, and writes check_dataset.html, with the worst
+cases drawn, and check_dataset.json, with all findings. Exits with 1 if there are errors, else with
+0; --fix does not change that. Anchors and image sizes come from the config.
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from ...command_line import whole
+from ...command_line import (
+    add_config_file,
+    add_output,
+    add_overrides,
+    command_parser,
+    parse,
+    positive_int,
+)
 from ...config import get_config
 from ...data.dataset_boxes import training_scales
-from ...engine import import_code
 from ...engine.setup import check_names
-from ...engine.user_code import add_option
-from ...errors import UserError, one_sentence
+from ...errors import UserError
 from ...evaluation.anchor_coverage import Anchors, positive_threshold
-from ...utils import output_files, write_json, write_text
-from .boxes import AnchorRule
+from ...utils import cpu_count, output_files, write_json, write_text
+from .anchors import AnchorRule
 from .check import check
-from .entries import Source, sources_of, sources_of_files
-from .fix import copies_of, mend, write_mended
+from .fix import fix, paths_of_copies, write_copies
 from .page import html
-from .table import report, terminal
+from .report import as_json, table
+from .sources import Source, sources_of_config, sources_of_files
 
 _DEFAULT_CONFIG = "Base-RetinaNet.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.check_dataset.command",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser("check-dataset", __doc__)
+    add_config_file(parser, required=False)
+    path: dict[str, Any] = {"action": "append", "default": [], "type": Path}
+    parser.add_argument("--json", metavar="FILE", help="COCO JSON; may be given again", **path)
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="image folder of each --json, or of all of them", **path
     )
-    words.add_argument(
-        "--config-file", help=f"file or shipped name; default with --json: {_DEFAULT_CONFIG}"
+    parser.add_argument(
+        "--fix", type=Path, metavar="FOLDER", help="write fixed copies of the JSONs there"
     )
-    words.add_argument("--json", action="append", default=[], metavar="FILE", help="COCO JSON")
-    words.add_argument(
-        "--images",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="of the pictures of each --json, or of all of them",
-    )
-    words.add_argument(
-        "--fix", type=Path, metavar="FOLDER", help="write mended copies of the JSONs there"
-    )
-    words.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/check_dataset"
-    )
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    words.add_argument(
+    add_output(parser, "folder for page and JSON; default: OUTPUT_DIR/check_dataset")
+    parser.add_argument(
         "--workers",
-        type=whole(1),
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4,
+        type=positive_int,
+        default=cpu_count(),
         metavar="N",
-        help="pictures decoded at a time; default: the processor's cores (%(default)s)",
+        help="images decoded at a time; default: the number of CPU cores (%(default)s)",
     )
-    add_option(words)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
-    return words
+    add_overrides(parser)
+    return parser
 
 
 def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[Source]]:
-    """The configuration and the data sets.
+    """The config and the datasets.
 
     Raises:
         UserError: for a mistake in either.
     """
-    import_code(args.imports)
     if bool(args.json) != bool(args.images):
-        raise UserError(
-            "--json and --images go together: a COCO JSON and the folder of its pictures."
-        )
+        raise UserError("--json and --images: give both, a COCO JSON and its image folder.")
     if not args.json and not args.config_file:
-        raise UserError("nothing to check: give --config-file, or --json FILE and --images FOLDER.")
+        raise UserError("--config-file: not given; give it, or --json and --images.")
     cfg = get_config(args.config_file or _DEFAULT_CONFIG, args.opts)
     check_names(cfg)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RETINANET.NUM_CLASSES = 1  # whatever the config says: anchors have no class
-    sources = sources_of_files(args.json, args.images) if args.json else sources_of(cfg)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 1  # not needed for anchors, and may be -1
+    sources = sources_of_files(args.json, args.images) if args.json else sources_of_config(cfg)
     return cfg, sources
 
 
 def anchor_rule(cfg: CfgNode) -> AnchorRule:
-    """What the config's assigner asks of a box."""
+    """What the config's anchor assignment requires of a box."""
     retinanet = cfg.MODEL.RETINANET
     return AnchorRule(
         Anchors.of(cfg),
@@ -108,25 +95,23 @@ def anchor_rule(cfg: CfgNode) -> AnchorRule:
     )
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Checks what the command line asks for; returns the exit status."""
-    args = parser().parse_intermixed_args(words)
-    cfg, sources = prepare(args)
-    out = args.out or Path(cfg.OUTPUT_DIR) / "check_dataset"
-    page, listed = output_files(
-        out, ["check_dataset.html", "check_dataset.json"], overwrite=args.overwrite
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = parse(parser(), args)
+    cfg, sources = prepare(options)
+    page, listing = output_files(
+        options.output or Path(cfg.OUTPUT_DIR) / "check_dataset",
+        ["check_dataset.html", "check_dataset.json"],
+        overwrite=options.overwrite,
     )
-    copies = copies_of(sources, args.fix, overwrite=args.overwrite) if args.fix else []
-    checked = check(sources, anchor_rule(cfg), args.workers)
+    copies: list[Path] = []
+    if options.fix:
+        copies = paths_of_copies(sources, options.fix, overwrite=options.overwrite)
+    checked = check(sources, anchor_rule(cfg), options.workers)
     write_text(page, html(checked))
-    write_json(listed, report(checked))
-    print(terminal(checked))
-    print(f"{page}\n{listed}")
-    if args.fix:
-        print(write_mended(mend(checked), copies))
+    write_json(listing, as_json(checked))
+    print(table(checked))
+    print(f"{page}\n{listing}")
+    if options.fix:
+        print(write_copies(fix(checked), copies))
     return int(checked.count("error") > 0)
-
-
-if __name__ == "__main__":
-    with one_sentence("nothing was written, and no file was changed; run it again"):
-        sys.exit(main())

@@ -1,226 +1,141 @@
-"""A mended copy of data sets: what can be known is put right, the rest is left out and counted."""
+"""Fixed copies of datasets: applies the fixes that findings carry, in an order that settles."""
 
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ...data.coco_entries import EXTRA_FIELDS, Entries, Row, box_faults, fill_in
-from ...data.images import SIDEWAYS
+from ...data.coco_fields import Row
+from ...data.coco_rules import CocoDataset
+from ...data.findings import Finding, apply_fixes, complete
+from ...data.image_rules import image_findings
 from ...errors import UserError
 from ...utils import output_files, write_text
-from .boxes import is_crowd, same_boxes
+from .boxes import find_suspicious
 from .check import Checked
-from .entries import CheckedSet, Source
-from .pictures import PictureFile, is_unturned
+from .checked_set import CheckedSet
+from .images import find_repeated
+from .sources import Source
 
 
-@dataclass(frozen=True)
-class Mended:
-    """What becomes of a set: the content of its JSON, and in words each change with its count."""
+class FixedSet(CheckedSet):
+    """A dataset that is being fixed, with counts of its changes."""
 
-    source: Source
-    content: Row
-    changes: list[str]
+    def __init__(self, source: Source, content: Row) -> None:
+        super().__init__(source, CocoDataset(source.file, content))
+        self.changes = Counter[str]()
+        self.update(content, Counter())
+
+    def update(self, content: Row, changes: Counter[str]) -> None:
+        """Takes new content, whose malformed entries are removed."""
+        self.changes += changes
+        self.dataset = CocoDataset(self.source.file, content)
+        findings = [finding for finding in self.dataset.check() if finding.fixes]
+        if findings:
+            self.update(*apply_fixes(content, findings))
+
+    def apply(self, findings: Sequence[Finding]) -> None:
+        """Applies the fixes of findings about the present content."""
+        self.update(*apply_fixes(self.dataset.content, findings))
 
 
-def mend(checked: Checked) -> list[Mended]:
-    """The content of mended copies of all sets.
+def fix(checked: Checked) -> list[FixedSet]:
+    """Fixes copies of all datasets.
 
     Raises:
-        UserError: where nothing would be left of one.
+        UserError: if errors remain that only a person can fix.
     """
-    classes = _shared_classes(checked.sets)
-    return [_mend_set(one, checked, classes) for one in checked.sets]
+    for one in checked.sets:
+        if not one.readable:
+            raise UserError(f"--fix: {one.findings[0]}.")
+    sets = [FixedSet(one.source, one.dataset.content) for one in checked.sets]
+    for one in sets:
+        one.apply(list(image_findings(one.dataset, one.source.folder, checked.files)))
+    repeated = list(find_repeated(sets, checked.files))
+    for one in sets:
+        one.apply([finding for other, finding in repeated if other is one])
+    classes = _shared_classes(sets)
+    for one in sets:
+        _use_classes(one, classes)
+        one.apply(list(one.dataset.check_boxes()))
+        one.apply(list(find_suspicious(one.dataset, one.dataset.boxes()[1])))
+        if isinstance(one.dataset.content.get("annotations"), list):
+            one.update(*complete(one.dataset.content))
+        dataset = CocoDataset(one.source.file, one.dataset.content)
+        remaining = [*dataset.check(), *dataset.check_boxes()]
+        remaining += dataset.check_training() if one.source.training else ()
+        errors = [finding for finding in remaining if finding.severity == "error"]
+        if errors:
+            raise UserError(f"--fix: {errors[0]} (of the fixed copy); replace the file.")
+    return sets
 
 
-def copies_of(sources: Sequence[Source], folder: Path, *, overwrite: bool) -> list[Path]:
-    """Where the mended copies go: into ``folder``, which is made, under their own names.
+def _shared_classes(sets: Sequence[FixedSet]) -> dict[str, Row]:
+    """The categories of all datasets by name; those of the first dataset keep their ids."""
+    shared: dict[str, Row] = {}
+    used: set[int] = set()
+    for one in sets:
+        for _, row in one.dataset.rows("categories"):
+            if row["name"] not in shared:
+                number = row["id"] if row["id"] not in used else max(used) + 1
+                used.add(number)
+                shared[row["name"]] = {**row, "id": number}
+    return shared
+
+
+def _use_classes(one: FixedSet, classes: dict[str, Row]) -> None:
+    """Declares all classes in a dataset, and gives its annotations their ids."""
+    names = one.dataset.categories
+    content = {**one.dataset.content, "categories": list(classes.values())}
+    if names:
+        content["annotations"] = [
+            {**row, "category_id": classes[names[row["category_id"]]]["id"]}
+            for row in one.dataset.annotations.values()
+        ]
+    changes = Counter[str]()
+    changes["classes renumbered or merged"] = sum(
+        classes[name]["id"] != number for number, name in names.items()
+    )
+    changes["classes added"] = len(classes.keys() - set(names.values()))
+    one.update(content, changes)
+
+
+def changes_of(one: FixedSet) -> list[str]:
+    """What was changed, in words, with counts."""
+    return [f"{what}: {number}" for what, number in one.changes.items() if number]
+
+
+def paths_of_copies(sources: Sequence[Source], folder: Path, *, overwrite: bool) -> list[Path]:
+    """Creates ``folder`` and returns the paths of the copies in it, named like the originals.
 
     Raises:
-        UserError: where a file is there already, unless it is to be replaced and no original.
+        UserError: if a file exists and ``overwrite`` is False, or it is an original.
     """
     names: list[str] = []
     for source in sources:
         stem = source.file.name.removesuffix(".json")
-        names.append(next(n for n in _numbered(stem) if n not in names))
+        candidates = chain([f"{stem}.json"], (f"{stem}_{i}.json" for i in count(2)))
+        names.append(next(name for name in candidates if name not in names))
     for path in (folder / name for name in names):
         for source in sources:
             if path.exists() and source.file.exists() and path.samefile(source.file):
                 raise UserError(
-                    f"--fix: {path} is one of the files to be checked, and originals are never "
+                    f"--fix: {path} is one of the datasets to be checked, and originals are never "
                     "replaced; give another folder."
                 )
     return output_files(folder, names, overwrite=overwrite, option="--fix")
 
 
-def _numbered(stem: str) -> Iterator[str]:
-    yield f"{stem}.json"
-    yield from (f"{stem}_{i}.json" for i in count(2))
-
-
-def write_mended(mended: Sequence[Mended], copies: Sequence[Path]) -> str:
-    """Writes the copies; returns what was changed and how to use them, for people."""
-    lines, keys = [], []
-    for one, path in zip(mended, copies, strict=True):
-        write_text(path, json.dumps(one.content))
+def write_copies(fixed: Sequence[FixedSet], paths: Sequence[Path]) -> str:
+    """Writes the copies; returns what was changed and how to train with them, for people."""
+    lines, overrides = [], []
+    for one, path in zip(fixed, paths, strict=True):
+        write_text(path, json.dumps(one.dataset.content))
         lines.append(f"\n{path}, from {one.source.file}:")
-        lines += [f"  {change}" for change in one.changes or ["nothing to mend: a plain copy"]]
+        lines += [f"  {change}" for change in changes_of(one) or ["no changes"]]
         split = "TRAIN" if one.source.training else "TEST"
-        paths = {"JSON": path, "IMAGES": one.source.folder}
-        keys += [
-            f"DATASETS.OWN.{split}_{key} {shlex.quote(str(value.absolute()))}"
-            for key, value in paths.items()
-        ]
-    return "\n".join([*lines, "", "to train with it, add", *(f"  {key}" for key in keys)])
-
-
-def _shared_classes(sets: Sequence[CheckedSet]) -> dict[str, Row]:
-    """By name the categories of all sets, those of the first with their ids."""
-    shared: dict[str, Row] = {}
-    taken: set[int] = set()
-    for one in sets:
-        for number, name in one.categories.items():
-            if name in shared:
-                continue
-            new = number if number not in taken else max(taken) + 1
-            taken.add(new)
-            rows = one.objects("categories")
-            row = next(r for r in rows if (r.get("id"), r.get("name")) == (number, name))
-            shared[name] = {**row, "id": new}
-    return shared
-
-
-def _mend_set(one: CheckedSet, checked: Checked, classes: dict[str, Row]) -> Mended:
-    if one.content is None:
-        raise UserError(f"--fix: {one.findings[0].file}: {one.findings[0].text}.")
-    changes = Counter[str]()
-    images = _mend_images(one, checked, changes)
-    rows = _mend_annotations(one, checked, images, classes, changes)
-    rows = _mend_boxes(rows, images, changes)
-    lacking = [
-        what
-        for what, there in (
-            ("picture", images),
-            ("class", classes),
-            ("box", not one.source.training or not all(map(is_crowd, rows))),
-        )
-        if not there
-    ]
-    if lacking:
-        raise UserError(
-            f"--fix: no usable {lacking[0]} would be left in a copy of {one.source.file} "
-            f"({', '.join(_counted(changes)) or 'it has none'}); mend or replace the file."
-        )
-    changed = {number for number, name in one.categories.items() if classes[name]["id"] != number}
-    changes["classes renumbered or joined"] = len(changed)
-    changes["classes added from the other set"] = len(classes.keys() - {*one.categories.values()})
-    changes["entries of categories dropped"] = _length(one, "categories") - len(one.categories)
-    told = fill_in(Entries(one.source.file, "annotations", rows))
-    content = {
-        **one.content,
-        "info": one.content["info"] if isinstance(one.content.get("info"), dict) else {},
-        "images": list(images.values()),
-        "annotations": rows,
-        "categories": list(classes.values()),
-    }
-    return Mended(one.source, content, _counted(changes) + told)
-
-
-def _mend_images(one: CheckedSet, checked: Checked, changes: Counter[str]) -> dict[int, Row]:
-    """The entries that stay, with the sizes of their files."""
-    changes["entries of images dropped, malformed or with an id that is taken"] = _length(
-        one, "images"
-    ) - len(one.images)
-    leaked = {number for other, number in checked.leaked if other is one}
-    images = {}
-    for number, row in one.images.items():
-        file = checked.files[one.source.folder, row["file_name"]]
-        if file.kind:
-            changes[f"entries dropped: {file.kind}"] += 1
-        elif number in leaked:
-            changes["pictures dropped from training, as they are tested on"] += 1
-        else:
-            width, height = file.size
-            changes["sizes taken from the picture"] += one.size_of(row) != file.size
-            images[number] = {**row, "width": width, "height": height}
-    return images
-
-
-def _mend_annotations(
-    one: CheckedSet,
-    checked: Checked,
-    images: dict[int, Row],
-    classes: dict[str, Row],
-    changes: Counter[str],
-) -> list[Row]:
-    """Copies of the annotations that can be used, of the images that stay, in their classes."""
-    told = Counter(finding.kind for finding in one.findings)
-    dropped = _length(one, "annotations") - len(one.annotations)
-    for kind in ("box not finite", "undeclared class", "unknown picture"):
-        changes[f"boxes dropped: {kind}"] = told[kind]
-        dropped -= told[kind]
-    changes["boxes dropped: malformed, or of an entry that is"] = dropped
-    rows = []
-    for row in one.annotations.values():
-        if row["image_id"] not in images:
-            changes["boxes dropped with their pictures"] += 1
-            continue
-        row = {**row, "category_id": classes[one.categories[row["category_id"]]]["id"]}
-        for rule in EXTRA_FIELDS:
-            if not rule.fits(row):
-                del row[rule.key]  # filled in later
-        if row.get("ignore", 0) != 0:
-            changes["ignore flags turned into iscrowd"] += 1
-            row["iscrowd"] = 1
-        row.pop("ignore", None)
-        image = one.images[row["image_id"]]
-        file = checked.files[one.source.folder, image["file_name"]]
-        if is_unturned(file, one.size_of(image)):
-            changes["boxes turned as EXIF turns their pictures"] += 1
-            row["bbox"] = turned(row["bbox"], file)
-            for key in ("segmentation", "keypoints"):
-                row.pop(key, None)
-        rows.append(row)
-    return rows
-
-
-def turned(box: Sequence[float], file: PictureFile) -> list[float]:
-    """A box of the picture as stored, XYWH, as one of the picture that EXIF's orientation makes."""
-    x, y, width, height = box
-    right, below = file.stored[0] - x - width, file.stored[1] - y - height
-    assert file.orientation in SIDEWAYS
-    left, top = {5: (y, x), 6: (below, x), 7: (below, right), 8: (y, right)}[file.orientation]
-    return [left, top, height, width]
-
-
-def _mend_boxes(rows: list[Row], images: dict[int, Row], changes: Counter[str]) -> list[Row]:
-    """Those that are neither empty nor repeated, clipped to their pictures."""
-    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    sizes = [[images[row["image_id"]][side] for side in ("width", "height")] for row in rows]
-    limit = np.array(sizes, dtype=np.float64).reshape(-1, 2)
-    empty, outside, gone, inner = box_faults(boxes, limit)
-    changes["boxes dropped: empty"] = int(empty.sum())
-    changes["boxes dropped: outside their picture"] = int((gone & ~empty).sum())
-    changes["boxes clipped to their picture"] = int((outside & ~gone).sum())
-    for i in np.flatnonzero(outside & ~gone):
-        rows[i].update(bbox=inner[i].tolist(), area=None)  # filled in later
-    single = [i for i in np.flatnonzero(~gone) if not is_crowd(rows[i])]
-    repeats = {single[i] for i, *_ in same_boxes([rows[i] for i in single], inner[single])}
-    changes["boxes dropped: there twice"] = len(repeats)
-    return [row for i, row in enumerate(rows) if not gone[i] and i not in repeats]
-
-
-def _length(one: CheckedSet, name: str) -> int:
-    rows: Any = (one.content or {}).get(name)
-    return len(rows) if isinstance(rows, list) else 0
-
-
-def _counted(changes: Counter[str]) -> list[str]:
-    return [f"{what}: {count}" for what, count in changes.items() if count]
+        for key, value in (("JSON", path), ("IMAGES", one.source.folder)):
+            overrides.append(f"  DATASETS.OWN.{split}_{key} {shlex.quote(str(value.absolute()))}")
+    return "\n".join([*lines, "", "To train with it, add to the command:", *overrides])

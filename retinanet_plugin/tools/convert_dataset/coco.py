@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ...data.coco_entries import Row, show
-from ...data.coco_json import CocoJson, read_coco
+from ...data.coco_fields import Row, show
+from ...data.coco_json import CocoFile, read_coco
 from ...data.images import names_in
 from ...errors import UserError
 from ...utils import shorten
@@ -27,7 +27,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
         raise UserError("--classes: not for COCO JSON, which declares its classes")
     folder = path if path.is_dir() else path.parent
     read = [_read(file, collector.fix) for file in _find_files(path)]
-    collector.notes += [f"{coco.path}: {', '.join(coco.mended)}" for coco in read if coco.mended]
+    collector.notes += [f"{coco.path}: {', '.join(coco.changes)}" for coco in read if coco.changes]
     rows: list[Row] = []
     annotations: list[Row] = []
     splits: list[tuple[int, str | None]] = []
@@ -69,7 +69,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
     return LabeledDataset(root, content, ids_by_split(splits), collector.notes)
 
 
-def _read(file: Path, fix: bool) -> CocoJson:
+def _read(file: Path, fix: bool) -> CocoFile:
     try:
         return read_coco(file, for_training=False, bad_boxes="fix" if fix else "error")
     except UserError as error:
@@ -106,7 +106,7 @@ def _find_files(path: Path) -> list[Path]:
     return files
 
 
-def _find_images(coco: CocoJson, split: str | None) -> Path:
+def _find_images(coco: CocoFile, split: str | None) -> Path:
     """The folder near a JSON that has most of a sample of its images."""
     rows = coco.content["images"]
     sample = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int).tolist()

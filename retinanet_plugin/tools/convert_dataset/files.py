@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ...config_file import load_yaml
-from ...data.coco_entries import CLASS_NAME, show
+from ...data.coco_fields import CLASS_NAME, show
 from ...errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

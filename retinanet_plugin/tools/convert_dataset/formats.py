@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...data.coco_entries import show
+from ...data.coco_fields import show
 from ...data.images import names_in
 from ...errors import UserError, did_you_mean
 from .coco import is_coco, read_coco_dataset

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...data.coco_entries import show
+from ...data.coco_fields import show
 from ...errors import UserError
 from ...utils import shorten
 from .files import csv_rows, files_below, is_class_row, read_classes, split_of

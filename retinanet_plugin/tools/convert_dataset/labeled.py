@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ...data.coco_entries import (
+from ...data.coco_fields import (
     CLASS_NAME,
     FILE_NAME,
     MAX_COORDINATE,
     Row,
-    box_faults,
     show,
 )
-from ...data.images import SIDEWAYS, open_picture, orientation_of, reason_of
+from ...data.coco_rules import box_faults
+from ...data.images import SIDEWAYS, open_image, orientation_of, reason_of
 from ...errors import UserError, did_you_mean
 from ...utils import shorten
 from .files import SPLITS
@@ -139,7 +139,7 @@ class Collector:
                 fault = FILE_NAME.fault(row)
             else:
                 try:
-                    with open_picture(file) as opened:
+                    with open_image(file) as opened:
                         size = opened.size
                         size = size[::-1] if orientation_of(opened) in SIDEWAYS else size
                         image = LabeledImage(file, size)

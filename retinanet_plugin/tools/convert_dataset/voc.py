@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from ...data.coco_entries import show
+from ...data.coco_fields import show
 from ...errors import UserError
 from .files import (
     IMAGE_SUFFIXES,

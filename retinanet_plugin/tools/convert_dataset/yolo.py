@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...config_file import load_yaml
-from ...data.coco_entries import show
+from ...data.coco_fields import show
 from ...data.images import names_in
 from ...errors import UserError, did_you_mean
 from ...utils import shorten

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from ...data.images import read_picture, reason_of
+from ...data.images import read_image, reason_of
 from ...errors import UserError, printable
 from ...evaluation.drawing import draw, enlargement
 from ...predictor import Predictor
@@ -45,7 +45,7 @@ class Demo:
             def read() -> Iterator[np.ndarray]:
                 for source in sources:
                     try:
-                        image = read_picture(str(source.path), "BGR")
+                        image = read_image(str(source.path), "BGR")
                     except Exception as error:  # PIL's decoders raise nearly anything
                         self.fail(str(source.path), reason_of(error))
                         bar.update()

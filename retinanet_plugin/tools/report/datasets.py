@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...data import check_datasets, register_own_datasets
-from ...data.own import OWN_TEST, OWN_TRAIN
+from ...data.own_datasets import OWN_TEST, OWN_TRAIN
 from ...engine.trainer import inference_folder
 from ...errors import UserError
 from ...evaluation.matching import Matches, match

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from tqdm import tqdm
 
-from ...data.images import read_picture
+from ...data.images import read_image
 from ...evaluation.matching import Matches
 from ...html_page import image_tag, render
 from .charts import recall_chart, score_chart, training_charts
@@ -147,7 +147,7 @@ def _images(matches: Matches, examples: Sequence[Example]) -> list[dict[str, Any
     for example in tqdm(examples, desc="images", leave=False):
         name, readable = Path(example.file).name, True
         try:
-            rgb = read_picture(example.file, "RGB")
+            rgb = read_image(example.file, "RGB")
         except Exception:  # PIL's decoders raise nearly everything on damaged files
             rgb, readable = np.full((480, 640, 3), 128, np.uint8), False
         boxes = [

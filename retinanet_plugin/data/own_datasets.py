@@ -1,0 +1,320 @@
+"""A user's own COCO JSON and image folder as detectron2 datasets, by the DATASETS.OWN keys.
+
+:func:`register_own_datasets` checks them and registers ``own_train`` and ``own_test``;
+:func:`check_datasets` checks whichever datasets a config then names, own, built-in or other.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from ..errors import UserError, did_you_mean
+from ..utils import shorten, write_text
+from .coco_fields import show
+from .coco_json import BAD_BOXES, CocoFile, raise_first_error, read_coco
+from .image_rules import check_image_files
+from .images import names_in
+
+OWN_TRAIN = "own_train"
+OWN_TEST = "own_test"
+FROM_DATA = -1  # MODEL.RETINANET.NUM_CLASSES: as many as the dataset declares
+_OTHER_FORMATS = {".xml": "Pascal VOC", ".csv": "CSV"} | dict.fromkeys(
+    (".yaml", ".yml", ".txt"), "YOLO"
+)
+_PATHS = ("json_file", "image_root", "dirname", "image_dir")  # metadata of detectron2's datasets
+
+logger = logging.getLogger(__name__)
+
+
+def register_own_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+    """Checks and registers the datasets that DATASETS.OWN names, and enters them in ``cfg``.
+
+    DATASETS.TRAIN and DATASETS.TEST become ``own_train`` and ``own_test`` where their JSON is
+    given. With or without own data, a MODEL.RETINANET.NUM_CLASSES of -1 becomes the number of
+    classes of the dataset. ``cfg`` may be frozen, and stays so. A second call registers anew. If
+    a JSON lacks what can be derived, a completed copy in OUTPUT_DIR/datasets is used instead.
+
+    Args:
+        training: whether the training set will be used; otherwise it is not even read.
+
+    Raises:
+        UserError: for the first error in keys, files and images; nothing is registered then.
+    """
+    if names_own_datasets(cfg):
+        _register(cfg, list(find_own_datasets(cfg, training)), training)
+    if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
+        _set_num_classes(cfg, *_first_num_classes(cfg, training))
+
+
+def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+    """Checks that the datasets of a config are registered, on disk, and have NUM_CLASSES classes.
+
+    Args:
+        training: whether DATASETS.TRAIN will be used; otherwise only DATASETS.TEST is checked.
+
+    Raises:
+        UserError: for the first dataset that is not.
+    """
+    split = "TRAIN" if training else "TEST"
+    if not cfg.DATASETS[split]:
+        raise UserError(
+            f"DATASETS.{split}: no dataset given; give the name of a registered one, or your own "
+            f"in DATASETS.OWN.{split}_JSON and DATASETS.OWN.{split}_IMAGES"
+        )
+    for key, name in named_datasets(cfg, training):
+        classes = _classes_of(key, name)
+        if classes is not None:
+            _compare_num_classes(cfg, f'{key} "{name}"', classes)
+
+
+# ---------------------------------------------------------------- own datasets
+
+
+@dataclass(frozen=True)
+class OwnDataset:
+    """Where one of the user's datasets is.
+
+    Args:
+        name: in detectron2's catalogs.
+        json_key: the config key that named ``json_file``.
+        images: the image folder.
+        copy: where a completed copy of the JSON goes, if one is needed.
+    """
+
+    name: str
+    json_key: str
+    json_file: Path
+    images: Path
+    copy: Path
+
+
+def names_own_datasets(cfg: CfgNode) -> bool:
+    """Whether any of the DATASETS.OWN keys for files and folders is set."""
+    own = cfg.DATASETS.OWN
+    return bool(own.TRAIN_JSON or own.TEST_JSON or own.TRAIN_IMAGES or own.TEST_IMAGES)
+
+
+def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDataset]:
+    """Yields the training and the test set that DATASETS.OWN names.
+
+    Raises:
+        UserError: if a key is wrong or its file does not exist.
+    """
+    own = cfg.DATASETS.OWN
+    if own.BAD_BOXES not in BAD_BOXES:
+        raise UserError(
+            f'DATASETS.OWN.BAD_BOXES: unknown value "{own.BAD_BOXES}"'
+            f"{did_you_mean(str(own.BAD_BOXES), BAD_BOXES)}; known: {', '.join(BAD_BOXES)}"
+        )
+    if not (own.TRAIN_JSON or own.TEST_JSON):
+        raise UserError(
+            "DATASETS.OWN: an image folder is given but no JSON; set DATASETS.OWN.TRAIN_JSON, "
+            "DATASETS.OWN.TEST_JSON or both"
+        )
+    for name, split in ((OWN_TRAIN, "TRAIN"), (OWN_TEST, "TEST")):
+        json_key, images_key = f"{split}_JSON", f"{split}_IMAGES"
+        if not own[json_key] or (split == "TRAIN" and not training):
+            continue
+        other = _OTHER_FORMATS.get(os.path.splitext(own[json_key])[1].lower())
+        if other:
+            raise UserError(
+                f'DATASETS.OWN.{json_key}: "{own[json_key]}" looks like {other}; it must be a COCO '
+                "JSON, which `retinanet convert-dataset` makes from that"
+            )
+        images_key = images_key if own[images_key] else "TRAIN_IMAGES"
+        if not own[images_key]:
+            raise UserError(
+                f"DATASETS.OWN.{split}_IMAGES: not set, but DATASETS.OWN.{json_key} is; give the "
+                'image folder, "." for DATASETS.OWN.ROOT itself'
+            )
+        yield OwnDataset(
+            name,
+            f"DATASETS.OWN.{json_key}",
+            _existing(own, json_key, folder=False),
+            _existing(own, images_key, folder=True),
+            Path(cfg.OUTPUT_DIR).absolute() / "datasets" / f"{name}.json",
+        )
+
+
+def _existing(own: CfgNode, key: str, *, folder: bool) -> Path:
+    """The absolute path of an existing folder or file that a key gives relative to ROOT."""
+    root, given = os.path.expanduser(own.ROOT), own[key]
+    path = Path(os.path.abspath(os.path.join(root, os.path.expanduser(given))))
+    if os.path.isdir(path) if folder else os.path.isfile(path):
+        return path
+    raise UserError(
+        f'DATASETS.OWN.{key}: "{given}" is no {"folder" if folder else "file"} in {path.parent}'
+        f"{did_you_mean(path.name, names_in(path.parent))}; correct it, or DATASETS.OWN.ROOT "
+        f'("{own.ROOT}")'
+    )
+
+
+def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> None:
+    names = {own.name for own in own_datasets}
+    if OWN_TEST not in names and not training:
+        raise UserError(
+            "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON"
+        )
+    with _hint_at_check_dataset():
+        files = [
+            read_coco(
+                own.json_file,
+                for_training=own.name == OWN_TRAIN,
+                bad_boxes=cfg.DATASETS.OWN.BAD_BOXES,
+            )
+            for own in own_datasets
+        ]
+        for file in files[1:]:
+            raise_first_error(file.dataset.compare_classes(files[0].dataset))
+    if files:
+        source = f"{own_datasets[0].json_key} {own_datasets[0].json_file}"
+        _compare_num_classes(cfg, source, list(files[0].classes.values()))
+    with _hint_at_check_dataset():
+        for own, file in zip(own_datasets, files, strict=True):
+            check_image_files(file.dataset, own.images)
+    used = [_file_to_use(own, coco) for own, coco in zip(own_datasets, files, strict=True)]
+    for own, coco, json_file in zip(own_datasets, files, used, strict=True):
+        _enter_in_catalogs(own, coco, json_file)
+    with _thawed(cfg):
+        if OWN_TRAIN in names:
+            cfg.DATASETS.TRAIN = (OWN_TRAIN,)
+        cfg.DATASETS.TEST = (OWN_TEST,) if OWN_TEST in names else ()
+    if files and cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
+        _set_num_classes(cfg, own_datasets[0].name, len(files[0].classes))
+    if OWN_TEST not in names:
+        logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
+
+
+@contextmanager
+def _hint_at_check_dataset() -> Iterator[None]:
+    """Adds to the error that stops a run how to find and fix all of them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}; `retinanet check-dataset` lists all errors, and --fix writes fixed copies"
+        ) from None
+
+
+def _file_to_use(own: OwnDataset, coco: CocoFile) -> Path:
+    """The JSON itself if it is complete, otherwise a copy, which is written now."""
+    if not coco.changes:
+        return own.json_file
+    if own.copy.exists() and own.copy.samefile(own.json_file):
+        raise UserError(
+            f"{own.copy}: its completed copy would replace it; set OUTPUT_DIR to another folder"
+        )
+    own.copy.parent.mkdir(parents=True, exist_ok=True)
+    write_text(own.copy, json.dumps(coco.content))
+    logger.info("%s: %s; using the copy %s", own.json_file, ", ".join(coco.changes), own.copy)
+    return own.copy
+
+
+def _enter_in_catalogs(own: OwnDataset, coco: CocoFile, json_file: Path) -> None:
+    classes = list(coco.classes.values())
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop(own.name, None)  # metadata cannot be set to another value
+    load = partial(load_coco_json, str(json_file), str(own.images), own.name)
+    DatasetCatalog.register(own.name, load)
+    MetadataCatalog.get(own.name).set(
+        json_file=str(json_file),
+        image_root=str(own.images),
+        evaluator_type="coco",
+        thing_classes=classes,
+        thing_dataset_id_to_contiguous_id={number: i for i, number in enumerate(coco.classes)},
+    )
+    logger.info(
+        "%s: %d images, %d boxes, %d classes (%s) from %s",
+        *(own.name, len(coco.dataset.images), coco.num_boxes, len(classes)),
+        *(shorten(map(show, classes), 10), own.json_file),
+    )
+
+
+# ---------------------------------------------------------------- any datasets
+
+
+def named_datasets(cfg: CfgNode, training: bool = True) -> Iterator[tuple[str, str]]:
+    """Yields key and name of each dataset in DATASETS.TRAIN, if ``training``, and TEST."""
+    splits = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN} if training else {}
+    for key, names in {**splits, "DATASETS.TEST": cfg.DATASETS.TEST}.items():
+        for name in (names,) if isinstance(names, str) else names:
+            yield key, name
+
+
+def _classes_of(key: str, name: str) -> list[str] | None:
+    """Class names of a registered dataset; None if it declares none."""
+    require_registered(key, name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # loaders of COCO JSONs set the classes
+    classes: list[str] | None = metadata.get("thing_classes")
+    return classes
+
+
+def require_registered(key: str, name: str) -> None:
+    """Raises UserError if no dataset of that name is registered, or its files do not exist."""
+    if name not in DatasetCatalog:
+        raise UserError(
+            f'{key}: no dataset "{name}" is registered{did_you_mean(name, DatasetCatalog)}; '
+            "for your own data set DATASETS.OWN.TRAIN_JSON and TEST_JSON instead"
+        )
+    metadata = MetadataCatalog.get(name)
+    for attribute in _PATHS:
+        path = metadata.get(attribute)
+        made_later = "://" in str(path) or metadata.get("drawn_on_demand")
+        if path and not made_later and not os.path.exists(path):
+            raise UserError(
+                f'{key}: "{name}" needs {os.path.abspath(path)}, which does not exist; put it '
+                "there, or set the environment variable DETECTRON2_DATASETS (now "
+                f'"{os.getenv("DETECTRON2_DATASETS", "datasets")}") to the folder of detectron2\'s '
+                "datasets"
+            )
+
+
+def _first_num_classes(cfg: CfgNode, training: bool) -> tuple[str, int]:
+    """The first named dataset that declares classes, and their number."""
+    for key, name in named_datasets(cfg, training):
+        classes = _classes_of(key, name)
+        if classes:
+            return name, len(classes)
+    raise UserError(
+        "MODEL.RETINANET.NUM_CLASSES: -1 takes the number from the data, but no dataset in "
+        "DATASETS declares classes; give the number"
+    )
+
+
+def _set_num_classes(cfg: CfgNode, name: str, num_classes: int) -> None:
+    with _thawed(cfg):
+        cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    logger.info('MODEL.RETINANET.NUM_CLASSES is %d, as in "%s"', num_classes, name)
+
+
+def _compare_num_classes(cfg: CfgNode, source: str, classes: list[str]) -> None:
+    given = cfg.MODEL.RETINANET.NUM_CLASSES
+    if given not in (FROM_DATA, len(classes)):
+        raise UserError(
+            f"MODEL.RETINANET.NUM_CLASSES: {given} given, but {source} has {len(classes)} classes "
+            f"({shorten(map(show, classes), 10)}); set it to {len(classes)}, or to {FROM_DATA} to "
+            "take the number from the data"
+        )
+
+
+@contextmanager
+def _thawed(cfg: CfgNode) -> Iterator[None]:
+    """Makes a config writable for the block; a frozen one is frozen again afterwards."""
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    try:
+        yield
+    finally:
+        if frozen:
+            cfg.freeze()

@@ -1,0 +1,96 @@
+"""Decodes every image once, several at a time, and finds images that occur twice."""
+
+import hashlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ...data.coco_fields import show
+from ...data.findings import Finding
+from ...data.image_rules import ImageFile, missing_images, read_header
+from ...data.images import read_image, reason_of
+from .checked_set import CheckedSet, Files
+
+
+def decode_images(sets: Sequence[CheckedSet], workers: int) -> Files:
+    """Decodes the images of all datasets; keeps what the rules need, but no pixels.
+
+    Args:
+        workers: threads, each with one image in memory at a time; decoding releases Python's lock.
+    """
+    files: Files = {}
+    paths: dict[Path, None] = {}
+    for one in sets:
+        names = [row["file_name"] for row in one.dataset.images.values()]
+        files |= missing_images(one.source.folder, names)
+        paths |= dict.fromkeys(one.source.folder / name for name in names)
+    present = [path for path in paths if path not in files]
+    with warnings.catch_warnings(), tqdm(total=len(present), desc="images", unit="image") as bar:
+        warnings.simplefilter("ignore")  # PIL's, about what is reported here anyway
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for path, file in zip(present, pool.map(decode, present), strict=True):
+                files[path] = file
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, waits for started images only
+    return files
+
+
+def decode(path: Path) -> ImageFile:
+    """Reads an image to its last pixel, like detectron2 does."""
+    header = read_header(path)
+    if header.rule:
+        return header
+    try:
+        pixels = read_image(str(path), "RGB")
+        content = hashlib.sha256(path.read_bytes()).digest()
+    except Exception as error:  # PIL's decoders raise nearly everything on damaged files
+        message = f"its pixels cannot be decoded ({reason_of(error)}); replace it or its entry"
+        return ImageFile("truncated-image", message)
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{width} x {height}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return replace(header, size=(width, height), content=content, pixels=digest.digest())
+
+
+def find_repeated(sets: Sequence[CheckedSet], files: Files) -> Iterator[tuple[CheckedSet, Finding]]:
+    """Yields images whose pixels occur before in their split, or in the test set of a training set.
+
+    The finding is about the dataset that it is yielded with.
+    """
+    groups: dict[bytes, list[tuple[CheckedSet, int]]] = defaultdict(list)
+    for one in sets:
+        for image_id in one.dataset.images:
+            file = files[one.path_of(image_id)]
+            if not file.rule:  # else it is reported already
+                groups[file.pixels].append((one, image_id))
+
+    def describe(item: tuple[CheckedSet, int], other: tuple[CheckedSet, int]) -> str:
+        a, b = (files[one.path_of(image_id)] for one, image_id in (item, other))
+        same = "the same file" if a.content == b.content else "the same pixels in another file"
+        one, image_id = other
+        name = show(one.dataset.images[image_id]["file_name"])
+        return f"{same} as {name} (id {image_id}) of {one.source.name}"
+
+    for group in groups.values():
+        tested = [item for item in group if not item[0].source.training]
+        trained = [item for item in group if item[0].source.training]
+        for same_split in (trained, tested):
+            for item in same_split[1:]:
+                dataset, entry = item[0].dataset, item[0].dataset.image_entry(item[1])
+                message = describe(item, same_split[0])
+                yield item[0], dataset.finding("warning", "duplicate-image", message, entry)
+        for item in trained if tested else ():
+            dataset, entry = item[0].dataset, item[0].dataset.image_entry(item[1])
+            message = f"{describe(item, tested[0])}, which is tested on"
+            finding = dataset.finding(
+                "error", "image-in-both-splits", message, entry, fixes={entry: None}
+            )
+            yield item[0], finding
