@@ -1,10 +1,13 @@
-"""Positives, ignored and negatives of training, and who holds the class loss: from the log.
+"""Draws the imbalance of positives and negatives in training, and their shares of the class loss.
 
-``MODEL.RETINANET.LOG_LOSS_SHARES`` makes training write the numbers that are read here, see
-:class:`retinanet_plugin.engine.loss_shares.LossShares`. The share of an anchor is that of all its
-classes.
+    python -m projects.focal_loss_paper imbalance output/quickstart
+    python -m projects.focal_loss_paper imbalance output/ce output/focal --output figures
+
+Reads the metrics.json of runs trained with MODEL.RETINANET.LOG_LOSS_SHARES True, and writes
+imbalance.png and imbalance.csv.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +17,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from retinanet_plugin.command_line import add_output
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.evaluation.metrics import read_scalars, short_names
+from retinanet_plugin.utils import markdown_table, output_files, write_csv, write_figure
+
+from .common import hide_frame, paper_parser
 
 LOG_KEY = "MODEL.RETINANET.LOG_LOSS_SHARES"
 COLUMNS = {
@@ -25,21 +32,20 @@ COLUMNS = {
     "share_of_positives": "loss_cls_share/positive",
     "share_of_negatives": "loss_cls_share/negative",
 }
-_ANCHORS = ("negatives", "ignored", "positives")
-# Okabe and Ito's, which the colour-blind tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's, which the color-blind can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = {"negatives": "-", "ignored": ":", "positives": "--"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run logged, step by step: means over the steps since the line before.
+    """What a training run logged: means over the steps since the previous line.
 
     Args:
         name: for people.
         iteration: (n,), ascending.
-        columns: by the names in :data:`COLUMNS`, (n,) each: anchors a picture, and shares of the
-            class loss, from 0 to 1.
+        columns: by the names in :data:`COLUMNS`, (n,) each: anchors per image, and the shares of
+            the class loss, from 0 to 1, that anchors hold with all their classes.
     """
 
     name: str
@@ -47,27 +53,38 @@ class Run:
     columns: dict[str, np.ndarray]
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the folders, named by these; by more of their paths where names are equal.
+def _parser() -> argparse.ArgumentParser:
+    parser = paper_parser("imbalance", __doc__, "FOLDER [FOLDER ...] [options]")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="OUTPUT_DIR")
+    add_output(parser, "default: imbalance, in the first folder")
+    return parser
 
-    Raises:
-        UserError: for a folder without a log, or whose log lacks the numbers.
-    """
-    return [read_run(*run) for run in zip(folders, short_names(folders), strict=True)]
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Writes the figure and its numbers."""
+    parsed = _parser().parse_intermixed_args(args)
+    names = short_names(parsed.folders)
+    runs = [read_run(*pair) for pair in zip(parsed.folders, names, strict=True)]
+    folder = parsed.output or parsed.folders[0] / "imbalance"
+    files = ["imbalance.png", "imbalance.csv"]
+    figure, numbers = output_files(folder, files, overwrite=parsed.overwrite)
+    write_figure(figure, draw(runs))
+    write_csv(numbers, columns_of(runs))
+    print(f"{table(runs)}\n\n{figure}\n{numbers}")
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Reads ``metrics.json``, which detectron2 appends to.
+    """Reads ``metrics.json``, to which detectron2 appends.
 
-    A run that went on from a checkpoint repeats steps, and one that was started anew begins again:
-    what was logged last counts. Lines of evaluations, and one that was cut short, are passed over.
+    A resumed run repeats steps, and one that was started again in the same folder begins anew:
+    the latest lines count.
 
     Raises:
-        UserError: where there is no log, or the numbers are not in it.
+        UserError: if there is no log, or it lacks the numbers.
     """
     path = folder / "metrics.json"
     if not path.is_file():
-        raise UserError(f"no file {path}; give the OUTPUT_DIR of a training run.")
+        raise UserError(f"{path}: no such file; name the OUTPUT_DIR of a training run.")
     kept: list[dict[str, Any]] = []
     for line in read_scalars(path):
         if {"iteration", *COLUMNS.values()} <= line.keys():
@@ -75,10 +92,7 @@ def read_run(folder: Path, name: str) -> Run:
                 kept.pop()
             kept.append(line)
     if not kept:
-        raise UserError(
-            f"{path}: no line has {COLUMNS['positives']} and {COLUMNS['share_of_positives']}; "
-            f"train with {LOG_KEY} True to have them logged."
-        )
+        raise UserError(f"{path}: no shares of the loss were logged; train with {LOG_KEY} True.")
     return Run(
         name,
         np.array([line["iteration"] for line in kept]),
@@ -86,8 +100,8 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
-def rows(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """All runs below each other: a column for the run, the iteration and each of COLUMNS."""
+def columns_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the columns of the CSV: run, iteration and :data:`COLUMNS`, all runs in a row."""
     return {
         "run": [run.name for run in runs for _ in run.iteration],
         "iteration": [i for run in runs for i in run.iteration.tolist()],
@@ -96,81 +110,56 @@ def rows(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Means over training and the negatives' share at both ends, in Markdown."""
-    lines = [
-        "| run | last step | positives | ignored | negatives a picture | share of the class loss "
-        "that negatives hold, first | last |",
-        "| --- |" + " --- |" * 6,
-    ]
+    """Returns means over training, and the negatives' share at its ends, in Markdown."""
+    head = ["run", "last step", "positives per image", "ignored", "negatives"]
+    head += ["negatives' share of the class loss: first", "last"]
+    rows = []
     for run in runs:
-        means = [
-            f"{run.columns[name].mean():,.1f}" for name in ("positives", "ignored", "negatives")
-        ]
-        share = run.columns["share_of_negatives"]
-        ends = [f"{share[i]:.1%}" for i in (0, -1)]
-        lines.append(f"| {run.name} | {run.iteration[-1]} | {' | '.join([*means, *ends])} |")
-    return "\n".join(lines)
+        means = [f"{run.columns[x].mean():,.1f}" for x in ("positives", "ignored", "negatives")]
+        shares = [f"{run.columns['share_of_negatives'][i]:.1%}" for i in (0, -1)]
+        rows.append([run.name, run.iteration[-1], *means, *shares])
+    return markdown_table(head, rows)
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Anchors a picture on the left, the negatives' share of the class loss on the right."""
+    """Draws anchors per image left, the negatives' share of the class loss right."""
     figure = Figure(figsize=(12.5, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(runs))]
-    for run, colour in zip(runs, colours, strict=True):
-        _draw_anchors(left, run, colour)
+    for i, run in enumerate(runs):
+        color = _COLORS[i % len(_COLORS)]
+        mark = "o" if len(run.iteration) == 1 else ""  # a line through one point is invisible
+        for name, style in _STYLES.items():
+            left.plot(run.iteration, run.columns[name], style + mark, color=color, linewidth=2)
         share = run.columns["share_of_negatives"]
-        right.plot(
-            run.iteration,
-            share,
-            _mark(run),
-            color=colour,
-            linewidth=2,
-            label=run.name,
-            clip_on=False,
-            zorder=3,  # a share of 0 lies on the axis
-        )
-    _name_anchors(left, runs[0])
+        more = {"color": color, "linewidth": 2, "clip_on": False, "zorder": 3}  # 0 is on the axis
+        right.plot(run.iteration, share, f"-{mark}", label=run.name, **more)
+    _label_lines(left, runs[0])
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:,g}")
-    left.set_ylabel("anchors a picture (logarithmic)")
-    mean = {name: runs[0].columns[name].mean() for name in _ANCHORS}
-    ratio = mean["negatives"] / max(mean["positives"], 1e-9)
-    left.set_title(f"{ratio:,.0f} negatives to one positive")
+    left.set_ylabel("anchors per image (logarithmic)")
+    columns = runs[0].columns
+    ratio = columns["negatives"].mean() / max(columns["positives"].mean(), 1e-9)
+    left.set_title(f"{ratio:,.0f} negatives per positive")
     right.set_ylim(0, 1)
     right.axhline(0.5, color="#c8ced3", linewidth=1, zorder=0)
-    right.set_ylabel("share of the class loss that negatives hold")
+    right.set_ylabel("negatives' share of the class loss")
     right.set_title("Above the grey line, negatives hold most of the class loss")
     for axes in (left, right):
         axes.set_xlabel("training step")
-        axes.spines[["top", "right"]].set_visible(False)
+        hide_frame(axes)
     if len(runs) > 1:
         handles, labels = right.get_legend_handles_labels()
+        columns_in_legend = min(len(runs), 4)
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(runs), 4), frameon=False
+            handles, labels, loc="outside lower center", ncols=columns_in_legend, frameon=False
         )
     return figure
 
 
-def _draw_anchors(axes: Axes, run: Run, colour: str) -> None:
-    for name, style in _STYLES.items():
-        axes.plot(run.iteration, run.columns[name], style + _mark(run), color=colour, linewidth=2)
-
-
-def _mark(run: Run) -> str:
-    """A line through one point is not seen."""
-    return "o" if len(run.iteration) == 1 else ""
-
-
-def _name_anchors(axes: Axes, run: Run) -> None:
-    """Behind the ends of the lines."""
-    for name in _ANCHORS:
+def _label_lines(axes: Axes, run: Run) -> None:
+    """Writes the names of the lines at their right ends."""
+    for name in _STYLES:
         last = run.columns[name][-1]
-        if last > 0:  # others are not on a logarithmic axis
-            axes.annotate(
-                name,
-                (run.iteration[-1], last),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-            )
+        if last > 0:  # the axis is logarithmic
+            at = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(name, (run.iteration[-1], last), **at)

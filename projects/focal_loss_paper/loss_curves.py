@@ -1,6 +1,15 @@
-"""The losses that we train with as curves: figure 1 of the paper and those of its appendix."""
+"""Draws focal loss as curves: figure 1 of the paper and those of its appendix.
 
+    python -m projects.focal_loss_paper loss-curves --output figures
+    python -m projects.focal_loss_paper loss-curves --gammas 0,2,5 --star 2 1 --star 3 0.5
+
+Writes focal_loss.png and .csv (over the probability of the true class), focal_loss_star.png and
+.csv (FL and FL* over the logit), and focal_loss_star_derivatives.csv. Alpha is left out.
+"""
+
+import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from matplotlib import colormaps
@@ -8,48 +17,92 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from retinanet_plugin.command_line import add_output
+from retinanet_plugin.errors import UserError
 from retinanet_plugin.losses import BinaryLoss, CrossEntropyLoss, FocalLoss, FocalStarLoss
+from retinanet_plugin.utils import output_files, write_csv, write_figure
 
-PAPER_GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # figure 1
-PAPER_APPENDIX_GAMMAS = (2.0,)
-PAPER_STAR_SETTINGS = ((2.0, 1.0), (4.0, 0.0))  # gamma, beta
-_WELL_CLASSIFIED = 0.6  # figure 1's
+from .common import hide_frame, numbers, paper_parser
+
+PAPER_GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]  # figure 1
+PAPER_APPENDIX_GAMMAS = [2.0]
+PAPER_STAR = [[2.0, 1.0], [4.0, 0.0]]  # gamma, beta
+_WELL_CLASSIFIED = 0.6  # p_t, figure 1
 _HIGHEST_LOSS = 5.0
 
 Columns = dict[str, Tensor]
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = paper_parser("loss-curves", __doc__, "[options]")
+    parser.add_argument("--gammas", type=numbers, default=PAPER_GAMMAS, help="of FL over p_t")
+    parser.add_argument(
+        "--appendix-gammas",
+        type=numbers,
+        default=PAPER_APPENDIX_GAMMAS,
+        help="of FL over the logit",
+    )
+    parser.add_argument(
+        "--star",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("GAMMA", "BETA"),
+        help="of FL*; may be repeated; default: the paper's 2 1 and 4 0",
+    )
+    add_output(parser, "default: output/loss_curves")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Writes figures and their numbers."""
+    parsed = _parser().parse_args(args)
+    try:
+        probability = over_probability(parsed.gammas)
+        losses = appendix_losses(parsed.appendix_gammas, parsed.star or PAPER_STAR)
+    except ValueError as error:
+        raise UserError(f"--gammas, --appendix-gammas, --star: {error}.") from None
+    values, derivatives = over_logit(losses)
+    folder = parsed.output or Path("output/loss_curves")
+    names = ("focal_loss", "focal_loss_star")
+    files = [f"{name}.{suffix}" for name in names for suffix in ("png", "csv")]
+    files.append("focal_loss_star_derivatives.csv")
+    paths = output_files(folder, files, overwrite=parsed.overwrite)
+    write_figure(paths[0], draw_over_probability(probability))
+    write_figure(paths[2], draw_over_logit(values, derivatives))
+    for i, columns in ((1, probability), (3, values), (4, derivatives)):
+        write_csv(paths[i], {name: column.tolist() for name, column in columns.items()})
+    print(*paths, sep="\n")
+
+
 def over_probability(gammas: Sequence[float]) -> Columns:
-    """FL, without alpha, over the probability of the true class.
+    """Computes FL, without alpha, over the probability of the true class.
 
     Returns:
         ``p_t`` from 0.001 to 1 and the loss of each gamma there, float64, (1000,) each.
     """
     p_t = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    x_t = p_t.logit()
-    return {
-        "p_t": p_t,
-        **{f"FL gamma={g:g}": FocalLoss(None, g).value(x_t, True) for g in gammas},
-    }
+    losses = {f"FL gamma={g:g}": FocalLoss(None, g).value(p_t.logit(), True) for g in gammas}
+    return {"p_t": p_t, **losses}
 
 
 def appendix_losses(
-    gammas: Sequence[float], star_settings: Sequence[tuple[float, float]]
+    gammas: Sequence[float], star: Sequence[Sequence[float]]
 ) -> dict[str, BinaryLoss]:
-    """CE, FL of each gamma and FL* of each (gamma, beta), without alpha, by what they are called.
+    """Returns CE, FL of each gamma and FL* of each (gamma, beta), without alpha, by name.
 
     Raises:
-        ValueError: for a number that is out of a loss's range.
+        ValueError: for a number out of a loss's range.
     """
     return {
         "CE": CrossEntropyLoss(),
         **{f"FL gamma={g:g}": FocalLoss(None, g) for g in gammas},
-        **{f"FL* gamma={g:g} beta={b:g}": FocalStarLoss(None, g, b) for g, b in star_settings},
+        **{f"FL* gamma={g:g} beta={b:g}": FocalStarLoss(None, g, b) for g, b in star},
     }
 
 
 def over_logit(losses: Mapping[str, BinaryLoss]) -> tuple[Columns, Columns]:
-    """Losses and their derivatives over ``x_t``, the logit signed so that more is better.
+    """Computes losses and their derivatives over ``x_t = y x``, the logit of the true class.
 
     Returns:
         ``x_t`` from -5 to 5 and the value of each loss there; and the same with its derivative;
@@ -64,12 +117,12 @@ def over_logit(losses: Mapping[str, BinaryLoss]) -> tuple[Columns, Columns]:
 
 
 def draw_over_probability(columns: Columns) -> Figure:
-    """Figure 1 of the paper."""
+    """Draws figure 1 of the paper."""
     figure = Figure(figsize=(7.5, 5.4), layout="constrained")
     axes = figure.add_subplot()
     axes.axvspan(_WELL_CLASSIFIED, 1, color="#eef1f4", zorder=0)
     axes.text(0.8, 2.0, "well-classified\nexamples", ha="center", color="#5b6670")
-    _lines(axes, columns)
+    _draw_columns(axes, columns)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, _HIGHEST_LOSS)
     axes.set_xlabel("probability of the true class, $p_t$")
@@ -80,15 +133,15 @@ def draw_over_probability(columns: Columns) -> Figure:
 
 
 def draw_over_logit(values: Columns, derivatives: Columns) -> Figure:
-    """The figures of the appendix: losses on the left, their derivatives on the right."""
+    """Draws the figures of the appendix: losses left, their derivatives right."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _lines(left, values)
+    _draw_columns(left, values)
     left.set_ylim(0, _HIGHEST_LOSS)
     left.set_title("Both forms of focal loss spare well-classified examples ($x_t > 0$)")
     left.set_ylabel("loss")
     left.legend(frameon=False, loc="upper right")
-    _lines(right, derivatives)
+    _draw_columns(right, derivatives)
     right.set_title("Their derivatives vanish there sooner than cross entropy's")
     right.set_ylabel("derivative by $x_t$")
     for axes in (left, right):
@@ -98,16 +151,13 @@ def draw_over_logit(values: Columns, derivatives: Columns) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, columns: Columns) -> None:
-    """All over the first column; dashes tell FL* apart without colour."""
+def _draw_columns(axes: Axes, columns: Columns) -> None:
+    """Draws all columns over the first; FL* is dashed."""
     (_, x), *others = columns.items()
-    colours = colormaps["viridis"](torch.linspace(0, 0.84, len(others)).tolist())
-    for (name, y), colour in zip(others, colours, strict=True):
+    colors = colormaps["viridis"](torch.linspace(0, 0.84, len(others)).tolist())
+    for (name, y), color in zip(others, colors, strict=True):
         style = "--" if name.startswith("FL*") else "-"
-        axes.plot(x, y, style, color=colour, linewidth=2, label=_for_people(name))
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _for_people(name: str) -> str:
-    text = name.replace("gamma=", "$\\gamma$ = ").replace(" beta=", ", $\\beta$ = ")
-    return f"{text}, cross entropy" if name == "FL gamma=0" else text
+        label = name.replace("gamma=", "$\\gamma$ = ").replace(" beta=", ", $\\beta$ = ")
+        label += ", cross entropy" if name == "FL gamma=0" else ""
+        axes.plot(x, y, style, color=color, linewidth=2, label=label)
+    hide_frame(axes)

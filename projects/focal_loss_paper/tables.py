@@ -1,17 +1,15 @@
-"""The paper's tables of results: each row, the configuration that repeats it, and what it printed.
+"""The paper's tables of results: its numbers, and the config that repeats each row.
 
-The numbers are those of arXiv 1708.02002v2, tables 1 and 3 and section 5.1, on COCO: what a full
-run should come near. The configs repeat them in comments.
+The numbers are those of arXiv 1708.02002v2, tables 1 and 3 and section 5.1, on COCO. The configs
+repeat them in comments.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 
-from retinanet_plugin import config as _config
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
+from .common import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,11 @@ class Row:
     """One experiment.
 
     Args:
-        name: one word, unique in its table, fit for a file name.
-        label: what sets it apart in its table, for people.
-        config: file in :data:`CONFIGS`.
-        ap, ap50, ap75: in percent, as the paper prints them; None where it does not.
-        milliseconds: a picture on an Nvidia M40, likewise.
+        name: unique in its table, and usable as a file name.
+        label: what distinguishes it in its table, for people.
+        config: its file, relative to the folder of this project's configs.
+        ap, ap50, ap75: in percent, as the paper prints them; None if it does not.
+        milliseconds: per image on an Nvidia M40; None if the paper does not say.
     """
 
     name: str
@@ -34,35 +32,32 @@ class Row:
     ap75: float | None = None
     milliseconds: float | None = None
 
+    @property
+    def path(self) -> Path:
+        """Path of the config."""
+        return CONFIGS / self.config
+
 
 @dataclass(frozen=True)
 class Table:
     """Experiments that are compared with one another.
 
     Args:
-        name: also the folder of its configurations, if it has one of its own.
+        name: also the folder of its configs, if it has one.
         title: what is compared.
         rows: in the paper's order.
-        axis: what sets them apart, for a plot.
         data: what the paper evaluated on.
     """
 
     name: str
     title: str
     rows: tuple[Row, ...]
-    axis: str
     data: str = "COCO minival"
 
 
-def find_config(name: str | Path) -> Path:
-    """Finds a config: a file, the name of one of :data:`CONFIGS`, or of one the plugin ships."""
-    path = CONFIGS / name
-    return path if path.is_file() and not Path(name).is_file() else _config.find_config(name)
-
-
-def _row(config: str, label: str, *numbers: float | None) -> Row:
-    """A row that bears its configuration's name."""
-    return Row(PurePosixPath(config).name, label, f"{config}.yaml", *numbers)
+def _row(config: str, label: str, *results: float | None) -> Row:
+    """Returns a row named after its config."""
+    return Row(Path(config).name, label, f"{config}.yaml", *results)
 
 
 _A_ALPHA = Table(
@@ -77,7 +72,6 @@ _A_ALPHA = Table(
         _row("a_alpha/alpha_0.99", "alpha 0.99", 28.7, 47.4, 29.9),
         _row("a_alpha/alpha_0.999", "alpha 0.999", 25.1, 41.7, 26.1),
     ),
-    "alpha",
 )
 
 _B_GAMMA = Table(
@@ -92,12 +86,11 @@ _B_GAMMA = Table(
         _row("b_gamma/gamma_2.0", "gamma 2, alpha 0.25", 34.0, 52.5, 36.5),
         _row("b_gamma/gamma_5.0", "gamma 5, alpha 0.25", 32.2, 49.6, 34.8),
     ),
-    "gamma and alpha",
 )
 
 _C_ANCHORS = Table(
     "c_anchors",
-    "Anchors a place (table 1c)",
+    "Anchors per location (table 1c)",
     (
         _row("c_anchors/scales_1_ratios_1", "1 scale, 1 ratio", 30.3, 49.0, 31.8),
         _row("c_anchors/scales_2_ratios_1", "2 scales, 1 ratio", 31.9, 50.0, 34.0),
@@ -107,7 +100,6 @@ _C_ANCHORS = Table(
         _row("c_anchors/scales_3_ratios_3", "3 scales, 3 ratios", 34.0, 52.5, 36.5),
         _row("c_anchors/scales_4_ratios_3", "4 scales, 3 ratios", 33.8, 52.1, 36.2),
     ),
-    "scales and aspect ratios",
 )
 
 _D_OHEM = Table(
@@ -125,12 +117,11 @@ _D_OHEM = Table(
         _row("d_ohem/batch_512_nms_0.5_1to3", "OHEM 1:3 512, 0.5", 24.0, 35.5, 25.8),
         _row("d_ohem/focal", "focal loss", 36.0, 54.9, 38.7),
     ),
-    "examples a step, threshold of NMS",
 )
 
 _E_SPEED = Table(
     "e_speed",
-    "Depth and picture size (table 1e)",
+    "Depth and image size (table 1e)",
     (
         _row("e_speed/R50_400", "ResNet-50, 400 pixels", 30.5, 47.8, 32.7, 64),
         _row("e_speed/R50_500", "ResNet-50, 500 pixels", 32.5, 50.9, 34.8, 72),
@@ -143,11 +134,10 @@ _E_SPEED = Table(
         _row("e_speed/R101_700", "ResNet-101, 700 pixels", 37.1, 56.6, 39.8, 154),
         _row("e_speed/R101_800", "ResNet-101, 800 pixels", 37.8, 57.5, 40.8, 198),
     ),
-    "backbone, short side",
     data="COCO test-dev",
 )
 
-# The paper's first two rows are rows of other tables too.
+# The first two rows are also rows of other tables.
 _FL_STAR = Table(
     "fl_star",
     "Another focal loss, FL* (table 3)",
@@ -157,22 +147,20 @@ _FL_STAR = Table(
         _row("fl_star/gamma_2_beta_1", "FL*, gamma 2, beta 1", 33.8, 52.7, 36.3),
         _row("fl_star/gamma_4_beta_0", "FL*, gamma 4, beta 0", 33.9, 51.8, 36.4),
     ),
-    "loss",
 )
 
-# Told in words in sections 4 and 5.1: without the prior, cross entropy diverges; the last layer
-# alone gives a low AP; boxes by class are as good.
+# Sections 4 and 5.1 say in words: cross entropy diverges without the prior; the last layer alone
+# gives a low AP; class-specific boxes are as good.
 _VARIANTS = Table(
     "variants",
-    "What the paper tells without a table",
+    "What the paper says without a table",
     (
         _row("b_gamma/gamma_2.0", "default", 34.0, 52.5, 36.5),
-        _row("class_specific_boxes", "a box for each class"),
+        _row("class_specific_boxes", "class-specific boxes"),
         _row("no_fpn", "last ResNet layer only"),
         _row("cross_entropy", "cross entropy", 30.2),
         _row("no_prior", "cross entropy, no prior"),
     ),
-    "variant",
 )
 
 TABLES: Mapping[str, Table] = MappingProxyType(

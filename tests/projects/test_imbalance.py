@@ -1,4 +1,4 @@
-"""Reading of training logs, and the command that draws what they hold."""
+"""The numbers read from training logs, and the command that draws them."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ from conftest import random_picture, small_config
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage, JSONWriter
 
-from projects.focal_loss_paper.commands import imbalance as command
-from projects.focal_loss_paper.imbalance import read_run, read_runs
+from projects.focal_loss_paper import imbalance as command
+from projects.focal_loss_paper.imbalance import read_run
 from retinanet_plugin import UserError
 from retinanet_plugin.engine.loss_shares import LossShares
 
@@ -40,10 +40,10 @@ def write_log(folder: Path, *lines: dict[str, Any] | str) -> Path:
 def test_what_was_logged_last_counts(tmp_path: Path) -> None:
     folder = write_log(
         tmp_path / "run",
-        # A run that was given up, and another in the same folder.
+        # A run, and another one in the same folder.
         *(logged(19, 0.9), logged(39, 0.9), logged(59, 0.9), logged(79, 0.9)),
         *(logged(19, 0.8), {"iteration": 20, "total_loss": 2.0}, logged(39, 0.7), logged(59, 0.6)),
-        '{"iteration": 79, "anchors/posit',  # killed while it wrote, and resumed
+        '{"iteration": 79, "anchors/posit',  # killed while writing, and resumed
         *(logged(39, 0.5), logged(59, 0.4, positive=6.0)),
         {"iteration": 0, "bbox/AP": float("nan")},  # evaluations
         {"iteration": 59, "bbox/AP": 50.0},
@@ -57,14 +57,6 @@ def test_what_was_logged_last_counts(tmp_path: Path) -> None:
     assert run.columns["positives"].tolist() == [4, 4, 6]
     assert run.columns["ignored"].tolist() == [8, 8, 12]
     assert run.columns["negatives"].tolist() == [988, 988, 982]
-
-
-def test_names_of_runs(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    folders = [write_log(tmp_path / name, logged(19, 0.5)) for name in ("one/a", "two/b", "two/a")]
-    assert [run.name for run in read_runs(folders[:2])] == ["a", "b"]
-    assert [run.name for run in read_runs(folders)] == ["one/a", "two/b", "two/a"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -87,15 +79,15 @@ def test_the_command(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_numbers_are_those_that_training_logs(tmp_path: Path) -> None:
-    """The names, and that they are a picture's: against the assigner's labels of the pictures."""
+    """Under these names and per image: against the labels of the assigner."""
     model = build_model(small_config())
     hook = LossShares(model)
     hook.before_train()
-    pictures = [random_picture(64, 96, 4), random_picture(64, 64, 1)]
+    images = [random_picture(64, 96, 4), random_picture(64, 64, 1)]
     with EventStorage() as storage:
         writer = JSONWriter(str(tmp_path / "metrics.json"))
         for _ in range(20):
-            model(pictures)
+            model(images)
             hook.trainer = SimpleNamespace(iter=storage.iter, storage=storage)
             hook.after_step()
             if (storage.iter + 1) % 20 == 0:
@@ -107,7 +99,7 @@ def test_the_numbers_are_those_that_training_logs(tmp_path: Path) -> None:
     assert run.iteration.tolist() == [19]
     (positives,) = run.columns["positives"]
     assert positives == expected
-    # Of 64 x 96 pixels, in five levels: the smaller picture is padded to that.
+    # Of 64 x 96 pixels, to which the smaller image is padded, in five levels.
     total = sum(run.columns[name] for name in ("positives", "ignored", "negatives"))
     assert total == pytest.approx(9 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1))
     shares = np.array([run.columns[f"share_of_{name}"] for name in ("positives", "negatives")])
@@ -115,9 +107,9 @@ def test_the_numbers_are_those_that_training_logs(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file .*metrics\.json; give the OUTPUT_DIR"):
+    with pytest.raises(UserError, match=r"absent/metrics\.json"):
         command.main([str(tmp_path / "absent")])
     folder = write_log(tmp_path / "run", {"iteration": 19, "total_loss": 1.0})
-    with pytest.raises(UserError, match=r"train with MODEL\.RETINANET\.LOG_LOSS_SHARES True"):
+    with pytest.raises(UserError, match=r"MODEL\.RETINANET\.LOG_LOSS_SHARES"):
         command.main([str(folder)])
     assert not (folder / "imbalance").exists()

@@ -1,9 +1,8 @@
-"""The paper's rows: each file says what its table says, builds, trains and evaluates."""
+"""The paper's rows: each config says what its table says, trains and evaluates."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,17 +14,19 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch.nn import functional as F
 
-from projects.focal_loss_paper.tables import CONFIGS, TABLES, Row, find_config
+from projects.focal_loss_paper.common import CONFIGS, find_config
+from projects.focal_loss_paper.tables import TABLES, Row
 from retinanet_plugin import RetinaNetAnchorGenerator, get_config
 from retinanet_plugin.data import register_own_datasets, synthetic
 from retinanet_plugin.engine import Trainer
+from retinanet_plugin.utils import flatten
 
 R50, R101 = "Base-R50-600.yaml", "Base-R101-600.yaml"
 LOSS = {"MODEL.RETINANET.FOCAL_LOSS_ALPHA", "MODEL.RETINANET.FOCAL_LOSS_GAMMA"}
 ANCHORS = {"MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"}
 OHEM = {f"MODEL.RETINANET.OHEM.{key}" for key in ("BATCH_SIZE", "NMS_THRESH", "POSITIVE_FRACTION")}
 SIZE = {f"INPUT.{side}_SIZE_{use}" for side in ("MIN", "MAX") for use in ("TRAIN", "TEST")}
-# What the rows of a folder, or a row beside the folders, may say.
+# What the rows of a folder, or a row outside the folders, may set.
 VARIES = {
     "a_alpha": LOSS,
     "b_gamma": LOSS,
@@ -46,10 +47,9 @@ VARIES = {
     },
 }
 ROWS = [row for table in TABLES.values() for row in table.rows]
-# A few are in two tables; the first is their own.
+# Some rows are in two tables; the first is their own.
 ROW_OF = {row.config: row for row in reversed(ROWS)}
-EVERY_CONFIG = pytest.mark.parametrize("row", ROW_OF.values(), ids=list(ROW_OF))
-# Narrow, with norms that keep random weights in bounds; the depth, the head and the row stay.
+# A narrow network, with norms that keep random weights in bounds.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CLASSES", "4", "DATALOADER.NUM_WORKERS", "0"),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
@@ -61,23 +61,12 @@ SMALL = [
 
 
 def folder_of(row: Row) -> str:
-    """``a_alpha`` of ablations/a_alpha/alpha_0.10.yaml; ``no_fpn`` of ablations/no_fpn.yaml."""
+    """``a_alpha`` of a_alpha/alpha_0.10.yaml; ``no_fpn`` of no_fpn.yaml."""
     return row.config.removesuffix(".yaml").split("/")[0]
 
 
 def numbers_in(text: str) -> list[float]:
     return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)]
-
-
-def keys_of(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from keys_of(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-# ---------------------------------------------------------------- tables and files
 
 
 def test_as_many_rows_as_the_paper_has() -> None:
@@ -93,7 +82,7 @@ def test_as_many_rows_as_the_paper_has() -> None:
 
 
 def test_what_the_paper_says_about_its_tables() -> None:
-    """Differences that sections 5.1 and 5.2 name."""
+    """Differences that sections 5.1 and 5.2 mention."""
     best = {name: max(t.rows, key=lambda row: row.ap or 0) for name, t in TABLES.items()}
     ap = {row.name: row.ap for row in ROWS}
     assert best["a_alpha"].ap - ap["alpha_0.50"] == pytest.approx(0.9)
@@ -109,28 +98,27 @@ def test_what_the_paper_says_about_its_tables() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.config)
 def test_a_file_is_its_base_and_what_its_table_varies(row: Row) -> None:
-    path = CONFIGS / row.config
-    text = path.read_text()
+    text = row.path.read_text()
     comment = " ".join(x for x in text.splitlines() if x.startswith("#"))
     said = re.findall(r"\b(?:AP|AP50|AP75) (\d+\.\d)|(\d+) ms", comment)
     printed = [row.ap, row.ap50, row.ap75, row.milliseconds]
     assert [float(x or y) for x, y in said] == [x for x in printed if x is not None]
 
     content = yaml.safe_load(text)
-    base = path.parent / content.pop("_BASE_")
+    base = row.path.parent / content.pop("_BASE_")
     expected = R101 if folder_of(row) == "d_ohem" else R50
     if folder_of(row) == "e_speed":
         expected = f"retinanet_{row.name.split('_')[0]}_FPN_1x.yaml"
     elif row.name == "no_prior":
         expected = "cross_entropy.yaml"
-    assert base.resolve() == (find_config(expected)).resolve()
+    assert base.resolve() == find_config(expected).resolve()
     assert content.pop("OUTPUT_DIR") == f"output/ablations/{row.config.removesuffix('.yaml')}"
-    assert set(keys_of(content)) <= VARIES[folder_of(row)]
+    assert {key for key, _ in flatten(content)} <= VARIES[folder_of(row)]
 
 
-@EVERY_CONFIG
+@pytest.mark.parametrize("row", ROW_OF.values(), ids=list(ROW_OF))
 def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
-    cfg = get_config(find_config(row.config))
+    cfg = get_config(row.path)
     retinanet, anchors = cfg.MODEL.RETINANET, cfg.MODEL.ANCHOR_GENERATOR
     named, labelled = numbers_in(row.name), numbers_in(row.label.replace("1:3", ""))
     folder = folder_of(row)
@@ -160,11 +148,8 @@ def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
         assert (retinanet.CLS_LOSS, retinanet.FOCAL_LOSS_ALPHA) == ("focal_star", 0.25)
 
 
-# ---------------------------------------------------------------- training and evaluation
-
-
 def small(config: str, folder: Path) -> CfgNode:
-    """A row with a narrow network, and with pictures a quarter of its size."""
+    """A row with a narrow network, and with images of a quarter of its size."""
     cfg = get_config(find_config(config), SMALL)
     cfg.INPUT.MIN_SIZE_TRAIN = tuple(x // 4 for x in cfg.INPUT.MIN_SIZE_TRAIN)
     for key in ("MIN_SIZE_TEST", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST"):
@@ -174,19 +159,10 @@ def small(config: str, folder: Path) -> CfgNode:
     return cfg
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Layers this small leave a second thread waiting, for minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder beside a few pictures, registered as ``own_train`` and ``own_test``."""
-    folder = tmp_path_factory.mktemp("ablations")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder beside a few images, registered as ``own_train`` and ``own_test``."""
+    folder = tmp_path_factory.mktemp("tables")
     synthetic.draw_dataset(folder / "data", num_train=4, num_test=2, size=128)
     cfg = small(R50, folder)
     own = cfg.DATASETS.OWN
@@ -197,68 +173,57 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@EVERY_CONFIG
-def test_a_row_trains_a_step_and_is_evaluated(row: Row, drawn: Path) -> None:
-    cfg = small(row.config, drawn)
+@pytest.mark.parametrize(
+    "name, num_anchors",
+    [
+        ("a_alpha/alpha_0.999", 9),
+        ("b_gamma/gamma_0.5", 9),
+        ("c_anchors/scales_1_ratios_1", 1),
+        ("c_anchors/scales_4_ratios_3", 12),
+        ("d_ohem/batch_512_nms_0.5_1to3", 9),
+        ("d_ohem/batch_128_nms_0.7", 9),
+        ("e_speed/R101_400", 9),
+        ("fl_star/gamma_4_beta_0", 9),
+        ("cross_entropy", 9),
+        ("no_prior", 9),
+        ("class_specific_boxes", 9),
+        ("no_fpn", 45),
+    ],
+)
+def test_a_row_of_each_kind_trains_and_is_evaluated(
+    name: str, num_anchors: int, dataset: Path
+) -> None:
+    cfg = small(f"{name}.yaml", dataset)
     model = Trainer.build_model(cfg)
-    optimizer = Trainer.build_optimizer(cfg, model)
+    head = model.head
+    boxes = 4 if name == "class_specific_boxes" else 1
+    assert head.cls_score.weight.shape[0] == num_anchors * 4
+    assert head.bbox_pred.weight.shape[0] == num_anchors * boxes * 4
+    prior = torch.tensor(0.5 if name == "no_prior" else 0.01)
+    torch.testing.assert_close(head.cls_score.bias.sigmoid(), prior.expand(num_anchors * 4))
     losses = model(next(iter(Trainer.build_train_loader(cfg))))
     assert all(loss > 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
+    for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    optimizer.step()
-    assert 0 <= Trainer.test(cfg, model)["bbox"]["AP"] <= 100  # no number without detections
-
-
-# ---------------------------------------------------------------- whole networks
-
-
-@pytest.mark.parametrize(
-    "name, num_anchors, boxes_a_place",
-    [
-        ("a_alpha/alpha_0.999", 9, 9),
-        ("b_gamma/gamma_0.5", 9, 9),
-        ("c_anchors/scales_4_ratios_3", 12, 12),
-        ("d_ohem/batch_512_nms_0.5_1to3", 9, 9),
-        ("e_speed/R50_400", 9, 9),
-        ("fl_star/gamma_4_beta_0", 9, 9),
-        ("no_prior", 9, 9),
-        ("class_specific_boxes", 9, 9 * 80),
-        ("no_fpn", 45, 45),
-    ],
-)
-def test_a_row_of_each_table_builds_at_full_width(
-    name: str, num_anchors: int, boxes_a_place: int
-) -> None:
-    cfg = get_config(find_config(f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
-    model = Trainer.build_model(cfg)
-    head = model.head
-    assert head.cls_score.weight.shape == (num_anchors * 80, 256, 3, 3)
-    assert head.bbox_pred.weight.shape == (boxes_a_place * 4, 256, 3, 3)
-    prior = 0.5 if name == "no_prior" else 0.01
-    torch.testing.assert_close(
-        head.cls_score.bias.sigmoid(), torch.full_like(head.cls_score.bias, prior)
-    )
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+    Trainer.build_optimizer(cfg, model).step()
+    assert 0 <= Trainer.test(cfg, model)["bbox"]["AP"] <= 100  # NaN without detections
 
 
 def test_no_fpn_sees_the_last_layer_alone() -> None:
     cfg = get_config(find_config("no_fpn.yaml"), SMALL)
     backbone = build_backbone(cfg).eval()
-    parts = dict(backbone.named_children())
-    assert parts.keys() == {"bottom_up", "fpn_lateral5", "fpn_output5", "top_block"}
-    assert not list(parts["top_block"].parameters())
     resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
     resnet.load_state_dict(backbone.bottom_up.state_dict())
-    picture = torch.randn(1, 3, 96, 128)
-    (c5,) = resnet(picture).values()
+    image = torch.randn(1, 3, 96, 128)
+    (c5,) = resnet(image).values()
     lateral, output = backbone.fpn_lateral5, backbone.fpn_output5
     expected = F.conv2d(
         F.conv2d(c5, lateral.weight, lateral.bias), output.weight, output.bias, padding=1
     )
     assert expected.shape == (1, 16, 96 // 32, 128 // 32)
-    torch.testing.assert_close(backbone(picture)["p5"], expected)
+    torch.testing.assert_close(backbone(image)["p5"], expected)
 
 
 def test_no_fpn_has_the_anchor_shapes_of_all_levels() -> None:

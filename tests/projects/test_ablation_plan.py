@@ -1,0 +1,194 @@
+"""What is planned for a table's rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from detectron2.solver import build_lr_scheduler
+
+from projects.focal_loss_paper.ablation_plan import (
+    Options,
+    Plan,
+    Run,
+    check_unchanged,
+    make_plans,
+)
+from projects.focal_loss_paper.common import CONFIGS
+from projects.focal_loss_paper.tables import TABLES
+from retinanet_plugin import UserError, get_config
+from retinanet_plugin.utils import flatten
+
+DATA = ("quickstart", "bccd_R18_FPN.yaml", "coco")
+FEW_STEPS = {"data": DATA[1], "steps": 300}
+
+
+def plan_of(name: str, **options: Any) -> Plan:
+    (plan,) = make_plans([name], Options(**options))
+    return plan
+
+
+def run_of(plan: Plan, name: str) -> Run:
+    (run,) = (runs[0] for row, runs in plan.runs.items() if row.name == name)
+    return run
+
+
+def write_row(run: Run) -> None:
+    """As the command does before it starts a run."""
+    run.folder.mkdir(parents=True)
+    run.config_file.write_text(run.cfg.dump())
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "e_speed"])
+@pytest.mark.parametrize("data", DATA[:2])
+def test_a_row_differs_from_the_data_in_its_own_keys_alone(name: str, data: str) -> None:
+    base = dict(flatten(get_config(data if data.endswith(".yaml") else f"{data}.yaml")))
+    for row, (run,) in plan_of(name, data=data).runs.items():
+        own = dict(flatten(yaml.safe_load(row.path.read_text())))
+        if own.pop("_BASE_") == "cross_entropy.yaml":  # no_prior has its keys too
+            own |= dict(flatten(yaml.safe_load((CONFIGS / "cross_entropy.yaml").read_text())))
+        own = {k: v for k, v in own.items() if k not in ("_BASE_", "OUTPUT_DIR")}
+        cfg = dict(flatten(run.cfg))
+        differing = {key for key in cfg if cfg[key] != base[key]} - {"OUTPUT_DIR", "SEED"}
+        assert differing <= own.keys()
+        scale = base["MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE"] / 4  # 2 strides, not 4: half as large
+        if sizes := own.pop("MODEL.ANCHOR_GENERATOR.SIZES", None):
+            assert cfg["MODEL.ANCHOR_GENERATOR.SIZES"] == [[x * scale for x in sizes[0]]]
+        assert all(cfg[key] == value for key, value in own.items())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_on_the_papers_data_are_their_own_configs(name: str) -> None:
+    for row, (run,) in plan_of(name).runs.items():
+        cfg, own = dict(flatten(run.cfg)), dict(flatten(get_config(row.path)))
+        assert {key for key in cfg if cfg[key] != own[key]} == {"OUTPUT_DIR", "SEED"}
+
+
+@pytest.mark.parametrize(
+    "data, largest, depths", [(DATA[0], 128, (50, 101)), (DATA[1], 240, (18, 34))]
+)
+def test_sizes_and_depths_of_table_e(data: str, largest: int, depths: tuple[int, int]) -> None:
+    for row, (run,) in plan_of("e_speed", data=data).runs.items():
+        depth, pixels = row.name.removeprefix("R").split("_")
+        assert run.cfg.MODEL.RESNETS.DEPTH == depths[depth == "101"]
+        size = largest * int(pixels) // 800
+        assert (run.cfg.INPUT.MIN_SIZE_TRAIN, run.cfg.INPUT.MIN_SIZE_TEST) == ((size,), size)
+        assert run.cfg.INPUT.MAX_SIZE_TEST == pytest.approx(size * 5 / 3, abs=1)
+
+
+def test_trained_weights_follow_the_depth(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text('_BASE_: "retinanet_R50_FPN_1x.yaml"\n')
+    plan = plan_of("e_speed", data=str(tmp_path / "mine.yaml"))
+    for row, depth in (("R50_400", 50), ("R101_400", 101)):
+        cfg = run_of(plan, row).cfg
+        assert cfg.MODEL.RESNETS.DEPTH == depth and f"R-{depth}.pkl" in cfg.MODEL.WEIGHTS
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_yaml_of_a_run_is_its_config(data: str, tmp_path: Path) -> None:
+    overrides = ("SOLVER.BASE_LR", "0.5", "INPUT.CROP.SIZE", "[0.7, 0.6]")
+    options = {"data": data, "output": tmp_path, "steps": 70, "seeds": (3, 4)}
+    for name in ("c_anchors", "e_speed", "variants"):
+        runs = plan_of(name, overrides=overrides, **options).chosen
+        assert len(runs) == 2 * len(TABLES[name].rows)
+        for run in runs[:4]:
+            write_row(run)
+            by_hand = dict(flatten(get_config(run.config_file)))
+            assert json.dumps(by_hand) == json.dumps(dict(flatten(run.cfg)))
+            cfg = run.cfg
+            assert (cfg.SOLVER.BASE_LR, cfg.INPUT.CROP.SIZE) == (0.5, [0.7, 0.6])
+            assert cfg.OUTPUT_DIR == str(run.folder) and f"seed_{cfg.SEED}" in cfg.OUTPUT_DIR
+
+
+def test_what_counts_steps_follows_them() -> None:
+    solver = run_of(plan_of("a_alpha", **FEW_STEPS), "alpha_0.50").cfg.SOLVER
+    assert (solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS) == (300, (210, 270), 50)
+    assert solver.CHECKPOINT_PERIOD == 100
+
+
+def test_given_steps_are_not_scaled_to_the_batch() -> None:
+    batch = ("SOLVER.BASE_BATCH_SIZE", "16", "SOLVER.IMS_PER_BATCH", "4")
+    solver = run_of(plan_of("a_alpha", steps=900, overrides=batch), "alpha_0.50").cfg.SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR, solver.BASE_BATCH_SIZE) == (900, 0.01 / 4, 0)
+
+
+@pytest.mark.parametrize("steps, milestones", [(1, ()), (2, (1,)), (5, (4,)), (20, (14, 18))])
+def test_few_steps_have_a_schedule(steps: int, milestones: tuple[int, ...]) -> None:
+    cfg = run_of(plan_of("a_alpha", data=DATA[1], steps=steps), "alpha_0.50").cfg
+    assert cfg.SOLVER.STEPS == milestones
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
+
+
+def test_own_rows(tmp_path: Path) -> None:
+    """Their files count with all bases, except data and output; the rest is the data's."""
+    base = 'MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n_BASE_: "quickstart.yaml"\n'
+    (tmp_path / "base.yaml").write_text(base)
+    text = "MODEL: {RETINANET: {FOCAL_LOSS_GAMMA: 3.0}}\nSOLVER: {BASE_LR: 0.123}\n"
+    (tmp_path / "steeper.yaml").write_text(f'_BASE_: "base.yaml"\n{text}OUTPUT_DIR: "mine"\n')
+    for data, steps in (("bccd_R18_FPN.yaml", 600), ("coco", 90_000)):
+        plan = plan_of("b_gamma", data=data, own_rows=[tmp_path / "steeper.yaml"])
+        assert [row.label for row in plan.runs][-2:] == ["gamma 5, alpha 0.25", "steeper"]
+        run = run_of(plan, "steeper")
+        retinanet, solver = run.cfg.MODEL.RETINANET, run.cfg.SOLVER
+        assert (retinanet.FOCAL_LOSS_GAMMA, retinanet.PRIOR_PROB) == (3.0, 0.02)
+        assert (solver.BASE_LR, solver.MAX_ITER) == (0.123, steps)
+        assert run.folder.parent.name == "steeper"
+
+
+def test_an_own_row_on_a_row_of_the_paper(tmp_path: Path) -> None:
+    """On other data, what the paper's row says about its data does not count."""
+    text = f'_BASE_: "{CONFIGS}/%s"\nMODEL: {{RETINANET: {{PRIOR_PROB: 0.02}}}}\n'
+    (tmp_path / "mine.yaml").write_text(text % "Base-R50-600.yaml")
+    (tmp_path / "sized.yaml").write_text(text % "no_fpn.yaml" + "INPUT: {MIN_SIZE_TEST: 96}\n")
+    files = [tmp_path / "mine.yaml", tmp_path / "sized.yaml"]
+    plan = plan_of("b_gamma", data="quickstart", own_rows=files)
+    mine, sized = (run_of(plan, name).cfg for name in ("mine", "sized"))
+    assert mine.INPUT == run_of(plan, "gamma_2.0").cfg.INPUT
+    assert mine.MODEL.RETINANET.PRIOR_PROB == sized.MODEL.RETINANET.PRIOR_PROB == 0.02
+    assert (sized.INPUT.MIN_SIZE_TRAIN, sized.INPUT.MIN_SIZE_TEST) == ((128,), 96)
+    shipped = run_of(plan_of("variants", data="quickstart"), "no_fpn").cfg
+    assert sized.MODEL.ANCHOR_GENERATOR == shipped.MODEL.ANCHOR_GENERATOR
+    assert run_of(plan_of("b_gamma", own_rows=files), "mine").cfg.INPUT.MIN_SIZE_TEST == 600
+
+
+def test_a_row_of_several_tables_is_one_run() -> None:
+    b_gamma, fl_star, variants = make_plans(["b_gamma", "fl_star", "variants"], Options())
+    folders = {run_of(plan, "gamma_2.0").folder for plan in (b_gamma, fl_star, variants)}
+    assert folders == {Path("output/ablations/b_gamma/gamma_2.0/seed_1")}
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    options = {"data": "quickstart", "output": tmp_path}
+    run = run_of(plan_of("a_alpha", **options), "alpha_0.50")
+    write_row(run)
+    elsewhere = plan_of("a_alpha", overrides=["DATALOADER.NUM_WORKERS", "3"], **options)
+    check_unchanged([run, *elsewhere.chosen])
+    with pytest.raises(UserError, match=r"alpha_0.50/seed_1: .*SOLVER.MAX_ITER 1400 -> 7"):
+        check_unchanged(plan_of("a_alpha", steps=7, **options).chosen)
+
+
+@pytest.mark.parametrize(
+    "names, options, named",
+    [
+        (["b_gama"], {}, 'TABLE.*"b_gamma"'),
+        ([], {}, "TABLE"),
+        (["b_gamma"], {"rows": ["gamma_2"]}, "--rows.*gamma_2"),
+        (["b_gamma"], {"data": "quikstart"}, "quikstart.yaml"),
+        (["b_gamma"], {"own_rows": [Path("absent.yaml")]}, "absent.yaml"),
+        (["b_gamma"], {"overrides": ["SOLVER.BASE_LRR", "1"]}, "SOLVER.BASE_LRR"),
+        (["b_gamma"], {"overrides": ["OUTPUT_DIR", "x"]}, "OUTPUT_DIR.*--output"),
+        (["b_gamma"], {"overrides": ["SEED", "2"]}, "SEED.*--seeds"),
+        (["b_gamma"], {"overrides": ["DATASETS.TEST", "()"]}, "DATASETS.TEST"),
+    ],
+)
+def test_mistakes(names: list[str], options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        make_plans(names, Options(**options))
+
+
+def test_an_own_row_with_a_taken_name(tmp_path: Path) -> None:
+    (tmp_path / "gamma_2.0.yaml").write_text("SOLVER: {BASE_LR: 0.1}\n")
+    with pytest.raises(UserError, match=r"--row: .*gamma_2\.0"):
+        plan_of("b_gamma", own_rows=[tmp_path / "gamma_2.0.yaml"])
