@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("command", "number", "status"),
     [
-        (["-m", "projects.focal_loss_paper.commands.loss_curves"], signal.SIGINT, STOPPED),
-        (["-m", "projects.focal_loss_paper.commands.loss_curves"], signal.SIGTERM, -signal.SIGTERM),
+        (["-m", "projects.focal_loss_paper", "loss-curves"], signal.SIGINT, STOPPED),
+        (["-m", "projects.focal_loss_paper", "loss-curves"], signal.SIGTERM, -signal.SIGTERM),
         (["train_net.py"], signal.SIGINT, STOPPED),
         (["train_net.py"], signal.SIGUSR1, TO_BE_RESUMED),
         (["-m", "retinanet_plugin.tools.train.command"], signal.SIGTERM, TO_BE_RESUMED),
