@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from detectron2.data.detection_utils import (
     transform_instance_annotations,
 )
 from detectron2.data.transforms import AugInput, AugmentationList
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator, build_model
 from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 from PIL import Image
 
@@ -31,7 +33,6 @@ from retinanet_plugin.data.dataset_boxes import (
 )
 from retinanet_plugin.evaluation.anchor_coverage import (
     Anchors,
-    Coverage,
     measure,
     positive_threshold,
     resized_boxes,
@@ -108,6 +109,11 @@ def by_detectron2(cfg: Any, entries: list[dict[str, Any]]) -> Iterator[tuple[Any
         yield filter_empty_instances(instances), torch.zeros(3, *given.image.shape[:2])
 
 
+@cache
+def cached_model() -> torch.nn.Module:
+    return build_model(small_config("MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE", 3.0))
+
+
 @pytest.mark.parametrize("short, longest", [(120, 1333), (200, 210), (0, 1333)])
 def test_equal_to_all_anchors_of_the_model(short: int, longest: int) -> None:
     """Boxes of detectron2's mapper against every anchor of the model.
@@ -118,15 +124,14 @@ def test_equal_to_all_anchors_of_the_model(short: int, longest: int) -> None:
         *("INPUT.MIN_SIZE_TRAIN", (short,), "INPUT.MAX_SIZE_TRAIN", longest),
         *("INPUT.RANDOM_FLIP", "none", "MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE", 3.0),
     )
-    entries = entries_of(0)
+    entries, model, ours = entries_of(0), cached_model(), Anchors.of(cfg)
     register("random", entries)
-    model = build_model(cfg)
     shapes, ious, classes, padded = [], [], [], []
     for instances, image in by_detectron2(cfg, entries):
         images = ImageList.from_tensors([image], model.backbone.size_divisibility)
         levels = model.backbone(images.tensor)
         anchors = model.anchor_generator([levels[f] for f in model.head_in_features])
-        grid = Anchors.of(cfg).grid(*images.tensor.shape[-2:])
+        grid = ours.grid(*images.tensor.shape[-2:])
         assert torch.equal(grid.boxes_of(torch.arange(grid.num_anchors)), Boxes.cat(anchors).tensor)
         padded += [list(images.tensor.shape[-2:])] * len(instances)
         iou = pairwise_iou(instances.gt_boxes, Boxes.cat(anchors))
@@ -135,7 +140,7 @@ def test_equal_to_all_anchors_of_the_model(short: int, longest: int) -> None:
         classes.append(instances.gt_classes)
     data, scales = read_boxes(["random"]), training_scales(cfg)
     assert resized_boxes(data, scales[0], 32)[2].tolist() == padded
-    coverage = measure(data, Anchors.of(cfg), scales)
+    coverage = measure(data, ours, scales)
     sides = np.stack((coverage.width, coverage.height), 1)
     np.testing.assert_allclose(sides, torch.cat(shapes), atol=1e-4)
     np.testing.assert_allclose(coverage.iou, torch.cat(ious), atol=1e-5)
@@ -155,10 +160,8 @@ def test_groups_equal_a_loop_over_boxes() -> None:
     def names_of(i: int) -> Iterator[tuple[str, Any]]:
         """How each table names the group of a box, as a test of the name."""
         x1, y1, x2, y2 = data.boxes[coverage.box[i]]
-        area, width, height = (
-            (x2 - x1) * (y2 - y1),
-            *map(float, (coverage.width[i], coverage.height[i])),
-        )
+        area = (x2 - x1) * (y2 - y1)
+        width, height = float(coverage.width[i]), float(coverage.height[i])
         size, ratio = np.log2(width * height) / 2, np.clip(np.log2(height / width), -2, 2)
         coco = "small" if area < 32**2 else "medium" if area < 96**2 else "large"
         yield "all", lambda name: name == "all"
@@ -253,8 +256,8 @@ def test_clusters_fit_no_worse_than_any_partition() -> None:
     """Compares with all partitions of eight boxes in two, within 0.01."""
     shapes = torch.rand(8, 2, dtype=torch.float64) * 60 + 4
 
-    def quality(centres: torch.Tensor) -> float:
-        return float(iou_of_shapes(shapes, centres).amax(1).mean())
+    def quality(centers: torch.Tensor) -> float:
+        return float(iou_of_shapes(shapes, centers).amax(1).mean())
 
     partitions = [torch.tensor([i >> j & 1 for j in range(8)]) == 1 for i in range(1, 128)]
     best = max(
@@ -280,11 +283,6 @@ def small_boxes(side: float, ratio: float = 1.0) -> DatasetBoxes:
     )
 
 
-def cover(side: float, keys: AnchorKeys | None = None) -> Coverage:
-    anchors = Anchors.of(small_config())
-    return measure(small_boxes(side), keys.anchors(anchors) if keys else anchors, SCALES)
-
-
 @pytest.mark.usefixtures("_quick_search")
 @pytest.mark.parametrize("side, ratio", [(17.0, 1.0), (60.0, 4.0)])
 def test_a_suggestion_covers_more(side: float, ratio: float) -> None:
@@ -292,21 +290,19 @@ def test_a_suggestion_covers_more(side: float, ratio: float) -> None:
     cfg = small_config()
     data, keys = small_boxes(side, ratio), AnchorKeys.of(cfg)
     assert keys == AnchorKeys(4.0, 3, (0.5, 1.0, 2.0))
-    present = measure(data, Anchors.of(cfg), SCALES)
-    other = suggest(present, Anchors.of(cfg), keys)
+    anchors = Anchors.of(cfg)
+    present = measure(data, anchors, SCALES)
+    other = suggest(present, anchors, keys)
     assert other is not None
     pasted = small_config(*(x for pair in other.keys.overrides().items() for x in pair))
     assert AnchorKeys.of(pasted) == other.keys
-    model = build_model(pasted)
-    levels = model.backbone(torch.zeros(1, 3, 256, 256))
-    anchors = model.anchor_generator([levels[f] for f in model.head_in_features])
-    iou = pairwise_iou(Boxes(torch.from_numpy(data.boxes).float()), Boxes.cat(anchors)).amax(1)
+    generator = build_anchor_generator(pasted, [ShapeSpec(stride=s) for s in anchors.strides])
+    boxes = generator([torch.zeros(1, 1, 256 // s, 256 // s) for s in anchors.strides])
+    iou = pairwise_iou(Boxes(torch.from_numpy(data.boxes).float()), Boxes.cat(boxes)).amax(1)
     assert np.array_equal(other.coverage.iou, iou)
     assert (iou >= 0.5).double().mean() > present.share(0.5) + 0.1
     tried = [AnchorKeys(s, p, keys.ratios) for s in (1.0, 2.0, 4.0) for p in (1, 2, 3, 4)]
-    scores = [
-        score(measure(data, k.anchors(Anchors.of(cfg)), SCALES), k.per_location) for k in tried
-    ]
+    scores = [score(measure(data, k.anchors(anchors), SCALES), k.per_location) for k in tried]
     assert score(other.coverage, other.keys.per_location) > max(scores) - 0.02
     assert max(other.keys.ratios) > 2 if ratio == 4 else other.keys.scale < 4
 
@@ -318,11 +314,11 @@ def test_no_suggestion_without_need_or_gain(monkeypatch: pytest.MonkeyPatch) -> 
     assert keys is not None
     with monkeypatch.context() as patch:
         patch.setattr(anchor_search, "_finalists", lambda *args: pytest.fail("searched"))
-        assert suggest(cover(50.0), anchors, keys) is None
+        assert suggest(measure(small_boxes(50.0), anchors, SCALES), anchors, keys) is None
     monkeypatch.setattr(anchor_search, "_GOOD_COVERAGE", 2.0)
-    assert suggest(cover(50.0), anchors, keys) is None
+    assert suggest(measure(small_boxes(50.0), anchors, SCALES), anchors, keys) is None
     monkeypatch.setattr(anchor_search, "_SCALES", (8, 16))
-    assert suggest(cover(2.0), anchors, keys) is None
+    assert suggest(measure(small_boxes(2.0), anchors, SCALES), anchors, keys) is None
 
 
 @pytest.mark.parametrize(
@@ -341,8 +337,10 @@ def test_better_anchors_cover_no_less(shares: list[float], value: float, better:
 
 def test_losses_of_a_suggestion() -> None:
     cfg = small_config()
-    anchors, present, keys = Anchors.of(cfg), cover(50.0), AnchorKeys(12.0, 1, (1.0,))
-    other = Suggestion(keys, keys.anchors(anchors), cover(50.0, keys))
+    anchors, keys, data = Anchors.of(cfg), AnchorKeys(12.0, 1, (1.0,)), small_boxes(50.0)
+    present = measure(data, anchors, SCALES)
+    others = keys.anchors(anchors)
+    other = Suggestion(keys, others, measure(data, others, SCALES))
     findings = Findings(present, anchors, AnchorKeys.of(cfg), describe_clusters(present), other)
     assert any(x.startswith("class a") for x in findings.losses)
     assert any(x.startswith("size 45 to 64") for x in findings.losses)

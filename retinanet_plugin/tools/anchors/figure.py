@@ -50,9 +50,9 @@ def _draw_shapes(axes: Axes, findings: Findings) -> None:
     sides = _draw_anchors(axes, findings.anchors, "s", "black", "anchors")
     if findings.suggestion:
         _draw_anchors(axes, findings.suggestion.anchors, "D", _SUGGESTED, "suggested anchors")
-    centres = np.array([(c["cluster width"], c["cluster height"]) for c in findings.clusters]).T
+    centers = np.array([(c["cluster width"], c["cluster height"]) for c in findings.clusters]).T
     stars = {**_MARKER, "markeredgecolor": "black", "markersize": 13}
-    axes.plot(*centres, marker="*", label="clusters of boxes", **stars)
+    axes.plot(*centers, marker="*", label="clusters of boxes", **stars)
     low, high = np.quantile([coverage.width, coverage.height], (0.002, 0.998))
     limits = min(low, sides.min()) / 1.4, max(high, sides.max()) * 1.4
     axes.set_xscale("log", base=2)

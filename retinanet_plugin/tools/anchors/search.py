@@ -100,49 +100,49 @@ def iou_of_shapes(shapes: Tensor, others: Tensor) -> Tensor:
 def cluster_shapes(shapes: Tensor, k: int) -> Tensor:
     """Clusters boxes by k-means with 1 - IoU as the distance.
 
-    A centre moves to the geometric mean of its boxes as long as the mean IoU of the boxes with
-    their nearest centres grows. The best of a few random starts is returned.
+    A center moves to the geometric mean of its boxes as long as the mean IoU of the boxes with
+    their nearest centers grows. The best of a few random starts is returned.
 
     Args:
         shapes: (M, 2), width and height, above 0.
 
     Returns:
-        at most k centres (k, 2), by ascending area; fewer if there are fewer distinct shapes.
+        at most k centers (k, 2), by ascending area; fewer if there are fewer distinct shapes.
     """
     shapes = shapes.double()
     runs = [_cluster(shapes, k, torch.Generator().manual_seed(seed)) for seed in range(_STARTS)]
-    _, centres = max(runs, key=lambda run: run[0])
-    return centres[centres.prod(1).argsort()]
+    _, centers = max(runs, key=lambda run: run[0])
+    return centers[centers.prod(1).argsort()]
 
 
 def _cluster(shapes: Tensor, k: int, generator: torch.Generator) -> tuple[float, Tensor]:
-    """Runs k-means once; returns the mean IoU and the centres."""
-    centres = shapes[torch.randint(len(shapes), (1,), generator=generator)]
-    while len(centres) < k:  # distant shapes are more likely, as in k-means++
-        distance = (1 - iou_of_shapes(shapes, centres).amax(1)).clamp_(min=0)
+    """Runs k-means once; returns the mean IoU and the centers."""
+    centers = shapes[torch.randint(len(shapes), (1,), generator=generator)]
+    while len(centers) < k:  # distant shapes are more likely, as in k-means++
+        distance = (1 - iou_of_shapes(shapes, centers).amax(1)).clamp_(min=0)
         if distance.max() < 1e-9:
             break
-        centres = torch.cat((centres, shapes[torch.multinomial(distance, 1, generator=generator)]))
-    best, best_centres = -1.0, centres
+        centers = torch.cat((centers, shapes[torch.multinomial(distance, 1, generator=generator)]))
+    best, best_centers = -1.0, centers
     while True:
-        iou, nearest = iou_of_shapes(shapes, centres).max(1)
+        iou, nearest = iou_of_shapes(shapes, centers).max(1)
         if iou.mean() <= best:
-            return best, best_centres
-        best, best_centres = float(iou.mean()), centres
-        counts = torch.bincount(nearest, minlength=len(centres))
-        sums = torch.zeros_like(centres).index_add_(0, nearest, shapes.log())
+            return best, best_centers
+        best, best_centers = float(iou.mean()), centers
+        counts = torch.bincount(nearest, minlength=len(centers))
+        sums = torch.zeros_like(centers).index_add_(0, nearest, shapes.log())
         moved = (sums / counts.clamp(min=1)[:, None]).exp()
-        centres = torch.where((counts > 0)[:, None], moved, centres)
+        centers = torch.where((counts > 0)[:, None], moved, centers)
 
 
 def describe_clusters(coverage: Coverage) -> list[dict[str, float]]:
     """Returns the most frequent shapes in resized pixels, and the share of boxes near each."""
     shapes = torch.from_numpy(np.stack((coverage.width, coverage.height), 1)).double()
-    centres = cluster_shapes(shapes[_sample(coverage)], _NUM_CLUSTERS)
-    counts = torch.zeros(len(centres), dtype=torch.int64)
+    centers = cluster_shapes(shapes[_sample(coverage)], _NUM_CLUSTERS)
+    counts = torch.zeros(len(centers), dtype=torch.int64)
     for chunk in shapes.split(_CHUNK):
-        nearest = iou_of_shapes(chunk, centres).argmax(1)
-        counts += torch.bincount(nearest, minlength=len(centres))
+        nearest = iou_of_shapes(chunk, centers).argmax(1)
+        counts += torch.bincount(nearest, minlength=len(centers))
     return [
         {
             "cluster width": round(width, 1),
@@ -150,7 +150,7 @@ def describe_clusters(coverage: Coverage) -> list[dict[str, float]]:
             "height / width": round(height / width, 2),
             "share of boxes": count / len(shapes),
         }
-        for (width, height), count in zip(centres.tolist(), counts.tolist(), strict=True)
+        for (width, height), count in zip(centers.tolist(), counts.tolist(), strict=True)
     ]
 
 
@@ -183,7 +183,7 @@ def suggest(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> Suggestion
     """Searches for anchors with a higher :func:`score` that cover no less at any threshold.
 
     Candidates are sizes from 1 to 16 strides, 1 to 4 per level, and these ratios: the present ones,
-    the paper's, and the centres of 1 to 5 clusters of the boxes' shapes. All are tried on a sample
+    the paper's, and the centers of 1 to 5 clusters of the boxes' shapes. All are tried on a sample
     of boxes. The first of the best five that also holds for all boxes is returned.
 
     Args:

@@ -1,6 +1,6 @@
 """Reads YOLO: one text file per image with rows ``class x y width height``.
 
-x and y are the centre of the box; all are fractions of the image's size. The labels of
+x and y are the center of the box; all are fractions of the image's size. The labels of
 ``.../images/.../a.jpg`` are in ``.../labels/.../a.txt``, or else next to the image. Polygons and
 rotated boxes (``class x1 y1 x2 y2 x3 y3 ...``) become the box around them; keypoints
 (``kpt_shape`` in data.yaml) are ignored.
