@@ -16,7 +16,7 @@ from ...data.coco_fields import (
     show,
 )
 from ...data.coco_rules import box_faults
-from ...data.images import SIDEWAYS, open_image, orientation_of, reason_of
+from ...data.image_rules import read_header
 from ...errors import UserError, did_you_mean
 from ...utils import shorten
 from .files import SPLITS
@@ -137,14 +137,10 @@ class Collector:
                 fault = f"no image {show(str(file))}; --images names another folder"
             elif not FILE_NAME.fits(row := {"file_name": str(file)}):
                 fault = FILE_NAME.fault(row)
+            elif (header := read_header(file)).rule:
+                fault = f"{file} {header.message}"
             else:
-                try:
-                    with open_image(file) as opened:
-                        size = opened.size
-                        size = size[::-1] if orientation_of(opened) in SIDEWAYS else size
-                        image = LabeledImage(file, size)
-                except Exception as error:  # PIL raises nearly everything on damaged files
-                    fault = f"{file} cannot be read as an image ({reason_of(error)})"
+                image = LabeledImage(file, header.size)
             self._images[file] = image
             if image is None:
                 self.add_fault(LEFT_OUT, f"{where}: {fault}")
