@@ -17,7 +17,6 @@ from toy_onnx import write_toy
 from retinanet_plugin import Predictor, UserError, get_config
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.tools.export.exporting import Options, comparison_images, export, load_model
 
 
 @pytest.fixture(scope="module")
@@ -171,22 +170,6 @@ def test_mistakes(run: Path, tmp_path: Path, monkeypatch) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match='device "cuda"'):
             Predictor(run / "config.yaml", device="cuda")
-
-
-def test_exported_file(run: Path, tmp_path: Path) -> None:
-    """Needs no config beside it. TorchScript takes the least time to export."""
-    path = tmp_path / "model.torchscript"
-    with forget_new_sets():
-        eager = load_model(None, run / "model_final.pth")
-        export(eager, path, Options("torchscript"), comparison_images(eager.cfg))
-    exported = Predictor(weights=path)
-    assert exported.classes == CLASSES and exported.category_ids == eager.category_ids
-    for image in images(run):
-        assert same(exported(image), eager(image), 1e-4)
-    threshold = eager(images(run)[0]).scores.median().item()
-    kept = {"score_threshold": threshold, "classes": ["cat"]}
-    strict = Predictor(weights=path, **kept)(images(run)[0])
-    assert same(strict, Predictor(run / "config.yaml", **kept)(images(run)[0]), 1e-4)
 
 
 def test_an_exported_file_determines_size_and_channels_unless_overridden(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Exported files in place of a checkpoint, in each runtime for ONNX."""
 
-import subprocess
+import gc
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -72,22 +74,17 @@ def test_images_of_one_size_form_a_batch(tmp_path: Path) -> None:
 
 
 def test_signals_after_openvino_models_are_gone(tmp_path: Path) -> None:
-    """Two of OpenVINO's cores would leave a freed signal stack behind."""
-    pytest.importorskip("openvino")
-    path = write_toy(tmp_path / "toy.onnx")
-    script = f"""
-import gc, os, signal
-from retinanet_plugin.runtimes.exported_files import load
-signal.signal(signal.SIGTERM, lambda *_: print("handled"))
-one, two = (load({str(path)!r}, runtime="openvino") for _ in range(2))
-del one
-gc.collect()
-del two
-gc.collect()
-os.kill(os.getpid(), signal.SIGTERM)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
+    """Two of OpenVINO's cores would leave a freed signal stack behind, and the signal crash."""
+    handled: list[int] = []
+    previous = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+    one, two = toy(tmp_path, "openvino"), toy(tmp_path, "openvino")
+    del one
+    gc.collect()
+    del two
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, previous)
+    assert handled == [signal.SIGUSR1]
 
 
 def test_suffixes() -> None:
@@ -122,5 +119,5 @@ def test_files_of_others(tmp_path: Path, name: str) -> None:
         ("input", {**METADATA["input"], "channels": "BRG"}),
         ("input", {"name": "images", "layout": "nhwc"}),
     ):
-        with pytest.raises(UserError, match=rf"toy\.onnx: no valid {key} "):
+        with pytest.raises(UserError, match=r"toy\.onnx: .*metadata"):
             toy(tmp_path, name, **{key: value})

@@ -10,7 +10,7 @@
 """
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,28 +137,25 @@ def load(path: str | Path, device: str = "cpu", runtime: str = "onnxruntime") ->
     except Exception as error:  # damaged files raise nearly anything
         reason = printable(str(error).strip().split("\n")[0], 200) or type(error).__name__
         raise UserError(f"{path}: {name} cannot load it ({reason}); export it again.") from None
-    if invalid := [key for key in _METADATA_CHECKS if not _is_valid(key, metadata)]:
-        raise UserError(
-            f"{path}: no valid {', '.join(invalid)} in its metadata; give a file that "
-            "`retinanet export` wrote."
-        )
+    if not _is_valid(metadata):
+        raise UserError(f"{path}: `retinanet export` did not write its metadata; export it again.")
     return Runtime(run, metadata, name)
 
 
-_METADATA_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "classes": lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
-    "category_ids": lambda x: isinstance(x, list) and all(isinstance(i, int) for i in x),
-    "input": lambda x: (
-        x["layout"] in LAYOUTS and x["channels"] in CHANNELS and x["dtype"] in INPUT_DTYPES
-    ),
-    "resize": lambda x: all(isinstance(x[side], int) for side in ("short_side", "long_side")),
-    "score_threshold": lambda x: isinstance(x, int | float),
-}
-
-
-def _is_valid(key: str, metadata: dict[str, Any]) -> bool:
+def _is_valid(metadata: dict[str, Any]) -> bool:
     try:
-        return _METADATA_CHECKS[key](metadata[key])
+        given, resize = metadata["input"], metadata["resize"]
+        return (
+            isinstance(metadata["classes"], list)
+            and all(isinstance(x, str) for x in metadata["classes"])
+            and all(isinstance(x, int) for x in metadata["category_ids"])
+            and len(metadata["category_ids"]) == len(metadata["classes"])
+            and given["layout"] in LAYOUTS
+            and given["channels"] in CHANNELS
+            and given["dtype"] in INPUT_DTYPES
+            and all(isinstance(resize[side], int) for side in ("short_side", "long_side"))
+            and isinstance(metadata["score_threshold"], int | float)
+        )
     except (KeyError, TypeError):
         return False
 

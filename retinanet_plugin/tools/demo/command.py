@@ -55,11 +55,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--webcam", type=at_least(0), metavar="N", help="a camera; 0 is the first")
     add_output(result, "a new folder", required=True)
     result.add_argument(
-        "--score-threshold", type=_score, default=0.5, metavar="SCORE", help="default: 0.5"
+        "--score-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5"
     )
-    result.add_argument(
-        "--classes", type=_names, metavar="NAME,NAME", help="classes to keep; default: all"
-    )
+    result.add_argument("--classes", metavar="NAME,NAME", help="classes to keep; default: all")
     result.add_argument(
         "--batch-size", type=positive_int, default=4, help="of images of one size; default: 4"
     )
@@ -72,17 +70,6 @@ def parser() -> argparse.ArgumentParser:
     add_device(result)
     add_overrides(result)
     return result
-
-
-def _score(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number in [0, 1)")
-    return value
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -102,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
         parsed.config_file,
         parsed.weights,
         score_threshold=parsed.score_threshold,
-        classes=parsed.classes,
+        classes=parsed.classes and [x.strip() for x in parsed.classes.split(",")],
         batch_size=parsed.batch_size,
         overrides=parsed.opts,
         runtime=parsed.runtime,
@@ -131,5 +118,5 @@ def main(args: Sequence[str] | None = None) -> int:
         summary = demo.summary(highest())
     print(f"{summary}\n{parsed.output / DETECTIONS}")
     if demo.num_failed:
-        print(f"{demo.num_failed} inputs could not be read, see above.", file=sys.stderr)
+        print(f"unreadable inputs: {demo.num_failed}, see above", file=sys.stderr)
     return 1 if demo.num_failed else 0

@@ -34,7 +34,7 @@ from ...errors import UserError
 from ...evaluation.timing import describe_machine
 from ...model_card import card_path
 from ...runtimes.exported_files import CHANNELS, FORMATS, INPUT_DTYPES, LAYOUTS
-from ...utils import write_text
+from ...utils import output_files, write_text
 from .card import model_card
 from .exporting import (
     PRECISIONS,
@@ -94,10 +94,10 @@ def main(args: Sequence[str] | None = None) -> None:
         calibration=parsed.calibration,
     )
     path: Path = parsed.output
-    card = card_path(path)
-    for existing in (path, card):
-        if existing.exists() and not parsed.overwrite:
-            raise UserError(f"--output: {existing} exists; give another name, or --overwrite.")
+    if path.suffix != f".{options.file_format}":
+        raise UserError(f"--output: {path}: the name must end in .{options.file_format}.")
+    names = path.name, card_path(path).name
+    path, card = output_files(path.parent, names, overwrite=parsed.overwrite)
     if options.file_format == "torchscript":
         _log("PyTorch has deprecated TorchScript; prefer onnx or pt2.")
     predictor = load_model(parsed.config_file, parsed.weights, parsed.opts)

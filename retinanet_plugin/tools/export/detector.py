@@ -24,7 +24,7 @@ class ImageDetector(nn.Module):
         channels: of the images, "BGR" or "RGB".
         dtype: of the backbone and the head.
         nms: non-maximum suppression, see :func:`traceable_nms.nms_top_k`.
-        compiled: for AOTInductor, which requires 2 rows and columns of the last level.
+        compiled: prepare for AOTInductor, which requires 2 rows and columns of the last level.
 
     Attributes:
         smallest_side: of the images, in pixels.
@@ -65,6 +65,7 @@ class ImageDetector(nn.Module):
         self.stride = max(stride, 1)
         # Of all levels that the backbone computes, used or not.
         self.last_stride = max(x.stride for x in model.backbone.output_shape().values())
+        self.compiled = compiled
         self.smallest_side = self.last_stride + 1 if compiled else 1
         self.layout, self.dtype, self.nms = layout, dtype, nms
         self.flip = channels != model.input_format
@@ -112,7 +113,7 @@ class ImageDetector(nn.Module):
 
     def _padding(self, size: int) -> int:
         tiles = (size + self.stride - 1) // self.stride
-        if is_exporting() and self.smallest_side == 1:
+        if is_exporting() and not self.compiled:
             # A symbol of its own keeps the sizes of all features simple, and free of guards that
             # would exclude sizes of 1.
             tiles = torch.full((), tiles, dtype=torch.int64).item()

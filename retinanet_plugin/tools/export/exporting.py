@@ -56,7 +56,7 @@ class Options:
         precision: one of ``PRECISIONS`` of the format.
         layout, channels: of the images, see :class:`ImageDetector`.
         input_dtype: of the images, "uint8" or "float32".
-        compiled: see :func:`writers.write`.
+        compiled: compile a .pt2 for this kind of machine.
         calibration: number of training images to measure the ranges of int8 on.
 
     Raises:
@@ -104,7 +104,7 @@ def export(
 
     Args:
         predictor: from :func:`load_model`.
-        path: ends in the name of the format; an existing file is replaced.
+        path: an existing file is replaced.
         images: to compare both on, from :func:`comparison_images`.
         log: called with what is done.
 
@@ -114,8 +114,6 @@ def export(
     Raises:
         UserError: if the file cannot be written or differs from the model; none is left then.
     """
-    if path.suffix != f".{options.file_format}":
-        raise UserError(f"--output: {path}: the name must end in .{options.file_format}.")
     if options.precision == "int8":
         require_dataset(predictor.cfg, training=True)  # before the long work
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
@@ -157,14 +155,8 @@ def _write(
     metadata = {**describe(predictor, options), "smallest_side": detector.smallest_side}
     is_int8 = options.precision == "int8"
     target = path.with_name("float32.onnx") if is_int8 else path
-    writers.write(
-        detector,
-        target,
-        options.file_format,
-        metadata,
-        input_dtype=getattr(torch, options.input_dtype),
-        compiled=options.compiled,
-    )
+    input_dtype = getattr(torch, options.input_dtype)
+    writers.write(detector, target, options.file_format, metadata, input_dtype)
     if is_int8:
         log(f"measuring the ranges of int8 on {options.calibration} training images")
         quantize(target, path, _calibration_batches(predictor.cfg, options))

@@ -29,18 +29,15 @@ def write(
     path: Path,
     file_format: str,
     metadata: Mapping[str, Any],
-    *,
     input_dtype: torch.dtype = torch.uint8,
-    compiled: bool = False,
 ) -> None:
     """Writes one file, which accepts batches of any number, height and width of images.
 
     Args:
-        detector: in eval mode.
+        detector: in eval mode; a .pt2 of a ``compiled`` one is compiled for this kind of machine.
         file_format: one of ``exported_files.FORMATS``.
         metadata: stored in the file, each value as JSON.
         input_dtype: of the images, uint8 or float32.
-        compiled: compile a .pt2 for this kind of machine with AOTInductor and a C++ compiler.
 
     Raises:
         UserError: if a required package is not installed, or the model cannot be exported.
@@ -53,7 +50,7 @@ def write(
                 script.save(str(path), _extra_files={METADATA: _json(metadata)})
             elif file_format == "onnx":
                 _write_onnx(detector, example, path, metadata)
-            elif compiled:
+            elif detector.compiled:
                 _write_compiled(detector, example, path, metadata)
             else:
                 program = export_program(detector, example)

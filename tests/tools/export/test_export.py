@@ -137,6 +137,29 @@ def test_model_card(files: dict[str, Path], run: Path, file_format: str) -> None
         assert hashlib.sha256(file.read_bytes()).hexdigest() in card
 
 
+def test_predictor_with_a_file_and_no_config(
+    files: dict[str, Path], run: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = tmp_path / "alone.torchscript"
+    path.symlink_to(files["torchscript"])
+    exported = Predictor(weights=path)
+    assert (exported.classes, exported.category_ids) == (CLASSES, [2, 7, 9])
+    image = blocks(1, 64, 80)[0]
+    expected = predictor(image)
+    threshold = expected.scores.median().item()
+    for options, kept in (
+        ({}, expected.scores > 0),
+        ({"score_threshold": threshold}, expected.scores > threshold),
+        ({"classes": ["cat"]}, expected.pred_classes == 0),
+    ):
+        detections = Predictor(weights=path, **options)(image)
+        assert len(detections) == kept.sum() > 0
+        assert torch.equal(detections.pred_classes, expected.pred_classes[kept])
+        torch.testing.assert_close(detections.scores, expected.scores[kept], atol=1e-4, rtol=0)
+        boxes = expected.pred_boxes.tensor[kept]
+        torch.testing.assert_close(detections.pred_boxes.tensor, boxes, atol=1e-2, rtol=0)
+
+
 @needs_export
 def test_int8(files: dict[str, Path], predictor: Predictor, tmp_path: Path) -> None:
     import onnx
