@@ -29,7 +29,7 @@ from ...config_file import shipped_configs
 from ...errors import UserError, printable
 from ...utils import markdown_table, output_files, write_text
 from .files import SPLITS, absolute
-from .formats import FORMATS, format_of, read_dataset
+from .formats import FORMATS, existing, format_of, read_dataset
 from .labeled import LabeledDataset
 from .split import new_split
 from .training_config import training_config
@@ -40,7 +40,7 @@ _IMAGES = "images"  # subfolder for --copy
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = command_parser("convert-dataset", __doc__)
-    parser.add_argument("input", type=Path, metavar="INPUT")
+    parser.add_argument("input", type=Path, metavar="INPUT", help="the dataset")
     add_output(parser, "folder to write to")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images")
@@ -51,9 +51,13 @@ def parser() -> argparse.ArgumentParser:
         help="classes in order: one name per line, a .csv of name,index, or a .yaml with names",
     )
     parser.add_argument(
-        "--val", type=_share, default=0.2, help="share of images to validate on; default: 0.2"
+        "--val",
+        type=_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of images to validate on; default: 0.2",
     )
-    parser.add_argument("--seed", type=at_least(0), default=1, help="of the split; default: 1")
+    parser.add_argument("--seed", type=at_least(0), default=1, help="seed of the split; default: 1")
     parser.add_argument("--resplit", action="store_true", help="replace an existing split")
     parser.add_argument(
         "--fix",
@@ -64,9 +68,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--zero-based", action="store_true", help="pixels in the VOC files count from 0, not 1"
     )
-    parser.add_argument(
-        "--copy", action="store_true", help=f"copy the images to {_IMAGES} in the output folder"
-    )
+    parser.add_argument("--copy", action="store_true", help=f"copy the images to OUTPUT/{_IMAGES}")
     parser.add_argument(
         "--base",
         default="Base-Scratch-R18.yaml",
@@ -92,14 +94,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = command_line.parse_args(args)
     if parsed.output is None:
         command_line.error("--output is required")
-    source, folder = absolute(parsed.input), absolute(parsed.output)
+    source, folder = existing(parsed.input), absolute(parsed.output)
     base = get_config(parsed.base)
     names = ["config.yaml", *(f"{split}.json" for split in SPLITS), *([_IMAGES] * parsed.copy)]
     files = dict(zip(names, output_files(folder, names, overwrite=parsed.overwrite), strict=True))
-    format = parsed.format
-    if format == "auto":
-        format = format_of(source) if source.exists() else None
-        print(f"format: {format}")
+    format = format_of(source) if parsed.format == "auto" else parsed.format
+    print(f"format: {format}")
     dataset = read_dataset(
         source,
         format,

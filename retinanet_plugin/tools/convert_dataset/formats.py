@@ -53,10 +53,7 @@ def read_dataset(
     Raises:
         UserError: for the first fault, with file and line.
     """
-    path = absolute(path)
-    if not path.exists():
-        near = did_you_mean(path.name, names_in(path.parent))
-        raise UserError(f"{path}: no such file or folder{near}")
+    path = existing(path)
     if format is not None and format not in FORMATS:
         raise UserError(
             f"format {show(format)}: unknown{did_you_mean(format, FORMATS)}; "
@@ -65,6 +62,15 @@ def read_dataset(
     folder, file = (None if x is None else absolute(x) for x in (images, classes))
     collector = Collector(folder, file, fix, zero_based)
     return FORMATS[format or format_of(path)](path, collector)
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path; raises UserError if it does not exist."""
+    path = absolute(path)
+    if not path.exists():
+        near = did_you_mean(path.name, names_in(path.parent))
+        raise UserError(f"{path}: no such file or folder{near}")
+    return path
 
 
 def format_of(path: Path) -> str:

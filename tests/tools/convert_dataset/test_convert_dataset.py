@@ -138,11 +138,12 @@ def test_errors_write_nothing(tmp_path: Path, args: list[str], found: str) -> No
     assert not list(tmp_path.glob("out/*"))
 
 
-@pytest.mark.parametrize("args", [["--val", "1"], ["--val", "-0.1"], ["--val", "some"]])
-def test_bad_shares(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        convert(Path("set"), Path("out"), *args)
-    assert "--val" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["set"])
-    assert "--output" in capsys.readouterr().err
+@pytest.mark.parametrize("share", ["1", "-0.1", "some"])
+def test_bad_arguments(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for args, name in (["set", "--output", "out", "--val", share], "--val"), (["set"], "--output"):
+        with pytest.raises(SystemExit):
+            main(args)
+        assert name in capsys.readouterr().err
+    with pytest.raises(UserError, match="nowhere"):
+        main(["nowhere", "--output", "out"])
+    assert not Path("out").exists()
