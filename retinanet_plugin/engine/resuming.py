@@ -16,8 +16,7 @@ from detectron2.utils import comm
 from ..config_keys import may_change_on_resume
 from ..errors import printable
 from ..utils import flatten
-from .atomic_io import remove_old
-from .checkpoint import SafeCheckpointer
+from .checkpoint import SafeCheckpointer, remove_old
 
 _WINDOW = 20  # values that detectron2's writers take medians of
 _MAX_LISTED = 10

@@ -1,12 +1,11 @@
-"""Pickles of numpy arrays and plain containers, as detectron2's model zoo has them, and no others.
+"""Reads pickles of numpy arrays and plain containers, as in detectron2's model zoo, and no others.
 
-A pickle is a program. The words of it that name a function or class get stand-ins from here, which
-check what they are given: numpy's own would let it make arrays of pointers, or of any size.
+A pickle is a program. The functions and classes it may name are replaced by those below, which
+check their arguments; numpy's own would let it make arrays of pointers, or of any size.
 """
 
 import io
 import math
-import os
 import pickle
 import tarfile
 import zipfile
@@ -17,44 +16,40 @@ import numpy as np
 
 from ..errors import printable
 
-_KEYS = (str, bytes, int, float, type(None))  # of dictionaries: hashing nested tuples may not end
+_KEYS = (str, bytes, int, float, type(None))  # hashing nested tuples may never end
 _NUMBERS_AND_TEXT = "biufcSU"  # kinds of dtype
 
 
 def load_arrays(file: BinaryIO) -> Any:
-    """What a pickle holds, by Python's own reader in Python, whose steps can be checked.
-
-    Time and memory are bounded by the size of the file.
+    """Returns the content of a pickle, in time and memory bounded by the size of the file.
 
     Raises:
-        pickle.UnpicklingError: for what asks for anything else; and what the reader raises where a
-            file is damaged, which is nearly anything.
+        pickle.UnpicklingError: if it asks for anything else; a damaged file raises nearly anything.
     """
     return _Unpickler(io.BytesIO(file.read()), encoding="latin1").load()
 
 
-def check_stored(path: str) -> None:
-    """Refuses a ``.pth`` that unpacks to more than it has on disk; PyTorch compresses none.
+def check_archive(file: BinaryIO) -> None:
+    """Refuses a ``.pth`` that is compressed, as PyTorch's never are, or a tar archive.
 
-    And one in its format of before 0.4, of which versions before 2.6 unpack files and more.
+    PyTorch wrote tar archives before 0.4, and unpacks them unsafely before 2.6.
 
     Raises:
         pickle.UnpicklingError: for either.
     """
-    if tarfile.is_tarfile(path):
+    if tarfile.is_tarfile(file):
         raise pickle.UnpicklingError("it is a tar archive, as PyTorch wrote before version 0.4")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    size = file.seek(0, io.SEEK_END)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > os.path.getsize(path):
-            raise pickle.UnpicklingError(
-                f"it unpacks from {os.path.getsize(path)} to {unpacked} bytes, which no checkpoint "
-                "of PyTorch does"
-            )
+        if unpacked > size:
+            raise pickle.UnpicklingError(f"it unpacks from {size} to {unpacked} bytes")
+    file.seek(0)
 
 
 class _DType:
-    """A dtype of numbers or text, by name and byte order; all else that it may be is refused."""
+    """Stands for ``numpy.dtype``: numbers or text, by name and byte order."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
         self.plain = np.dtype(name if type(name) is str else "O")
@@ -70,7 +65,7 @@ class _DType:
 
 
 class _Array(np.ndarray):
-    """An array that is filled once, with as many bytes as its shape and dtype need."""
+    """Stands for ``numpy.ndarray``: filled once, with as many bytes as shape and dtype need."""
 
     def __new__(cls, *_: Any) -> "_Array":
         raise pickle.UnpicklingError("it asks for numpy.ndarray without its content")
@@ -80,12 +75,12 @@ class _Array(np.ndarray):
         data = data.encode("latin1") if type(data) is str else data  # as Python 2 wrote it
         fits = len(data) == math.prod(shape) * dtype.plain.itemsize and min(shape, default=0) >= 0
         if type(data) is not bytes or not fits:
-            raise pickle.UnpicklingError("it asks for an array of more or less than it holds")
+            raise pickle.UnpicklingError("it has an array whose size differs from its content")
         state = (1, shape, dtype.plain, bool(fortran), data)
         super().__setstate__(state)
 
 
-def _reconstruct(kind: type, shape: tuple[int, ...], code: object) -> np.ndarray:
+def _reconstruct(cls: type, shape: tuple[int, ...], code: object) -> np.ndarray:
     return np.ndarray.__new__(_Array, (0,), np.int8)
 
 
@@ -110,7 +105,7 @@ def _empty() -> bytes:
 
 
 class _Dict(dict[Any, Any]):
-    """For ``OrderedDict``, without the attributes that PyTorch's state dictionaries have."""
+    """Stands for ``OrderedDict``, without the attributes that PyTorch's state dicts have."""
 
     def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()) -> None:
         super().__init__()
@@ -128,7 +123,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("__builtin__", "bytes"): _empty,
     ("collections", "OrderedDict"): _Dict,
 }
-for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and 2
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
     _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _from_buffer
@@ -136,12 +131,12 @@ for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and 2
 
 def _key(key: Any) -> Any:
     if not isinstance(key, _KEYS):
-        raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a dictionary's key")
+        raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a dictionary key")
     return key
 
 
 class _Unpickler(pickle._Unpickler):
-    """With a check before each step that could change more than what it makes."""
+    """Python's own unpickler, with a check before each step that changes an existing object."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -163,15 +158,15 @@ class _Unpickler(pickle._Unpickler):
     def check_new_pairs(self) -> None:
         self._check_dictionary({}, self.stack[::2])
 
-    def check_filled(self) -> None:
+    def check_state(self) -> None:
         if type(self.stack[-2]) not in (_Array, _DType, _Dict):
-            raise pickle.UnpicklingError(f"it fills a {type(self.stack[-2]).__name__}")
+            raise pickle.UnpicklingError(f"it sets the state of a {type(self.stack[-2]).__name__}")
 
     def refuse_set(self) -> None:
-        raise pickle.UnpicklingError("it holds a set")
+        raise pickle.UnpicklingError("it has a set")
 
     def load_bytearray8(self) -> None:
-        """As the base, which makes room for what the pickle claims before it has read it."""
+        """As the base class, which allocates the claimed length before reading."""
         length = int.from_bytes(self.read(8), "little")
         data = self.read(length)
         if len(data) < length:
@@ -197,7 +192,7 @@ for _code, _check in {
     pickle.SETITEM: _Unpickler.check_pair,
     pickle.SETITEMS: _Unpickler.check_pairs,
     pickle.DICT: _Unpickler.check_new_pairs,
-    pickle.BUILD: _Unpickler.check_filled,
+    pickle.BUILD: _Unpickler.check_state,
     pickle.EMPTY_SET: _Unpickler.refuse_set,
     pickle.FROZENSET: _Unpickler.refuse_set,
     pickle.ADDITEMS: _Unpickler.refuse_set,

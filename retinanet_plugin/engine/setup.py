@@ -16,8 +16,7 @@ from ..config_keys import check_ranges
 from ..data import check_datasets, register_own_datasets
 from ..errors import UserError
 from ..modeling.registry import find
-from .atomic_io import has_run
-from .checkpoint import local_file
+from .checkpoint import has_run, local_file
 from .lock import lock_folder
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch

@@ -1,12 +1,10 @@
-"""A person's own code, named on the command line: it registers a loss, a head, a data set.
+"""``--import``: the user's own code, which registers a loss, a head or a dataset.
 
-Never by a key of YAML: reading a configuration from elsewhere must not run code.
+Code is named on the command line only, never in YAML: reading a config must not run code.
 """
 
 import argparse
 import importlib
-import importlib.util
-import os
 import sys
 import sysconfig
 import traceback
@@ -16,124 +14,57 @@ from types import ModuleType
 
 from ..errors import UserError, did_you_mean
 
-OPTION = "--import"
-_LIBRARIES = (
-    "<frozen ",
-    str(Path(__file__).resolve().parents[1]),  # this package
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-)
 
-# By the name of each module that was imported, as only the first time tells.
-_came_with: dict[str, dict[str, ModuleType]] = {}
-
-
-def add_option(words: argparse.ArgumentParser) -> None:
-    """Adds ``--import`` to a command line, whose value :func:`import_code` takes: ``imports``."""
-    words.add_argument(
-        OPTION,
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import`` to a parser, as ``imports``."""
+    parser.add_argument(
+        "--import",
         dest="imports",
         action="append",
         default=[],
         metavar="FILE_OR_MODULE",
-        help="Python code of your own to import first, such as my_loss.py, which registers a loss, "
-        "a head or a data set; may be given several times",
+        help="Python code to import first, such as my_loss.py; may be given several times",
     )
 
 
 def import_code(names: Iterable[str]) -> list[ModuleType]:
-    """Imports files and modules, each once a process.
+    """Imports files (``folder/my_loss.py``) and modules (``my_package.losses``), each once.
 
-    A file can be imported under its own name from then on, and so can what lies beside it; modules
-    are looked for where Python looks, and in the working directory.
-
-    Args:
-        names: ``folder/my_loss.py``, or a module's name such as ``my_package.losses``.
-
-    Returns:
-        The modules, and those that came with them, but for libraries.
+    The folder of a file, and the working directory, are added to the end of ``sys.path``.
 
     Raises:
-        UserError: for what is not there, bears the name of another module, or fails when imported;
-            then with the line of the person's code that failed.
+        UserError: if there is no such code, or it fails; then with the line that failed.
     """
-    found: dict[str, ModuleType] = {}
-    for name in names:
-        before = set(sys.modules)
-        module = _import(name)
-        came = {key: sys.modules[key] for key in set(sys.modules) - before}
-        with_it = _came_with.setdefault(module.__name__, {})
-        with_it |= {key: other for key, other in came.items() if not _is_library(other)}
-        found |= {module.__name__: module, **with_it}
-    return list(found.values())
-
-
-def _is_library(module: ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is None or any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
+    return [_import(name) for name in names]
 
 
 def _import(name: str) -> ModuleType:
-    if name.endswith(".py") or os.sep in name:
-        return _import_file(name)
-    _search_also(Path.cwd())
-    return _import_module(name, name)
-
-
-def _import_file(name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
-    if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")]
-        raise UserError(
-            f"{OPTION}: no file {path}{did_you_mean(path.name, beside)}; give a Python file or "
-            "the name of a module."
-        )
-    if path.suffix != ".py" or not path.stem.isidentifier():
-        raise UserError(
-            f"{OPTION}: {path} cannot be imported under the name {path.stem}; give the file a "
-            "name of letters, digits and underscores that ends in .py."
-        )
-    _search_also(path.parent)
-    found = importlib.util.find_spec(path.stem)
-    if found is None or found.origin is None or Path(found.origin).resolve() != path:
-        other = found.origin if found and found.origin else "part of Python"
-        raise UserError(
-            f"{OPTION}: {path} has the name of another module, {path.stem} ({other}); rename the "
-            "file."
-        )
-    return _import_module(path.stem, name)
-
-
-def _search_also(folder: Path) -> None:
-    """Behind all else, so that no file there replaces a module that others need."""
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")])
+        raise UserError(f"--import: no file {path}{near}.")
+    folder, module_name = (path.parent, path.stem) if is_file else (Path.cwd(), name)
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+        sys.path.append(str(folder))  # at the end, so that it hides no other module
     importlib.invalidate_caches()
-
-
-def _import_module(module: str, given: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise _failed(given, error) from None
-        raise UserError(
-            f"{OPTION}: no module {error.name} (working directory {Path.cwd()}); give a Python "
-            "file, such as my_loss.py, or the name of a module that Python finds."
-        ) from None
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise _failed(given, error) from None
+        raise UserError(
+            f"--import {name}: {_location(error)}{type(error).__name__}: {error}"
+        ) from None
+    if is_file and Path(getattr(module, "__file__", None) or "").resolve() != path:
+        raise UserError(f"--import: {path} has the name of another module; rename the file.")
+    return module
 
 
-def _failed(given: str, error: BaseException) -> UserError:
-    """The mistake at the innermost line that is neither a library's nor ours."""
-    said = " ".join(str(error).split())
+def _location(error: BaseException) -> str:
+    """The innermost line outside of libraries that raised the error, if any."""
     if isinstance(error, SyntaxError) and error.filename:
-        where, said = f"{error.filename}, line {error.lineno}", error.msg
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
-        where = f"{theirs[-1].filename}, line {theirs[-1].lineno}" if theirs else "in a library"
-    return UserError(
-        f"{OPTION} {given}: {where}: {type(error).__name__}{': ' if said else ''}{said}; mend it "
-        "there."
-    )
+        return f"{error.filename}, line {error.lineno}: "
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    libraries = ("<frozen ", str(Path(__file__).resolve().parents[1]), *folders)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""

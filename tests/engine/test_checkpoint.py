@@ -1,5 +1,8 @@
-"""Checkpoints: the classes that they hold, and what is said of weights that do not fit."""
+"""Checkpoints: classes, weights that do not fit, damaged files, and which one is the newest."""
 
+import os
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,13 @@ from torch import nn
 
 from retinanet_plugin import UserError
 from retinanet_plugin.engine import SafeCheckpointer
+from retinanet_plugin.engine.checkpoint import fault_of, remove_old, resumable
 
 SEVEN = ["a", "b", "c", "d", "e", "f", "g"]
 
 
 class Detector(nn.Module):
-    """Named as a detector is, and quickly made: 2 parameters a layer, 4 in the head."""
+    """A small model with a detector's names: 2 parameters per layer, 4 in the head."""
 
     def __init__(self, layers: int = 2, width: int = 4, num_classes: int = 7) -> None:
         super().__init__()
@@ -26,75 +30,60 @@ class Detector(nn.Module):
 
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory) -> Path:
-    """A checkpoint of a model of seven classes, which it names."""
+    """A checkpoint of a model of seven classes, with their names."""
     folder = tmp_path_factory.mktemp("seven")
     SafeCheckpointer(Detector(), str(folder), classes=SEVEN).save("model", iteration=4)
     return folder / "model.pth"
+
+
+@pytest.fixture
+def nameless(seven: Path, tmp_path: Path) -> Path:
+    """The same without names of classes."""
+    content = torch.load(seven, weights_only=True)
+    del content["classes"]
+    torch.save(content, tmp_path / "nameless.pth")
+    return tmp_path / "nameless.pth"
 
 
 def load(weights: Path, model: nn.Module | None = None, **options: Any) -> dict[str, Any]:
     return SafeCheckpointer(model or Detector(), **options).load(str(weights))
 
 
-def refused(weights: Path, model: nn.Module | None = None, **options: Any) -> str:
-    with pytest.raises(UserError) as error:
-        load(weights, model, complete=True, **options)
-    return str(error.value)
-
-
-def test_classes_are_saved_and_come_back(seven: Path) -> None:
+def test_classes_are_saved(seven: Path, nameless: Path) -> None:
     assert torch.load(seven, weights_only=True)["classes"] == SEVEN
     loaded = load(seven, complete=True, classes=SEVEN)
     assert loaded["classes"] == SEVEN and loaded["iteration"] == 4
-
-
-def test_a_checkpoint_without_classes(seven: Path, tmp_path: Path) -> None:
-    old = torch.load(seven, weights_only=True)
-    del old["classes"]
-    torch.save(old, tmp_path / "old.pth")
-    assert "classes" not in load(tmp_path / "old.pth", complete=True, classes=SEVEN)
-
-
-def test_weights_of_another_number_of_classes(seven: Path) -> None:
-    said = refused(seven, Detector(num_classes=3))
-    assert "the checkpoint gives 6 of the model's 8 parameters, 2 are of another shape" in said
-    assert "head.cls_score.weight is (63, 4, 1, 1) there and (27, 4, 1, 1) here" in said
-    assert "NUM_CLASSES (there: 7, a, b, c, ...)" in said
-    ours = Detector(num_classes=3)
-    load(seven, ours)  # to go on training
-    saved = torch.load(seven, weights_only=True)["model"]
-    assert torch.equal(ours.head.bbox_pred.weight, saved["head.bbox_pred.weight"])
-
-
-def test_weights_of_another_backbone(seven: Path) -> None:
-    said = refused(seven, Detector(layers=5))
-    assert "gives 8 of the model's 14 parameters, 6 are absent there (backbone.2.weight" in said
-    assert "another backbone" in said and "MODEL.RESNETS.DEPTH" in said
-    said = refused(seven, Detector(layers=1, width=2))
-    assert "gives 2 of the model's 6 parameters, 4 are of another shape there" in said
-    assert "2 of its own are not used (backbone.1.weight" in said and "another backbone" in said
+    assert "classes" not in load(nameless, complete=True, classes=SEVEN)
 
 
 @pytest.mark.parametrize(
-    "classes, sentence",
+    "model, named",
     [
-        (["b", "a", *SEVEN[2:]], '2 of 7 differ, class 0 is "a" there, "b" here'),
-        ([*SEVEN[:6], "z"], '1 of 7 differ, class 6 is "g" there, "z" here'),
+        (
+            Detector(num_classes=3),
+            [" 6 of the .* 8 ", r"\(63, 4, 1, 1\)", r"\(27, 4", "NUM_CLASSES"],
+        ),
+        (Detector(layers=5), [" 8 of the .* 14 ", "6 are missing", "backbone.2.weight", "DEPTH"]),
+        (Detector(layers=1, width=2), [" 2 of the .* 6 ", "unused .*backbone.1", "DEPTH"]),
     ],
+    ids=["classes", "layers", "width"],
 )
-def test_other_classes_are_not_evaluated_but_trained_on(
-    seven: Path, classes: list[str], sentence: str
-) -> None:
-    assert sentence in refused(seven, classes=classes)
+def test_weights_of_another_model(seven: Path, model: Detector, named: list[str]) -> None:
+    for pattern in named:
+        with pytest.raises(UserError, match=f"MODEL.WEIGHTS: .*{pattern}"):
+            load(seven, model, complete=True)
+
+
+@pytest.mark.parametrize("classes", [["b", "a", *SEVEN[2:]], [*SEVEN[:6], "z"]])
+def test_evaluation_refuses_other_classes(seven: Path, classes: list[str]) -> None:
+    with pytest.raises(UserError, match=r'MODEL.WEIGHTS: .*"[ag]" in the file, "[bz]" here'):
+        load(seven, classes=classes, complete=True)
     assert load(seven, classes=classes)["classes"] == SEVEN
 
 
 @pytest.mark.parametrize("classes", [["g", "new", "b"], ["b", "a", *SEVEN[2:]], list("uvwxyz7")])
-def test_fine_tuning_takes_the_classes_that_are_shared(
-    seven: Path, classes: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also where as many classes have other names, or another order."""
-    caplog.set_level("INFO", "retinanet_plugin")
+def test_fine_tuning_keeps_shared_classes(seven: Path, classes: list[str]) -> None:
+    """By name, also if the number of classes is the same."""
     ours = Detector(num_classes=len(classes))
     ours.head.cls_score.bias.data.fill_(-4.6)  # the prior
     before = {name: value.clone() for name, value in ours.state_dict().items()}
@@ -105,25 +94,103 @@ def test_fine_tuning_takes_the_classes_that_are_shared(
             assert torch.equal(value, there[name])
             continue
         for anchor in range(9):
-            for i, kind in enumerate(classes):
-                row = value[anchor * len(classes) + i]
-                is_shared = kind in SEVEN
-                where = anchor * 7 + SEVEN.index(kind) if is_shared else anchor * len(classes) + i
-                assert torch.equal(row, (there if is_shared else before)[name][where])
-    shared = len(set(classes) & set(SEVEN))
-    kept = f"keeps, by name, the outputs of {shared} classes" if shared else "convolution starts"
-    assert kept in caplog.text and "from the prior" in caplog.text
+            for i, label in enumerate(classes):
+                row = anchor * len(classes) + i
+                if label in SEVEN:
+                    expected = there[name][anchor * 7 + SEVEN.index(label)]
+                else:
+                    expected = before[name][row]
+                assert torch.equal(value[row], expected)
 
 
-def test_fine_tuning_where_the_checkpoint_names_no_classes(
-    seven: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "retinanet_plugin")
-    nameless = torch.load(seven, weights_only=True)
-    del nameless["classes"]
-    torch.save(nameless, tmp_path / "nameless.pth")
+def test_fine_tuning_without_names_starts_from_the_prior(nameless: Path) -> None:
     ours = Detector(num_classes=3)
     before = ours.head.cls_score.bias.clone()
-    load(tmp_path / "nameless.pth", ours, classes=["a", "b", "c"])
+    load(nameless, ours, classes=["a", "b", "c"])
     assert torch.equal(ours.head.cls_score.bias, before)
-    assert "the class convolution starts from the prior" in caplog.text
+
+
+def save(path: Path, step: int = 1) -> None:
+    torch.save({"model": {"w": torch.arange(5000.0) + step}, "iteration": step}, path)
+
+
+def test_a_flipped_bit_in_any_tensor_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "model_0000001.pth"
+    save(path)
+    assert fault_of(path) is None
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entries = [x for x in archive.infolist() if x.file_size > 100]
+    assert len(entries) >= 2  # the structure and the tensor
+    for entry in entries:
+        changed = bytearray(whole)
+        header = whole[entry.header_offset : entry.header_offset + 30]
+        lengths = struct.unpack("<HH", header[26:])  # of the name and the extra field
+        changed[entry.header_offset + 30 + sum(lengths) + entry.file_size // 2] ^= 1
+        path.write_bytes(changed)
+        assert fault_of(path) is not None, entry.filename
+
+
+@pytest.mark.parametrize("length", [0, 10, 5000, -1])
+def test_a_truncated_file_is_found(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model_0000001.pth"
+    save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    assert fault_of(path) is not None
+    assert fault_of(tmp_path / "absent.pth") is not None
+
+
+@pytest.mark.parametrize("bytes_behind, value", [(8, 1), (10, 8), (10, 12), (10, 99)])
+def test_a_run_with_damaged_checkpoints(tmp_path: Path, bytes_behind: int, value: int) -> None:
+    """The flipped bits say that an entry is encrypted, or compressed in some way."""
+    path = tmp_path / "model_0000002.pth"
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + bytes_behind] = value
+    data[data.index(b"PK\3\4") + bytes_behind - 2] = value
+    path.write_bytes(data)
+    checkpointer = SafeCheckpointer(nn.Module(), str(tmp_path))
+    with pytest.raises(UserError, match=rf"{path.name}.*OUTPUT_DIR"):
+        checkpointer.get_checkpoint_file()
+    save(tmp_path / "model_0000001.pth")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+@pytest.mark.parametrize(
+    ("last", "newest"),
+    [
+        ("model_final.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("model_0000019.pth", ["0000019", "0000009", "0000004", "final"]),  # a longer MAX_ITER
+        ("model_0000009.pth", ["0000009", "0000019", "0000004", "final"]),
+        ("model_best.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("model_0000099.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("../model_0000009.pth", ["final", "0000019", "0000009", "0000004"]),
+        ("\0" * 5000, ["final", "0000019", "0000009", "0000004"]),
+        (None, ["final", "0000019", "0000009", "0000004"]),
+    ],
+)
+def test_the_newest_is_first(tmp_path: Path, last: str | None, newest: list[str]) -> None:
+    for time, name in enumerate(("0000019", "final", "0000009", "best", "0000004")):
+        (tmp_path / f"model_{name}.pth").touch()
+        os.utime(tmp_path / f"model_{name}.pth", (1000 + time, 1000 + time))
+    if last is not None:
+        (tmp_path / "last_checkpoint").write_text(last)
+    assert [p.name for p in resumable(tmp_path)] == [f"model_{name}.pth" for name in newest]
+
+
+def test_a_run_is_not_resumed_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "outside.pth")
+    (tmp_path / "run" / "last_checkpoint").write_text("../outside.pth")
+    assert SafeCheckpointer(nn.Module(), str(tmp_path / "run")).get_checkpoint_file() == ""
+
+
+def test_the_latest_steps_are_kept(tmp_path: Path) -> None:
+    for name in ("0000001", "0000002", "0000030", "0000004", "12345678", "final", "best"):
+        (tmp_path / f"model_{name}.pth").touch()
+    remove_old(tmp_path, 0)
+    assert len(os.listdir(tmp_path)) == 7
+    remove_old(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == [
+        *("model_0000030.pth", "model_12345678.pth", "model_best.pth", "model_final.pth")
+    ]
