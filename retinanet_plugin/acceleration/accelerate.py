@@ -56,8 +56,3 @@ def accelerate_inference(network: nn.Module, cfg: CfgNode) -> str:
         f"{folded}, Winograd convolutions on a CPU: {keys.WINOGRAD}, compiled: {cfg.MODEL.COMPILE} "
         "(TEST.DTYPE, MODEL.ACCELERATION, MODEL.COMPILE)"
     )
-
-
-# Old names, until every caller uses the new ones.
-speed_up = accelerate
-speed_up_inference = accelerate_inference

@@ -90,9 +90,6 @@ def fold_norms(network: nn.Module) -> int:
     return folded
 
 
-fold_norms_for_inference = fold_norms  # the old name, until every caller uses the new one
-
-
 def _is_plain_3x3(conv: Any) -> bool:
     sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     same = sizes == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode == "zeros"

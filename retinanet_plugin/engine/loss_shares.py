@@ -51,6 +51,7 @@ class LossShares(HookBase):
         for handle in self._handles:
             handle.remove()
 
+    @torch.compiler.disable
     def _keep_logits(self, _: nn.Module, __: Any, predictions: tuple[list[Tensor], Any]) -> None:
         self._logits = predictions[0] if self._model.training else []
 

@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage, has_event_storage
 from torch import nn
 
-from ..acceleration.accelerate import speed_up, speed_up_inference
+from ..acceleration.accelerate import accelerate, accelerate_inference
 from ..data import ReadableDatasetMapper
 from ..data.training_loader import (
     TrainingLoader,
@@ -165,7 +165,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model: nn.Module = super().build_model(cfg)
-        speed_up(model, cfg)
+        accelerate(model, cfg)
         return model
 
     @classmethod
@@ -236,7 +236,7 @@ class Trainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, complete=True, classes=_classes(cfg.DATASETS.TEST)
         )
         loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        logger.info(f"Evaluating in {speed_up_inference(model, cfg)}")
+        logger.info(f"Evaluating in {accelerate_inference(model, cfg)}")
         results = cls.test(cfg, model)
         if comm.is_main_process():
             scalars = {"iteration": loaded.get("iteration", 0), **flatten_results_dict(results)}

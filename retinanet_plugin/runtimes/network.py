@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..acceleration.accelerate import speed_up_inference
+from ..acceleration.accelerate import accelerate_inference
 from ..engine import SafeCheckpointer, Trainer
 from ..engine.checkpoint import classes_in
 from ..errors import UserError
@@ -42,7 +42,7 @@ def load_network(
     if not is_exported(weights):
         network: nn.Module = Trainer.build_model(cfg)
         loaded = SafeCheckpointer(network, complete=True, classes=classes).load(weights)
-        speed_up_inference(network, cfg)
+        accelerate_inference(network, cfg)
         return network.eval(), EAGER, classes_in(loaded)
     exported = load(weights, cfg.MODEL.DEVICE, runtime)
     if classes and classes != exported.classes:

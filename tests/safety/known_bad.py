@@ -102,10 +102,6 @@ CONFIGS: dict[str, Make] = {
 # Annotations "train.json", and the entry or key that the error names.
 
 
-def _coco(**changes: Any) -> bytes:
-    return json.dumps(valid_content() | changes).encode()
-
-
 def _with(name: str, /, **changes: Any) -> bytes:
     content = valid_content()
     content[name][0] |= changes

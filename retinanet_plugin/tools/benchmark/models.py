@@ -22,7 +22,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from ...acceleration.accelerate import speed_up_inference
+from ...acceleration.accelerate import accelerate_inference
 from ...config import get_config
 from ...engine import Trainer
 from ...errors import UserError
@@ -175,7 +175,7 @@ def build_ours(cfg: CfgNode, state: dict[str, Tensor], training: bool) -> nn.Mod
     if set(absent) != {"loss_normalizer"} or unexpected:
         raise RuntimeError(f"weights do not fit: absent {absent}, unexpected {unexpected}")
     if not training:
-        speed_up_inference(model, cfg)
+        accelerate_inference(model, cfg)
     return model
 
 

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ...acceleration.fast_conv import fold_norms_for_inference
+from ...acceleration.fast_conv import fold_norms
 from ...config import get_config
 from ...data import check_datasets, register_own_datasets
 from ...engine import Trainer
@@ -136,7 +136,7 @@ def _write(
     log(f"writing {options.file_format}, {options.precision}")
     dtype = DTYPES.get(options.precision, torch.float32)
     model = copy.deepcopy(predictor.model)
-    fold_norms_for_inference(model)
+    fold_norms(model)
     for part in (model.backbone, model.head):
         part.to(dtype).to(memory_format=torch.contiguous_format)
     detector = ImageDetector(
