@@ -129,24 +129,18 @@ def write_coco(folder: Path) -> Path:
     write_images(folder / "images")
     (folder / "annotations").mkdir()
     for split, names in (("train", TRAIN), ("val", ["b.png"])):
-        sizes = [dict(zip(("width", "height"), SIZES[name], strict=True)) for name in names]
-        boxes = [
-            {"image_id": 10 + i, "category_id": CLASSES.index(label) + 1, "bbox": bbox}
-            for i, name in enumerate(names)
-            for label, bbox in expected()[name]
-        ]
-        content = {
-            "info": {},
-            "images": [
-                {"id": 10 + i, "file_name": name} | size
-                for i, (name, size) in enumerate(zip(names, sizes, strict=True))
-            ],
-            "annotations": [
-                {"id": i, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0} | box
-                for i, box in enumerate(boxes, start=1)
-            ],
+        content: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
             "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
         }
+        for i, name in enumerate(names, start=10):
+            size = dict(zip(("width", "height"), SIZES[name], strict=True))
+            content["images"].append({"id": i, "file_name": name, **size})
+            content["annotations"] += [
+                {"image_id": i, "category_id": CLASSES.index(label) + 1, "bbox": bbox}
+                for label, bbox in expected()[name]
+            ]
         file = folder / "annotations" / f"instances_{split}2017.json"
         file.write_text(json.dumps(content), encoding="utf-8")
     return folder
