@@ -162,28 +162,31 @@ class Predictor:
     def _read(self, image: ImageLike) -> np.ndarray:
         """Returns (H, W, 3) uint8 in the model's channels."""
         target = self.cfg.INPUT.FORMAT
-        if isinstance(image, str | Path | Image.Image):
-            try:
-                if not isinstance(image, Image.Image):
-                    return read_image(str(image), target)
+        try:
+            if isinstance(image, str | Path):
+                return read_image(str(image), target)
+            if isinstance(image, Image.Image):
                 require_8_bit(image)
-                return _convert(ImageOps.exif_transpose(image), target)
-            except Exception as error:  # PIL's decoders raise nearly anything on damaged files
-                raise UserError(f"{image}: cannot read the image ({reason_of(error)}).") from None
-        if not isinstance(image, np.ndarray):
+                image = ImageOps.exif_transpose(image)
+        except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+            raise UserError(f"{image}: cannot read the image ({reason_of(error)}).") from None
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or 0 in image.shape or image.shape[2:] not in ((3,), ()):
+                raise UserError(
+                    f"Predictor: got an array of {image.dtype} and shape {image.shape}; give uint8 "
+                    "of shape (H, W, 3) or (H, W)."
+                )
+            if image.ndim == 3 and self._channels == target:
+                return image
+            is_bgr = image.ndim == 3 and self._channels == "BGR"
+            image = Image.fromarray(image[..., ::-1] if is_bgr else image)
+        if not isinstance(image, Image.Image):
             raise UserError(
                 f"Predictor: got a {type(image).__name__}; give a path, an array, a PIL image, or "
                 "a list of these."
             )
-        if image.dtype != np.uint8 or 0 in image.shape or image.shape[2:] not in ((3,), ()):
-            raise UserError(
-                f"Predictor: got an array of {image.dtype} and shape {image.shape}; give uint8 of "
-                "shape (H, W, 3) or (H, W)."
-            )
-        if image.ndim == 3 and self._channels == target:
-            return image
-        is_bgr = image.ndim == 3 and self._channels == "BGR"
-        return _convert(Image.fromarray(image[..., ::-1] if is_bgr else image), target)
+        array: np.ndarray = convert_PIL_to_numpy(image, target)
+        return array
 
     @torch.no_grad()
     def _detect(self, batch: list[dict[str, Any]]) -> Iterator[Instances]:
@@ -296,8 +299,3 @@ def _indices(names: Iterable[str], known: Sequence[str]) -> torch.Tensor:
                 f"{', '.join(known)}."
             )
     return torch.tensor([known.index(name) for name in names], dtype=torch.long)
-
-
-def _convert(image: Image.Image, channels: str) -> np.ndarray:
-    array: np.ndarray = convert_PIL_to_numpy(image, channels)
-    return array

@@ -1,6 +1,6 @@
 """The model card of an exported file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,11 @@ def _summary(comparison: Comparison, precision: str) -> str:
 
 def _seconds(predictor: Predictor, runtime: Runtime, image: np.ndarray) -> dict[str, float]:
     """Returns the median time of both for one image, measured in turn."""
-    models = {
-        "the model": lambda x: eager_detections(predictor.model, x["image"]),
-        f"this file, by {runtime.name}": lambda x: runtime(x["image"]),
+    models: dict[str, Callable[[np.ndarray], Any]] = {
+        "the model": lambda x: eager_detections(predictor.model, x),
+        f"this file, by {runtime.name}": runtime,
     }
-    given = {name: [{"image": image[None]}] for name in models}
+    given = {name: [image[None]] for name in models}
     device = torch.device(predictor.cfg.MODEL.DEVICE)
     times = time_in_turn(models, given, device, _ROUNDS)
     return {name: float(np.median(values)) for name, values in times.items()}

@@ -100,16 +100,11 @@ class Comparison:
     def _count_at_edge(
         self, both: tuple[Detections, Detections], possible: tuple[np.ndarray, np.ndarray]
     ) -> int:
-        """Counts the detections at an edge; repeated, as one may depend on another."""
         edge = [np.zeros(len(x.scores), dtype=bool) for x in both]
-        previous, count = -1, 0
-        while count != previous:
-            previous = count
-            for side in (0, 1):
-                for i in np.flatnonzero(possible[side] & ~edge[side]).tolist():
-                    edge[side][i] = self._is_at_edge(both[side], i, both[1 - side], edge[1 - side])
-            count = int(edge[0].sum() + edge[1].sum())
-        return count
+        for side in (0, 1) * 5:  # repeated, as one may depend on another
+            for i in np.flatnonzero(possible[side] & ~edge[side]).tolist():
+                edge[side][i] = self._is_at_edge(both[side], i, both[1 - side], edge[1 - side])
+        return int(edge[0].sum() + edge[1].sum())
 
     def _is_at_edge(self, one: Detections, i: int, other: Detections, edge: np.ndarray) -> bool:
         score = one.scores[i]

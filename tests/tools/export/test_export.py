@@ -31,24 +31,14 @@ each_format = pytest.mark.parametrize("file_format", FORMATS)
 
 OWN_CODE = """
 import torch
+from retinanet_plugin import FocalLossHead
 from retinanet_plugin.modeling import DENSE_HEAD_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
 
 
 @DENSE_HEAD_REGISTRY.register()
-class OneConvolution(torch.nn.Module):
-    class_agnostic_bbox_reg = True
-
-    def __init__(self, cfg, input_shape):
-        super().__init__()
-        self.num_classes, self.num_anchors = cfg.MODEL.RETINANET.NUM_CLASSES, 9
-        self.box2box_transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
-        self.cls_score = torch.nn.Conv2d(32, 9 * self.num_classes, 3, padding=1)
-        self.bbox_pred = torch.nn.Conv2d(32, 9 * 4, 1)
-
+class BoundedHead(FocalLossHead):
     def forward(self, features):
-        features = [8 * torch.tanh(x) for x in features]
-        return [self.cls_score(x) for x in features], [self.bbox_pred(x) for x in features]
+        return super().forward([8 * torch.tanh(x) for x in features])
 """
 
 
@@ -206,7 +196,7 @@ def test_own_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = tmp_path / "my_head_of_a_test.py"
     code.write_text(OWN_CODE)
     import_code([str(code)])
-    run = write_run(tmp_path, "MODEL.RETINANET.HEAD_NAME", "OneConvolution")
+    run = write_run(tmp_path, "MODEL.RETINANET.HEAD_NAME", "BoundedHead")
     path = run / "own.torchscript"
     args = ["--weights", str(run / "model_final.pth"), "--output", str(path), "--import", str(code)]
     command.main([*args, "--format", "torchscript"])
@@ -250,22 +240,19 @@ def test_no_file_is_left_that_differs_from_the_model(
         ("--format torchscript", "--output"),
         ("--format pt2 --compile", "INPUT.MIN_SIZE_TEST"),
         ("--format onnx --weights model.onnx", "--weights"),
+        ("--format onnx", "--output: .*model.onnx.md"),
     ],
 )
 def test_mistakes(run: Path, tmp_path: Path, args: str, named: str) -> None:
-    suffix = "pt2" if "pt2" in args else "onnx"
-    output = str(tmp_path / f"model.{suffix}")
+    """Also: an existing card is not replaced."""
+    output = tmp_path / f"model.{'pt2' if 'pt2' in args else 'onnx'}"
+    if args == "--format onnx":
+        (tmp_path / "model.onnx.md").touch()
+    before = list(tmp_path.iterdir())
+    options = ["--weights", str(run / "model_final.pth"), *args.split(), "--output", str(output)]
     with pytest.raises(UserError, match=named):
-        weights = str(run / "model_final.pth")
-        command.main(["--weights", weights, *args.split(), "--output", output])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_files_are_kept(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx.md").write_text("mine")
-    args = ["--weights", str(run / "model_final.pth"), "--format", "onnx"]
-    with pytest.raises(UserError, match=r"--output: .*model\.onnx\.md"):
-        command.main([*args, "--output", str(tmp_path / "model.onnx")])
+        command.main(options)
+    assert list(tmp_path.iterdir()) == before
 
 
 def test_images_are_noise_without_a_test_dataset(predictor: Predictor) -> None:
