@@ -1,20 +1,16 @@
-"""Time and memory of our RetinaNet beside detectron2's and torchvision's, on this machine.
+"""Measures time and memory of our RetinaNet, detectron2's and torchvision's on this machine.
 
-    python -m retinanet_plugin.tools.benchmark
-    python -m retinanet_plugin.tools.benchmark --only class-loss labels --size 640x640 --boxes 50
-    python -m retinanet_plugin.tools.benchmark --sweep classes --json sweep.json --plot sweep.png
-    python -m retinanet_plugin.tools.benchmark --config output/quickstart/config.yaml \\
-        --size 128x128 --models output/quickstart/model_final.pth model.onnx model.pt2
+    retinanet benchmark
+    retinanet benchmark --only class-loss labels --size 640x640 --boxes 50
+    retinanet benchmark --only class-loss --output speed MODEL.RETINANET.NUM_CLASSES 365
 
-The sides run in turn, each in a process of its own: ours as train_net.py runs it, the others as
-they come. Before that, what they give is compared. Peak memory is that of a fresh process. Words
-at the end override keys of the config. Tables in Markdown go to the standard output, progress to
-the standard error; the exit status is 1 where ours differs from detectron2 or cannot run.
+The detectors run in turn, each in a process of its own: ours as train_net.py runs it, the others by
+default. Their results are compared first. Peak memory is that of a fresh process. Tables in
+Markdown go to stdout and, with --output, into a folder with a plot and all numbers as JSON;
+progress goes to stderr. The exit status is 1 if ours differs from detectron2 or cannot run.
 """
 
 import argparse
-import json
-import os
 import re
 import sys
 import tempfile
@@ -27,121 +23,98 @@ from typing import Any
 
 import torch
 
-from ...acceleration.memory import keep_freed_memory
-from ...command_line import whole
-from ...errors import UserError, one_sentence
+from ...command_line import (
+    add_config_file,
+    add_device,
+    add_output,
+    add_overrides,
+    at_least,
+    command_parser,
+    parse,
+    positive_int,
+)
+from ...config import get_config
+from ...engine.setup import choose_device
+from ...errors import UserError
 from ...evaluation.timing import describe_machine
-from . import files
-from .compare import SWEEPS, Comparison, Options, add_floor, probe
+from ...utils import output_files, write_figure, write_json, write_text
+from .comparison import Comparison, Options, add_floor
 from .measure import better, measure_rates, release
 from .models import Setting
 from .parts import PARTS
-from .report import every_result, markdown
+from .report import markdown
 
-_BOXES, _LABEL_BOXES = 20, (100, 1000)  # a picture, where --boxes says nothing
+_FILES = ("benchmark.md", "benchmark.json", "benchmark.png")
+_BOXES, _LABEL_BOXES = 20, (100, 1000)  # per image, without --boxes
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    text = __doc__ or ""
-    words = argparse.ArgumentParser(
-        prog=f"python -m {__package__}",
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Returns the parser of ``retinanet benchmark``."""
+    result = command_parser("benchmark", __doc__)
+    result.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART", help=f"of: {', '.join(PARTS)}"
     )
-    words.add_argument("--only", nargs="+", metavar="PART", help=f"of: {', '.join(PARTS)}")
-    words.add_argument(
-        "--sweep",
-        nargs="*",
-        metavar="NAME",
-        help=f"measure these instead, or all: {', '.join(SWEEPS)}",
-    )
-    words.add_argument(
-        "--models",
-        nargs="+",
-        metavar="FILE",
-        help="time these instead: checkpoints of the config, and files of tools.export",
-    )
-    words.add_argument("--config", default="retinanet_R50_FPN_1x.yaml", help="file or shipped name")
-    words.add_argument("--size", default="800x1216", help="height x width of the pictures")
-    words.add_argument("--batch", type=whole(1), default=1, help="pictures")
-    words.add_argument("--classes", type=whole(1), help="default: the config's")
-    words.add_argument(
+    add_config_file(result, default="retinanet_R50_FPN_1x.yaml", required=False)
+    result.add_argument("--size", default="800x1216", help="height x width; default: 800x1216")
+    result.add_argument("--batch", type=positive_int, default=1, help="images; default: 1")
+    result.add_argument(
         "--boxes",
-        type=whole(0),
-        help=f"a picture; default {_BOXES}, and {' and '.join(map(str, _LABEL_BOXES))} for labels",
+        type=at_least(0),
+        help=f"per image; default: {_BOXES}, and {' and '.join(map(str, _LABEL_BOXES))} for labels",
     )
-    words.add_argument("--device", help="cpu or cuda; default: a GPU where there is one")
-    words.add_argument("--threads", type=whole(1), help="of the CPU; default: torch's choice")
-    words.add_argument(
-        "--rounds", type=whole(1), help="runs of each side; default: 3 to 15 within 12 seconds"
+    result.add_argument("--threads", type=positive_int, help="of the CPU; default: torch's")
+    result.add_argument(
+        "--rounds",
+        type=positive_int,
+        help="runs of each detector; default: 3 to 15 within 12 seconds",
     )
-    words.add_argument(
-        "--no-memory", action="store_true", help="leave out the processes for memory"
-    )
-    words.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    words.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them there")
-    words.add_argument("--probe", help=argparse.SUPPRESS)
-    words.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config, after --")
-    return words
+    result.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    add_output(result, f"a folder for {', '.join(_FILES)}")
+    add_device(result)
+    add_overrides(result)
+    return result
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
-    """What the command line asks for.
+    """Returns the setting that the command line asks for.
 
     Raises:
-        UserError: for a size, device, config or key that cannot be.
+        UserError: for a wrong size, device, config or key.
     """
-    size = re.fullmatch(r"(\d+)x(\d+)", args.size)
-    if size is None or min(map(int, size.groups())) < 32:
+    match = re.fullmatch(r"(\d+)x(\d+)", args.size)
+    if match is None or min(map(int, match.groups())) < 32:
         raise UserError(
             f'--size: "{args.size}" given; give height x width in pixels, each at least 32, such '
             "as 800x1216."
         )
-    cuda = torch.cuda.is_available()
-    device = args.device or ("cuda" if cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device) or (device != "cpu" and not cuda):
-        there = "cuda or cpu" if cuda else "cpu, as this machine has no GPU"
-        raise UserError(f'--device: "{device}" given; give {there}.')
-    classes = () if args.classes is None else ("MODEL.RETINANET.NUM_CLASSES", str(args.classes))
-    setting = Setting(
-        config=args.config,
-        overrides=(*args.opts, *classes),
-        height=int(size[1]),
-        width=int(size[2]),
+    cfg = get_config(args.config_file, args.opts)
+    choose_device(cfg)
+    if cfg.MODEL.RETINANET.NUM_CLASSES < 1:
+        raise UserError(
+            "MODEL.RETINANET.NUM_CLASSES: the config leaves it to the dataset; give it at the end "
+            "of the command."
+        )
+    return Setting(
+        config=args.config_file,
+        overrides=tuple(args.opts),
+        height=int(match[1]),
+        width=int(match[2]),
         batch=args.batch,
         boxes=_BOXES if args.boxes is None else args.boxes,
-        device=device,
+        device=cfg.MODEL.DEVICE,
     )
-    if setting.num_classes < 1:
-        raise UserError(f"--classes: {args.config} leaves their number open; give it.")
-    return setting
-
-
-def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:
-    """Raises UserError for a name that is not known."""
-    for name in given:
-        if name not in known:
-            raise UserError(f'{option}: unknown name "{name}"; known: {", ".join(known)}.')
-
-
-def check_output(path: Path | None, option: str) -> None:
-    """Raises UserError, before minutes have passed, where the file could not be written."""
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise UserError(f"{option}: {path} cannot be written; give a file in an existing folder.")
 
 
 def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """All that was asked for, as JSON."""
+    """Measures everything that was asked for; returns JSON."""
     start = time.perf_counter()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"[{time.perf_counter() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     threads = torch.get_num_threads()
-    options = Options(setting, threads, args.rounds, not args.no_memory, say)
-    say("what the machine itself can do")
+    options = Options(setting, threads, args.rounds, not args.no_memory, log)
+    log("limits of the machine")
     device = torch.device(setting.device)
     rates = measure_rates(device)
     release()
@@ -149,14 +122,12 @@ def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         closing(Comparison(options, Path(folder))) as comparison,
     ):
-        parts = {}
-        if args.sweep is None:
-            label_boxes = _LABEL_BOXES if args.boxes is None else (args.boxes,)
-            parts = comparison.parts(args.only or list(PARTS), label_boxes)
-        names = [] if args.sweep is None else args.sweep or list(SWEEPS)
-        sweeps = {name: comparison.sweep(name) for name in names}
+        label_boxes = _LABEL_BOXES if args.boxes is None else (args.boxes,)
+        parts = comparison.parts(args.only or list(PARTS), label_boxes)
     rates = better(rates, measure_rates(device))
-    results = {
+    for result in parts.values():
+        add_floor(result, rates)
+    return {
         "machine": describe_machine(setting.device, threads),
         "setting": {
             **asdict(setting),
@@ -166,64 +137,28 @@ def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         },
         "rates": asdict(rates),
         "parts": parts,
-        "sweeps": sweeps,
         "took": time.perf_counter() - start,
     }
-    for result in every_result(results):
-        add_floor(result, rates)
-    return results
 
 
-def benchmark_models(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """The times of the files of ``--models``, as JSON."""
-    keep_freed_memory(setting.cfg())
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    return {
-        "machine": describe_machine(setting.device, torch.get_num_threads()),
-        "setting": asdict(setting),
-        "models": files.measure(files.named(args.models), setting, args.rounds, say),
-    }
-
-
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for; returns the exit status."""
-    args = parser().parse_args(words)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    setting = setting_of(args)
-    if args.probe:
-        name, side = args.probe.split(":")
-        print(json.dumps(probe(name, side, setting, args.weights)))
-        return 0
-    check_names(args.only or [], list(PARTS), "--only")
-    check_names(args.sweep or [], list(SWEEPS), "--sweep")
-    if sum(x is not None for x in (args.only, args.sweep, args.models)) > 1:
-        raise UserError(
-            "--only, --sweep, --models: several given, and each measures something else; give one."
-        )
-    if args.models is not None and args.plot is not None:
-        raise UserError("--plot: draws parts and sweeps, not --models; leave it out.")
-    check_output(args.json, "--json")
-    check_output(args.plot, "--plot")
-    results = benchmark(args, setting) if args.models is None else benchmark_models(args, setting)
-    if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=1))
-    if args.models is not None:
-        print(files.markdown(results))
-        return 0
-    if args.plot is not None:
-        from .plot import draw  # matplotlib, which takes a second, for those who draw
+    parsed = parse(parser(), args)
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    setting = setting_of(parsed)
+    paths = []
+    if parsed.output is not None:
+        paths = output_files(parsed.output, _FILES, overwrite=parsed.overwrite)
+    results = benchmark(parsed, setting)
+    report = markdown(results)
+    if paths:
+        from .plot import draw  # matplotlib takes a second to import
 
-        draw(results, args.plot)
-    print(markdown(results))
-    measured = every_result(results)
-    good = all(c["agrees"] for r in measured for c in r["checks"])
-    return 0 if good and all("ours" in r["seconds"] for r in measured) else 1
-
-
-if __name__ == "__main__":
-    with one_sentence():
-        sys.exit(main())
+        write_text(paths[0], report)
+        write_json(paths[1], results)
+        write_figure(paths[2], draw(results))
+    print(report)
+    measured = results["parts"].values()
+    agrees = all(check["agrees"] for result in measured for check in result["checks"])
+    return 0 if agrees and all("ours" in result["seconds"] for result in measured) else 1

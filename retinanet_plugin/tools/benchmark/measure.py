@@ -1,8 +1,8 @@
-"""Time, memory, and what the machine itself can do."""
+"""Measures time, memory, and the limits of the machine."""
 
 import ctypes
 import gc
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,18 +17,18 @@ from torch import nn
 
 from ...evaluation import timing
 
-_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS_A_PART = 3, 15, 12.0
+_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS_PER_PART = 3, 15, 12.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One side of a comparison.
+    """What one detector does in a comparison.
 
     Args:
-        run: what is timed, given what ``prepare`` returned.
-        prepare: what is done before each run, and not timed.
-        observe: what the sides are compared by, from what ``run`` returned; not timed.
-        network: what the run spends its multiplications in.
+        run: is timed; called with what ``prepare`` returned.
+        prepare: called before each run, not timed.
+        observe: extracts what is compared from the result of ``run``; not timed.
+        network: contains the convolutions whose multiplications are counted.
     """
 
     run: Callable[[Any], Any]
@@ -38,65 +38,81 @@ class Run:
 
 
 def seconds(run: Run, device: torch.device) -> float:
-    """The time of one run; on a GPU by events, between two moments at which it has no work."""
-    given = run.prepare()
-    return timing.seconds(lambda: run.run(given), device)
+    """Returns the time of one run."""
+    prepared = run.prepare()
+    return timing.seconds(lambda: run.run(prepared), device)
 
 
 def alternate(
     sides: Mapping[str, Callable[[], float | None]], rounds: int | None = None
 ) -> dict[str, list[float]]:
-    """Times the sides in turn, so that what else the machine does meets all of them.
+    """Times the sides in turn, so that other load on the machine affects all of them.
 
     Args:
-        sides: each gives the time of one run, and is already warm; None: it failed, and is left
-            out.
-        rounds: how often; None: 3 to 15 times, as long as they fit into 12 seconds.
+        sides: each returns the time of one warm run; None if it failed, which ends its turns.
+        rounds: how often; None: 3 to 15 times, as many as fit into 12 seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     start = time.perf_counter()
     for done in range(rounds or _MAX_ROUNDS):
-        after_one_more = (time.perf_counter() - start) * (done + 1) / max(done, 1)
-        if rounds is None and done >= _MIN_ROUNDS and after_one_more > _SECONDS_A_PART:
+        after_next = (time.perf_counter() - start) * (done + 1) / max(done, 1)
+        if rounds is None and done >= _MIN_ROUNDS and after_next > _SECONDS_PER_PART:
             break
         for name in list(times):
-            time_of_one = sides[name]()
-            if time_of_one is None:
+            taken = sides[name]()
+            if taken is None:
                 del times[name]
             else:
-                times[name].append(time_of_one)
+                times[name].append(taken)
     return times
 
 
 def summary(times: list[float]) -> dict[str, Any]:
-    """The median of some times in seconds, and how they spread."""
+    """Returns the median of some times, and their spread."""
     return {"median": median(times), "min": min(times), "max": max(times), "all": times}
 
 
-def peak_memory(build: Callable[[], Run], device: torch.device, *, warm: bool) -> dict[str, int]:
-    """Bytes held before building, before running, and at the peak of a run.
+# ---------------------------------------------------------------- memory
 
-    For a process of its own. On a GPU the allocator's, else what is resident in memory.
+
+def can_measure_memory(device: torch.device) -> bool:
+    """Returns whether :func:`peak_memory` works: on a GPU, and on the CPU of Linux."""
+    return device.type == "cuda" or sys.platform == "linux"
+
+
+def peak_memory(build: Callable[[], Run], device: torch.device, *, warm: bool) -> dict[str, int]:
+    """Returns the bytes held before building, before running, and at the peak of a run.
+
+    To be called in a fresh process. On a GPU they are the allocator's, otherwise resident memory.
 
     Args:
-        warm: run once beforehand, so that what stays loaded or compiled does not count.
+        warm: run once beforehand, so that what remains loaded or compiled does not count.
     """
-    before_build = _held(device)
+    cuda = device.type == "cuda"
+
+    def held() -> int:
+        return torch.cuda.memory_allocated(device) if cuda else _resident("VmRSS")
+
+    before_build = held()
     run = build()
     if warm:
         run.run(run.prepare())
-    given = run.prepare()
+    prepared = run.prepare()
     release()
-    _reset_peak(device)
-    before_run = _held(device)
-    run.run(given)
-    if device.type == "cuda":
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before_run = held()
+    run.run(prepared)
+    if cuda:
         torch.cuda.synchronize(device)
-    return {"before_build": before_build, "before_run": before_run, "peak": _peak(device)}
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _resident("VmHWM")
+    return {"before_build": before_build, "before_run": before_run, "peak": peak}
 
 
 def release() -> None:
-    """Gives freed memory back to the system, where the C library can, and to the GPU."""
+    """Returns freed memory to the system, if the C library can, and to the GPU."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -106,95 +122,82 @@ def release() -> None:
             trim(0)
 
 
-def _held(device: torch.device) -> int:
+def available_memory(device: torch.device) -> float:
+    """Returns the bytes that can still be allocated; infinity where they are unknown."""
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    status = _status("VmRSS")
-    return _highest_ever() if status is None else status
+        return float(torch.cuda.mem_get_info(device)[0])
+    if sys.platform == "linux":
+        return _kilobytes("/proc/meminfo", "MemAvailable") * 1024
+    return float("inf")
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = _status("VmHWM")
-    return _highest_ever() if status is None else status
+def _resident(key: str) -> int:
+    """Returns VmRSS, the resident memory of this process, or VmHWM, its peak, in bytes."""
+    return _kilobytes("/proc/self/status", key) * 1024
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+def _kilobytes(path: str, key: str) -> int:
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path(path).read_text(), flags=re.MULTILINE)
+    assert match is not None
+    return int(match[1])
 
 
-def _status(key: str) -> int | None:
-    """A size in bytes from Linux's account of this process."""
-    if sys.platform != "linux":
-        return None
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _highest_ever() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+# ---------------------------------------------------------------- limits of the machine
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine can do."""
+    """What the machine can do per second."""
 
-    float32: float  # multiplications with addition a second, in the better of two products
+    float32: float  # multiply-adds, in the faster of two kinds of product
     bfloat16: float
-    copy: float  # bytes a second, of a large copy: each is read and written
-    compare: float  # float32 numbers a second, each compared with one number
+    copy: float  # bytes of a large tensor copied, each read and written once
+    compare: float  # float32 numbers compared with a constant
 
 
 def better(a: Rates, b: Rates) -> Rates:
-    """The higher of two measurements each: what else ran only ever makes them lower."""
+    """Returns the higher of two measurements: other load only ever lowers them."""
     return Rates(*map(max, astuple(a), astuple(b)))
 
 
 def measure_rates(device: torch.device) -> Rates:
-    """The rates of the machine: the best of a few runs each."""
+    """Measures the machine's rates: the best of a few runs each."""
     numbers = torch.randn(16_000_000, device=device)
     copied, above = torch.empty_like(numbers), torch.empty_like(numbers, dtype=torch.bool)
     copy = _best(lambda: copied.copy_(numbers), device)
     compare = _best(lambda: torch.gt(numbers, 3.0, out=above), device)
     return Rates(
-        float32=_matrix_rate(torch.float32, device),
-        bfloat16=_matrix_rate(torch.bfloat16, device),
+        float32=_product_rate(torch.float32, device),
+        bfloat16=_product_rate(torch.bfloat16, device),
         copy=numbers.nbytes / copy,
         compare=numbers.numel() / compare,
     )
 
 
 @torch.no_grad()
-def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """The better of a matrix product and the head's convolution at 800 x 1216."""
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Returns the higher rate of a matrix product and of the head's convolution at 800 x 1216."""
     size, batch = (8192, 16) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = size**3 / _best(lambda: a @ b, device)
     x = torch.randn(batch, 256, 100, 152, device=device, dtype=dtype)
     w = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
-    places = batch * 100 * 152
-    return max(product, places * 256 * 256 * 9 / _best(lambda: F.conv2d(x, w, padding=1), device))
+    locations = batch * 100 * 152
+    seconds_conv = _best(lambda: F.conv2d(x, w, padding=1), device)
+    return max(product, locations * 256 * 256 * 9 / seconds_conv)
 
 
 def _best(function: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
-    run = Run(lambda _: function())
-    seconds(run, device)
-    return min(seconds(run, device) for _ in range(repeats))
+    timing.seconds(function, device)
+    return min(timing.seconds(function, device) for _ in range(repeats))
 
 
 def multiplications(network: nn.Module, run: Callable[[], Any]) -> int:
-    """Multiplications with addition of the network's convolutions in ``run`` and its gradients.
+    """Counts the multiply-adds of the network's convolutions in ``run`` and in its backward pass.
 
-    A convolution costs as much again for the gradient of its weights, and of its input, where
-    they are wanted.
+    A convolution costs the same again for the gradient of its weights, and of its input, if they
+    are needed.
     """
     total = 0
 

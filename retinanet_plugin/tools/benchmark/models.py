@@ -1,7 +1,7 @@
-"""The three detectors, and pictures for them.
+"""Builds the three detectors, and random images for them.
 
 detectron2's RetinaNet and ours have the same weights and settings. torchvision's has the same
-backbone, frozen layers and thresholds, and weights of its own.
+backbone, frozen layers and thresholds, but weights of its own.
 """
 
 import math
@@ -27,7 +27,7 @@ from ...config import get_config
 from ...engine import Trainer
 from ...errors import UserError
 
-# How many of the logits score above the threshold: 20,000 of the 14.6 million of a picture of
+# The share of logits that score above the threshold: 20,000 of the 14.6 million of an image of
 # 800 x 1216 with 80 classes.
 SHARE_ABOVE = 20_000 / 14.6e6
 
@@ -36,18 +36,18 @@ Predict = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on: a config, and the numbers that vary."""
+    """What the detectors are measured on: a config, and the numbers that vary."""
 
     config: str
     overrides: tuple[str, ...]
     height: int
     width: int
     batch: int
-    boxes: int  # in each picture
+    boxes: int  # per image
     device: str
 
     def cfg(self, *overrides: str) -> CfgNode:
-        """Our configuration: no weights, and losses normalized as detectron2 does it."""
+        """Returns our config: without weights, and with detectron2's normalizer of losses."""
         return get_config(
             self.config,
             [
@@ -64,19 +64,19 @@ class Setting:
 
     @cached_property
     def level_shapes(self) -> list[tuple[int, int]]:
-        """(H, W) of each feature level; pictures are padded to multiples of 32."""
+        """(H, W) of each feature level; images are padded to multiples of 32."""
         height, width = (math.ceil(x / 32) * 32 for x in (self.height, self.width))
         return [(math.ceil(height / s), math.ceil(width / s)) for s in self.strides]
 
     @cached_property
-    def anchors_a_place(self) -> int:
+    def anchors_per_location(self) -> int:
         anchors = self.cfg().MODEL.ANCHOR_GENERATOR
         return int(anchors.SCALES_PER_OCTAVE * len(anchors.ASPECT_RATIOS[0]))
 
     @cached_property
     def num_anchors(self) -> int:
-        """Of one picture."""
-        return sum(h * w for h, w in self.level_shapes) * self.anchors_a_place
+        """Per image."""
+        return sum(h * w for h, w in self.level_shapes) * self.anchors_per_location
 
     @cached_property
     def num_classes(self) -> int:
@@ -84,16 +84,15 @@ class Setting:
 
     @cached_property
     def num_logits(self) -> int:
-        """Of the batch."""
+        """In the batch."""
         return self.batch * self.num_anchors * self.num_classes
 
 
 class Bench:
-    """The detectors of a setting, each built when first asked for.
+    """The detectors for a setting, each built on first use.
 
     Args:
-        setting: what is measured on.
-        weights: folder through which processes share the detectors' weights; None: a new one.
+        weights: a folder through which processes share the detectors' weights; None: a new one.
     """
 
     def __init__(self, setting: Setting, weights: Path | None = None) -> None:
@@ -104,8 +103,13 @@ class Bench:
         self._weights = weights or Path(self._folder.name)  # type: ignore[union-attr]
 
     @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
+        return random_inputs(self.setting)
+
+    @property
     def pictures(self) -> list[dict[str, Any]]:
-        return random_pictures(self.setting)
+        """Another name of ``inputs``, for checks outside this repository."""
+        return self.inputs
 
     @cached_property
     def detectron2(self) -> Any:
@@ -113,7 +117,7 @@ class Bench:
         head = model.head
 
         def predict() -> tuple[list[Tensor], list[Tensor]]:
-            levels = model.backbone(model.preprocess_image(self.pictures).tensor)
+            levels = model.backbone(model.preprocess_image(self.inputs).tensor)
             logits, deltas = head([levels[f] for f in model.head_in_features])
             return logits, deltas
 
@@ -126,7 +130,7 @@ class Bench:
         head = model.head
 
         def predict() -> tuple[list[Tensor], list[Tensor]]:
-            images, _ = model.transform(torchvision_images(self.pictures, self.device))
+            images, _ = model.transform(torchvision_images(self.inputs, self.device))
             outputs = head(list(model.backbone(images.tensors).values()))
             return [outputs["cls_logits"]], [outputs["bbox_regression"]]
 
@@ -159,7 +163,7 @@ class Bench:
     def _share(
         self, name: str, model: nn.Module, classify: nn.Conv2d, regress: nn.Conv2d, predict: Predict
     ) -> None:
-        """Loads the weights that another process has saved, or makes and saves them."""
+        """Loads the weights that another process saved, or creates and saves them."""
         path = self._weights / f"{name}.pth"
         if path.exists():
             model.load_state_dict(_load(path))
@@ -169,18 +173,18 @@ class Bench:
 
 
 def build_ours(cfg: CfgNode, state: dict[str, Tensor], training: bool) -> nn.Module:
-    """Our detector with the weights ``state``, as train_net.py trains or evaluates it."""
+    """Builds our detector with the weights ``state``, as train_net.py trains or evaluates it."""
     model: nn.Module = Trainer.build_model(cfg)
-    absent, unexpected = model.load_state_dict(state, strict=False)
-    if set(absent) != {"loss_normalizer"} or unexpected:
-        raise RuntimeError(f"weights do not fit: absent {absent}, unexpected {unexpected}")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if set(missing) != {"loss_normalizer"} or unexpected:
+        raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
     if not training:
         accelerate_inference(model, cfg)
     return model
 
 
 def detectron2_config(cfg: CfgNode) -> CfgNode:
-    """The same detector by detectron2's own classes."""
+    """Returns the config of the same detector with detectron2's own classes."""
     cfg = cfg.clone()
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     octave = [2 ** (i / anchors.SCALES_PER_OCTAVE) for i in range(anchors.SCALES_PER_OCTAVE)]
@@ -192,7 +196,7 @@ def detectron2_config(cfg: CfgNode) -> CfgNode:
 
 
 def build_torchvision(setting: Setting) -> RetinaNet:
-    """What ``retinanet_resnet50_fpn`` builds, of the config's depth, frozen as in the config.
+    """Builds what ``retinanet_resnet50_fpn`` builds, with the config's depth and frozen layers.
 
     Raises:
         UserError: if torchvision has no such backbone.
@@ -202,7 +206,7 @@ def build_torchvision(setting: Setting) -> RetinaNet:
     name = f"resnet{resnets.DEPTH}"
     norms = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}
     if resnets.NUM_GROUPS > 1 or resnets.NORM not in norms:
-        raise UserError(f"torchvision has no {name} with {resnets.NORM} and groups")
+        raise UserError(f"MODEL.RESNETS: torchvision has no {name} with {resnets.NORM} and groups.")
     backbone = resnet_fpn_backbone(
         backbone_name=name,
         weights=None,
@@ -225,11 +229,14 @@ def build_torchvision(setting: Setting) -> RetinaNet:
     return model.to(setting.device)
 
 
-def random_pictures(setting: Setting) -> list[dict[str, Any]]:
-    """Noise with random boxes of 16 pixels to most of the picture, as a data loader gives it."""
+def random_inputs(setting: Setting) -> list[dict[str, Any]]:
+    """Returns images of noise with random boxes, as detectron2's data loader gives them.
+
+    Boxes measure from 16 pixels to 0.8 of the image.
+    """
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([setting.width, setting.height], dtype=torch.float32)
-    pictures = []
+    inputs = []
     for _ in range(setting.batch):
         shape = (3, setting.height, setting.width)
         smallest = 16 / size
@@ -242,33 +249,37 @@ def random_pictures(setting: Setting) -> list[dict[str, Any]]:
             setting.num_classes, (setting.boxes,), generator=generator
         )
         image = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        pictures.append(
+        inputs.append(
             {"image": image, "instances": instances, "height": shape[1], "width": shape[2]}
         )
-    return pictures
+    return inputs
 
 
-def torchvision_images(pictures: Sequence[dict[str, Any]], device: torch.device) -> list[Tensor]:
-    """Pictures as torchvision takes them: RGB from 0 to 1."""
-    return [p["image"].to(device).flip(0).float().div_(255) for p in pictures]
+random_pictures = random_inputs  # for checks outside this repository
+
+
+def torchvision_images(inputs: Sequence[dict[str, Any]], device: torch.device) -> list[Tensor]:
+    """Returns the images as torchvision expects them: RGB from 0 to 1."""
+    return [x["image"].to(device).flip(0).float().div_(255) for x in inputs]
 
 
 def torchvision_targets(
-    pictures: Sequence[dict[str, Any]], device: torch.device
+    inputs: Sequence[dict[str, Any]], device: torch.device
 ) -> list[dict[str, Tensor]]:
-    truths = [p["instances"].to(device) for p in pictures]
-    return [{"boxes": t.gt_boxes.tensor, "labels": t.gt_classes} for t in truths]
+    """Returns the ground truth as torchvision expects it."""
+    instances = [x["instances"].to(device) for x in inputs]
+    return [{"boxes": x.gt_boxes.tensor, "labels": x.gt_classes} for x in instances]
 
 
 @torch.no_grad()
 def imitate_training(
     model: nn.Module, classify: nn.Conv2d, regress: nn.Conv2d, predict: Predict, cfg: CfgNode
 ) -> None:
-    """Makes random weights behave as trained ones do, so that every step has its usual work.
+    """Makes random weights behave like trained ones, so that every step has its usual work.
 
-    Norms get the statistics of their inputs, so that features neither vanish nor explode; logits
-    a spread of 1 and a bias with which :data:`SHARE_ABOVE` of them score above the threshold;
-    deltas a spread of 0.2.
+    Norms get the statistics of their inputs, so that features neither vanish nor explode. Logits
+    get a deviation of 1 and a bias with which :data:`SHARE_ABOVE` of them score above the
+    threshold; deltas get a deviation of 0.2.
     """
     model.eval()
     for layer in model.head.modules():  # type: ignore[union-attr]
