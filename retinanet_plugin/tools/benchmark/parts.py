@@ -21,7 +21,6 @@ from torchvision.ops import box_iou
 
 from ...losses import SparseTargets
 from ...modeling import head as our_head
-
 from . import networks
 from .measure import Rates, Run
 from .models import SHARE_ABOVE, Bench, Setting, torchvision_targets

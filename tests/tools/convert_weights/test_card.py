@@ -51,7 +51,7 @@ def test_own_runs_have_datasets_and_accuracy(run: Path, tmp_path: Path, to, name
     assert "dög" in card and "<b>" not in card and "c|d" not in card
     for path in (file, tmp_path / "model_final.pth", tmp_path / "config.yaml"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card
-    assert torch.__version__ in card
+    assert torch.__version__.partition("+")[0] in card
 
 
 def test_foreign_files_do_not_take_the_accuracy_of_a_run_beside_them(run: Path, tmp_path: Path):
