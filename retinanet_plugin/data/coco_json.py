@@ -93,18 +93,15 @@ def parse(path: Path) -> tuple[Row, Counter[str]]:
     Raises:
         UserError: if the file cannot be read, is too large or is no such JSON.
     """
-    try:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; correct the path")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(
-                f"{path}: {size / 1024**3:.1f} GiB; a COCO JSON may have "
-                f"{MAX_BYTES / 1024**3:.0f} GiB; leave out what boxes do not need (segmentation)"
-            )
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; correct the path")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{path}: {size / 1024**3:.1f} GiB; a COCO JSON may have "
+            f"{MAX_BYTES / 1024**3:.0f} GiB; leave out what boxes do not need (segmentation)"
+        )
+    raw = path.read_bytes()
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; export it again")
     changes = Counter[str]()
@@ -141,8 +138,3 @@ def _decode(path: Path, raw: bytes) -> object:
         raise UserError(f"{path}: lists or objects are nested too deeply for a COCO JSON") from None
     except ValueError as error:  # an integer of thousands of digits
         raise UserError(f"{path}: not usable as JSON ({error}); export it again") from None
-    except MemoryError:
-        raise UserError(
-            f"{path}: {len(raw)} bytes of JSON need more memory than there is, about 8 times as "
-            "much; leave out what boxes do not need (segmentation)"
-        ) from None

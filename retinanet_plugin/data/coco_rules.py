@@ -211,14 +211,10 @@ class CocoDataset:
             fix = {entry: fixes[key]}
             yield self.finding("error", "malformed-entry", fault, entry, fixes=fix)
 
-    def size_fault(self, image_id: int) -> str | None:
-        """What is wrong with the width or height of a usable image, in words."""
-        return first_fault(self.images[image_id], SIZE_FIELDS)
-
     def check_sizes(self) -> Iterator[Finding]:
         """Yields malformed widths and heights."""
-        for image_id in self.images:
-            fault = self.size_fault(image_id)
+        for image_id, row in self.images.items():
+            fault = first_fault(row, SIZE_FIELDS)
             if fault:
                 yield self.finding("error", "malformed-entry", fault, self.image_entry(image_id))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .coco_fields import Row
+from .coco_fields import SIZE_FIELDS, Row, first_fault
 from .coco_json import raise_first_error
 from .coco_rules import CocoDataset
 from .findings import Finding
@@ -32,7 +32,7 @@ class ImageFile:
         rule: the rule that makes it unusable, with a ``message``; None: it can be used.
         stored, size: width and height before and after EXIF rotation.
         orientation: in EXIF.
-        content, pixels: hashes of the file and of its decoded pixels; empty before decoding.
+        pixels: hash of the decoded pixels; empty before decoding.
     """
 
     rule: str | None = None
@@ -40,7 +40,6 @@ class ImageFile:
     stored: Size = (0, 0)
     size: Size = (0, 0)
     orientation: int = 1
-    content: bytes = b""
     pixels: bytes = b""
 
     def is_unrotated(self, size: Size | None) -> bool:
@@ -76,20 +75,14 @@ def missing_images(folder: Path, names: Iterable[str]) -> dict[Path, ImageFile]:
 
 
 def _where_instead(folder: Path, file_name: str) -> str:
-    """A hint at a file of the same name near by, or of another case or extension."""
+    """A hint at a file near by whose name differs in case or extension at most."""
     parent, name = os.path.split(file_name.replace("\\", "/"))
-    near = [folder / parent, folder, folder.parent]
     below = [folder / sub for sub in names_in(folder)[:_MAX_HINT_FOLDERS]]
-    near += [sub for sub in below if sub.is_dir()]
-    for same in (lambda other: other == name, lambda other: _stem(other) == _stem(name)):
-        for location in near:
-            for other in filter(same, names_in(location)):
+    for location in (folder / parent, folder, folder.parent, *below):
+        for other in names_in(location):
+            if Path(other).stem.lower() == Path(name).stem.lower():
                 return f" (there is {location / other})"
     return ""
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0].lower()
 
 
 def check_image_files(dataset: CocoDataset, folder: Path) -> None:
@@ -118,7 +111,7 @@ def image_findings(
     """
     for image_id, row in dataset.images.items():
         file, entry = files.get(folder / row["file_name"]), dataset.image_entry(image_id)
-        size, size_fault = dataset.size_of(image_id), dataset.size_fault(image_id)
+        size, size_fault = dataset.size_of(image_id), first_fault(row, SIZE_FIELDS)
         if file is None or file.rule:
             if file and file.rule:
                 yield dataset.finding("error", file.rule, file.message, entry, fixes={entry: None})

@@ -8,10 +8,10 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,9 +27,7 @@ from .images import names_in
 OWN_TRAIN = "own_train"
 OWN_TEST = "own_test"
 FROM_DATA = -1  # MODEL.RETINANET.NUM_CLASSES: as many as the dataset declares
-_OTHER_FORMATS = {".xml": "Pascal VOC", ".csv": "CSV"} | dict.fromkeys(
-    (".yaml", ".yml", ".txt"), "YOLO"
-)
+_OTHER_FORMATS = (".xml", ".csv", ".yaml", ".yml", ".txt")
 _PATHS = ("json_file", "image_root", "dirname", "image_dir")  # metadata of detectron2's datasets
 
 logger = logging.getLogger(__name__)
@@ -52,7 +50,14 @@ def register_own_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     if names_own_datasets(cfg):
         _register(cfg, list(find_own_datasets(cfg, training)), training)
     if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
-        _set_num_classes(cfg, *_first_num_classes(cfg, training))
+        for key, name in named_datasets(cfg, training):
+            classes = _classes_of(key, name)
+            if classes:
+                return _set(cfg.MODEL.RETINANET, NUM_CLASSES=len(classes))
+        raise UserError(
+            "MODEL.RETINANET.NUM_CLASSES: -1 takes the number from the data, but no dataset in "
+            "DATASETS declares classes; give the number"
+        )
 
 
 def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
@@ -81,20 +86,11 @@ def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 
 @dataclass(frozen=True)
 class OwnDataset:
-    """Where one of the user's datasets is.
-
-    Args:
-        name: in detectron2's catalogs.
-        json_key: the config key that named ``json_file``.
-        images: the image folder.
-        copy: where a completed copy of the JSON goes, if one is needed.
-    """
+    """A dataset of the user: its name in detectron2's catalogs, and where it is."""
 
     name: str
-    json_key: str
     json_file: Path
     images: Path
-    copy: Path
 
 
 def names_own_datasets(cfg: CfgNode) -> bool:
@@ -124,11 +120,10 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDatase
         json_key, images_key = f"{split}_JSON", f"{split}_IMAGES"
         if not own[json_key] or (split == "TRAIN" and not training):
             continue
-        other = _OTHER_FORMATS.get(os.path.splitext(own[json_key])[1].lower())
-        if other:
+        if own[json_key].lower().endswith(_OTHER_FORMATS):
             raise UserError(
-                f'DATASETS.OWN.{json_key}: "{own[json_key]}" looks like {other}; it must be a COCO '
-                "JSON, which `retinanet convert-dataset` makes from that"
+                f'DATASETS.OWN.{json_key}: "{own[json_key]}" is no COCO JSON; '
+                "`retinanet convert-dataset` makes one from VOC, YOLO and CSV"
             )
         images_key = images_key if own[images_key] else "TRAIN_IMAGES"
         if not own[images_key]:
@@ -136,23 +131,18 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDatase
                 f"DATASETS.OWN.{split}_IMAGES: not set, but DATASETS.OWN.{json_key} is; give the "
                 'image folder, "." for DATASETS.OWN.ROOT itself'
             )
-        yield OwnDataset(
-            name,
-            f"DATASETS.OWN.{json_key}",
-            _existing(own, json_key, folder=False),
-            _existing(own, images_key, folder=True),
-            Path(cfg.OUTPUT_DIR).absolute() / "datasets" / f"{name}.json",
-        )
+        json_file, images = _existing(own, json_key, "file"), _existing(own, images_key, "folder")
+        yield OwnDataset(name, json_file, images)
 
 
-def _existing(own: CfgNode, key: str, *, folder: bool) -> Path:
-    """The absolute path of an existing folder or file that a key gives relative to ROOT."""
+def _existing(own: CfgNode, key: str, kind: str) -> Path:
+    """The absolute path of an existing file or folder that a key gives relative to ROOT."""
     root, given = os.path.expanduser(own.ROOT), own[key]
     path = Path(os.path.abspath(os.path.join(root, os.path.expanduser(given))))
-    if os.path.isdir(path) if folder else os.path.isfile(path):
+    if path.is_dir() if kind == "folder" else path.is_file():
         return path
     raise UserError(
-        f'DATASETS.OWN.{key}: "{given}" is no {"folder" if folder else "file"} in {path.parent}'
+        f'DATASETS.OWN.{key}: "{given}" is no {kind} in {path.parent}'
         f"{did_you_mean(path.name, names_in(path.parent))}; correct it, or DATASETS.OWN.ROOT "
         f'("{own.ROOT}")'
     )
@@ -164,7 +154,7 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
         raise UserError(
             "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON"
         )
-    with _hint_at_check_dataset():
+    try:
         files = [
             read_coco(
                 own.json_file,
@@ -173,50 +163,39 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
             )
             for own in own_datasets
         ]
-        for file in files[1:]:
-            raise_first_error(file.dataset.compare_classes(files[0].dataset))
-    if files:
-        source = f"{own_datasets[0].json_key} {own_datasets[0].json_file}"
-        _compare_num_classes(cfg, source, list(files[0].classes.values()))
-    with _hint_at_check_dataset():
         for own, file in zip(own_datasets, files, strict=True):
+            raise_first_error(file.dataset.compare_classes(files[0].dataset))
             check_image_files(file.dataset, own.images)
-    used = [_file_to_use(own, coco) for own, coco in zip(own_datasets, files, strict=True)]
-    for own, coco, json_file in zip(own_datasets, files, used, strict=True):
-        _enter_in_catalogs(own, coco, json_file)
-    with _thawed(cfg):
-        if OWN_TRAIN in names:
-            cfg.DATASETS.TRAIN = (OWN_TRAIN,)
-        cfg.DATASETS.TEST = (OWN_TEST,) if OWN_TEST in names else ()
-    if files and cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
-        _set_num_classes(cfg, own_datasets[0].name, len(files[0].classes))
-    if OWN_TEST not in names:
-        logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
-
-
-@contextmanager
-def _hint_at_check_dataset() -> Iterator[None]:
-    """Adds to the error that stops a run how to find and fix all of them."""
-    try:
-        yield
     except UserError as error:
         raise UserError(
             f"{error}; `retinanet check-dataset` lists all errors, and --fix writes fixed copies"
         ) from None
+    _compare_num_classes(cfg, str(files[0].path), list(files[0].classes.values()))
+    used = [_file_to_use(cfg, own, file) for own, file in zip(own_datasets, files, strict=True)]
+    for own, file, json_file in zip(own_datasets, files, used, strict=True):
+        _enter_in_catalogs(own, file, json_file)
+    if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
+        _set(cfg.MODEL.RETINANET, NUM_CLASSES=len(files[0].classes))
+    if OWN_TRAIN in names:
+        _set(cfg.DATASETS, TRAIN=(OWN_TRAIN,))
+    _set(cfg.DATASETS, TEST=(OWN_TEST,) if OWN_TEST in names else ())
+    if OWN_TEST not in names:
+        logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
 
 
-def _file_to_use(own: OwnDataset, coco: CocoFile) -> Path:
+def _file_to_use(cfg: CfgNode, own: OwnDataset, coco: CocoFile) -> Path:
     """The JSON itself if it is complete, otherwise a copy, which is written now."""
     if not coco.changes:
         return own.json_file
-    if own.copy.exists() and own.copy.samefile(own.json_file):
+    copy = Path(cfg.OUTPUT_DIR).absolute() / "datasets" / f"{own.name}.json"
+    if copy.exists() and copy.samefile(own.json_file):
         raise UserError(
-            f"{own.copy}: its completed copy would replace it; set OUTPUT_DIR to another folder"
+            f"{copy}: its completed copy would replace it; set OUTPUT_DIR to another folder"
         )
-    own.copy.parent.mkdir(parents=True, exist_ok=True)
-    write_text(own.copy, json.dumps(coco.content))
-    logger.info("%s: %s; using the copy %s", own.json_file, ", ".join(coco.changes), own.copy)
-    return own.copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_text(copy, json.dumps(coco.content))
+    logger.info("%s: %s; using the copy %s", own.json_file, ", ".join(coco.changes), copy)
+    return copy
 
 
 def _enter_in_catalogs(own: OwnDataset, coco: CocoFile, json_file: Path) -> None:
@@ -244,10 +223,10 @@ def _enter_in_catalogs(own: OwnDataset, coco: CocoFile, json_file: Path) -> None
 
 def named_datasets(cfg: CfgNode, training: bool = True) -> Iterator[tuple[str, str]]:
     """Yields key and name of each dataset in DATASETS.TRAIN, if ``training``, and TEST."""
-    splits = {"DATASETS.TRAIN": cfg.DATASETS.TRAIN} if training else {}
-    for key, names in {**splits, "DATASETS.TEST": cfg.DATASETS.TEST}.items():
+    for split in ("TRAIN", "TEST") if training else ("TEST",):
+        names = cfg.DATASETS[split]
         for name in (names,) if isinstance(names, str) else names:
-            yield key, name
+            yield f"DATASETS.{split}", name
 
 
 def _classes_of(key: str, name: str) -> list[str] | None:
@@ -268,34 +247,15 @@ def require_registered(key: str, name: str) -> None:
             "for your own data set DATASETS.OWN.TRAIN_JSON and TEST_JSON instead"
         )
     metadata = MetadataCatalog.get(name)
-    for attribute in _PATHS:
-        path = metadata.get(attribute)
+    for path in filter(None, map(metadata.get, _PATHS)):
         made_later = "://" in str(path) or metadata.get("drawn_on_demand")
-        if path and not made_later and not os.path.exists(path):
+        if not made_later and not os.path.exists(path):
             raise UserError(
                 f'{key}: "{name}" needs {os.path.abspath(path)}, which does not exist; put it '
                 "there, or set the environment variable DETECTRON2_DATASETS (now "
                 f'"{os.getenv("DETECTRON2_DATASETS", "datasets")}") to the folder of detectron2\'s '
                 "datasets"
             )
-
-
-def _first_num_classes(cfg: CfgNode, training: bool) -> tuple[str, int]:
-    """The first named dataset that declares classes, and their number."""
-    for key, name in named_datasets(cfg, training):
-        classes = _classes_of(key, name)
-        if classes:
-            return name, len(classes)
-    raise UserError(
-        "MODEL.RETINANET.NUM_CLASSES: -1 takes the number from the data, but no dataset in "
-        "DATASETS declares classes; give the number"
-    )
-
-
-def _set_num_classes(cfg: CfgNode, name: str, num_classes: int) -> None:
-    with _thawed(cfg):
-        cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    logger.info('MODEL.RETINANET.NUM_CLASSES is %d, as in "%s"', num_classes, name)
 
 
 def _compare_num_classes(cfg: CfgNode, source: str, classes: list[str]) -> None:
@@ -308,13 +268,12 @@ def _compare_num_classes(cfg: CfgNode, source: str, classes: list[str]) -> None:
         )
 
 
-@contextmanager
-def _thawed(cfg: CfgNode) -> Iterator[None]:
-    """Makes a config writable for the block; a frozen one is frozen again afterwards."""
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    try:
-        yield
-    finally:
-        if frozen:
-            cfg.freeze()
+def _set(node: CfgNode, **values: Any) -> None:
+    """Sets keys of a config node, which may be frozen, and logs them."""
+    frozen = node.is_frozen()
+    node.defrost()
+    for key, value in values.items():
+        node[key] = value
+        logger.info("%s is %s, from the data", key, value)
+    if frozen:
+        node.freeze()

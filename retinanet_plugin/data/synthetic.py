@@ -58,14 +58,18 @@ def draw_dataset(
         UserError: if ``root`` holds anything except this very dataset, complete; if an argument is
             out of range; or if the folder cannot be written.
     """
-    counts = {"train": num_train, "test": num_test}
-    _check_arguments(counts, size, seed)
+    for name, value, minimum in (
+        *(("num_train", num_train, 1), ("num_test", num_test, 1)),
+        *(("size", size, MIN_IMAGE_SIZE), ("seed", seed, 0)),
+    ):
+        if value < minimum:
+            raise UserError(f"draw_dataset: {name} is {value}; it must be at least {minimum}")
     parameters = {
         "drawing": DRAWING,
-        "pictures": counts,
+        "pictures": {"train": num_train, "test": num_test},
         "size": size,
         "seed": seed,
-        "difficulty": {k: _plain(v) for k, v in asdict(difficulty).items()},
+        "difficulty": json.loads(json.dumps(asdict(difficulty))),  # lists for tuples, to compare
     }
     folder = Path(root).expanduser().resolve()
     if _is_drawn(folder, parameters):
@@ -85,19 +89,6 @@ def draw_dataset(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check_arguments(counts: dict[str, int], size: int, seed: int) -> None:
-    least = [("size", size, MIN_IMAGE_SIZE), ("seed", seed, 0)]
-    least += [(f"num_{split}", count, 1) for split, count in counts.items()]
-    for name, value, minimum in least:
-        if value < minimum:
-            raise UserError(f"draw_dataset: {name} is {value}; it must be at least {minimum}")
-
-
-def _plain(value: float | tuple[int, int]) -> float | list[int]:
-    """A value of ``Difficulty`` as JSON returns it, for comparing."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
     """True if the dataset is there, False if nothing is, UserError if anything else is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -106,22 +97,18 @@ def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
     for split in SPLITS:
         try:
             found = json.loads(_json_file(folder, split).read_text())["info"]["parameters"]
+            other = [
+                f"{k} {found[k]} instead of {v}" for k, v in parameters.items() if found[k] != v
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{folder}: not a complete synthetic dataset; {remedy}") from None
-        if found != parameters:
-            other = _difference(found, parameters)
+        if pairs:
+            other = ", ".join(f"{key} {there} instead of {value}" for key, there, value in pairs)
             raise UserError(f"{folder}: holds a dataset drawn with {other}; {remedy}")
         count, wanted = len(list((folder / split).glob("*.png"))), parameters["pictures"][split]
         if count != wanted:
             raise UserError(f"{folder}: has {count} of {wanted} images in {split}/; {remedy}")
     return True
-
-
-def _difference(found: Any, wanted: dict[str, Any]) -> str:
-    if not isinstance(found, dict):
-        return "other parameters"
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in differing)
 
 
 def _draw_split(

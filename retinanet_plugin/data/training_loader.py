@@ -108,8 +108,8 @@ class SeededDataset(Dataset[dict[str, Any]]):
         entries: detectron2's dataset dicts.
         mapper: makes a model's input of one entry.
         seed: that of the sampler.
-        replace_unreadable: whether to load another image in place of an unreadable one; the error
-            is then listed in the input under ``"unreadable"``.
+        replace_unreadable: whether to load another image in place of an unreadable one; inputs
+            list the errors under ``"unreadable"``.
     """
 
     def __init__(
@@ -122,24 +122,17 @@ class SeededDataset(Dataset[dict[str, Any]]):
         return len(self._entries)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        index, errors = sample.image, list[str]()
         with seeded_random(_mixed(self.seed, _IMAGE, sample.position)):
-            if not self._replace_unreadable:
-                return self._load(sample.image)
-            return self._load_or_replace(sample.image)
-
-    def _load(self, index: int) -> dict[str, Any]:
-        loaded: dict[str, Any] = self._mapper(self._entries[index])
-        return loaded
-
-    def _load_or_replace(self, index: int) -> dict[str, Any]:
-        unreadable: list[str] = []
-        while len(unreadable) < _TRIES:
-            try:
-                return {**self._load(index), "unreadable": unreadable}
-            except UserError as error:
-                unreadable.append(str(error))
-                index = random.randrange(len(self))
-        raise UserError(f"{unreadable[-1]}; {_TRIES} images in a row cannot be read")
+            while len(errors) < _TRIES:
+                try:
+                    return {**self._mapper(self._entries[index]), "unreadable": errors}
+                except UserError as error:
+                    if not self._replace_unreadable:
+                        raise
+                    errors.append(str(error))
+                    index = random.randrange(len(self))
+        raise UserError(f"{errors[-1]}; {_TRIES} images in a row cannot be read")
 
 
 class TrainingLoader:

@@ -40,7 +40,7 @@ def find_unmatched(
         progress: is called with the number of boxes done since the last call; each box counts
             once per size.
     """
-    rows = _sound_boxes(one, files, rule.scales)
+    rows = _sound_boxes(one, files)
     if not rows:
         return
     boxes = np.array([row["bbox"] for row in rows.values()], dtype=np.float64)
@@ -81,20 +81,14 @@ def find_unmatched(
         )
 
 
-def _sound_boxes(one: CheckedSet, files: Files, scales: Sequence[ImageScale]) -> dict[int, Row]:
+def _sound_boxes(one: CheckedSet, files: Files) -> dict[int, Row]:
     """Annotations by index whose box is trained on, in images whose size in the JSON is right."""
     dataset = one.dataset
-    sizes = {
-        number: file.size[::-1]
+    images = {
+        number
         for number in dataset.images
-        if dataset.size_of(number) == (file := files[one.path_of(number)]).size
+        if dataset.size_of(number) == files[one.path_of(number)].size
     }
-    if not sizes:
-        return {}
-    least = [scale.resized(np.array(list(sizes.values()))).min(axis=1) for scale in scales]
-    # A very narrow image may be resized to nothing.
-    kept = np.array(list(sizes))[np.min(least, axis=0) > 0]
-    images = set(kept.tolist())
     _, outside, gone, _ = box_faults(*dataset.boxes())
     faulty = (outside | gone).tolist()
     return {

@@ -16,7 +16,6 @@ SAME_BOX = 0.95  # IoU of two boxes of one object; nobody draws the same box twi
 LARGE = 0.9  # of the image's area
 RARE = 10  # boxes: LVIS calls a class rare that is in at most so many images ...
 RARE_SHARE = 0.2  # ... and, so that not all classes of a small dataset are, of the largest class
-_CHUNK = 2**22  # IoUs computed at a time
 
 
 def box_limits(one: CheckedSet, files: Files) -> np.ndarray:
@@ -56,6 +55,8 @@ def find_suspicious(dataset: CocoDataset, limits: np.ndarray) -> Iterator[Findin
     for i in np.flatnonzero(judged).tolist():
         groups.setdefault((rows[i]["image_id"], rows[i]["category_id"]), []).append(i)
     for (_, category), group in groups.items():
+        if len(group) < 2:
+            continue
         for repeat, first, iou in _repeats(clipped[group]):
             name = show(dataset.categories[category])
             message = (
@@ -68,14 +69,12 @@ def _repeats(boxes: np.ndarray) -> Iterator[tuple[int, int, float]]:
     """Yields boxes, XYWH, that repeat an earlier one which repeats none: both, and their IoU."""
     starts, sizes = torch.from_numpy(boxes).split(2, dim=1)
     corners = Boxes(torch.cat([starts, starts + sizes], dim=1))
-    step, repeats = max(_CHUNK // len(boxes), 1), set[int]()
-    for start in range(0, len(boxes) if len(boxes) > 1 else 0, step):
-        iou = pairwise_iou(corners[start : start + step], corners)
-        for row, earlier in torch.nonzero(iou >= SAME_BOX).tolist():
-            later = start + row
-            if earlier < later and not {earlier, later} & repeats:
-                repeats.add(later)
-                yield later, earlier, float(iou[row, earlier])
+    iou = pairwise_iou(corners, corners).tril(diagonal=-1)
+    repeats: set[int] = set()
+    for later, earlier in torch.nonzero(iou >= SAME_BOX).tolist():
+        if not {earlier, later} & repeats:
+            repeats.add(later)
+            yield later, earlier, float(iou[later, earlier])
 
 
 def count_boxes(dataset: CocoDataset) -> Counter[int]:

@@ -50,47 +50,42 @@ def decode(path: Path) -> ImageFile:
         return header
     try:
         pixels = read_image(str(path), "RGB")
-        content = hashlib.sha256(path.read_bytes()).digest()
     except Exception as error:  # PIL's decoders raise nearly everything on damaged files
         message = f"its pixels cannot be decoded ({reason_of(error)}); replace it or its entry"
         return ImageFile("truncated-image", message)
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{width} x {height}".encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return replace(header, size=(width, height), content=content, pixels=digest.digest())
+    return replace(header, size=(width, height), pixels=digest.digest())
+
+
+Item = tuple[CheckedSet, int]  # an image, by its id
 
 
 def find_repeated(sets: Sequence[CheckedSet], files: Files) -> Iterator[tuple[CheckedSet, Finding]]:
-    """Yields images whose pixels occur before in their split, or in the test set of a training set.
+    """Yields images whose pixels occur before in their split, or in both splits.
 
     The finding is about the dataset that it is yielded with.
     """
-    groups: dict[bytes, list[tuple[CheckedSet, int]]] = defaultdict(list)
+    groups: dict[bytes, list[Item]] = defaultdict(list)
     for one in sets:
         for image_id in one.dataset.images:
             file = files[one.path_of(image_id)]
             if not file.rule:  # else it is reported already
                 groups[file.pixels].append((one, image_id))
-
-    def describe(item: tuple[CheckedSet, int], other: tuple[CheckedSet, int]) -> str:
-        a, b = (files[one.path_of(image_id)] for one, image_id in (item, other))
-        same = "the same file" if a.content == b.content else "the same pixels in another file"
-        one, image_id = other
-        name = show(one.dataset.images[image_id]["file_name"])
-        return f"{same} as {name} (id {image_id}) of {one.source.name}"
-
     for group in groups.values():
-        tested = [item for item in group if not item[0].source.training]
         trained = [item for item in group if item[0].source.training]
-        for same_split in (trained, tested):
-            for item in same_split[1:]:
-                dataset, entry = item[0].dataset, item[0].dataset.image_entry(item[1])
-                message = describe(item, same_split[0])
-                yield item[0], dataset.finding("warning", "duplicate-image", message, entry)
+        tested = [item for item in group if not item[0].source.training]
+        for items in (trained, tested):
+            for item in items[1:]:
+                yield _repeated("warning", "duplicate-image", item, items[0])
         for item in trained if tested else ():
-            dataset, entry = item[0].dataset, item[0].dataset.image_entry(item[1])
-            message = f"{describe(item, tested[0])}, which is tested on"
-            finding = dataset.finding(
-                "error", "image-in-both-splits", message, entry, fixes={entry: None}
-            )
-            yield item[0], finding
+            yield _repeated("error", "image-in-both-splits", item, tested[0])
+
+
+def _repeated(severity: str, rule: str, item: Item, other: Item) -> tuple[CheckedSet, Finding]:
+    one, entry = item[0], item[0].dataset.image_entry(item[1])
+    name = show(other[0].dataset.images[other[1]]["file_name"])
+    message = f"has the same pixels as {name} (id {other[1]}) of {other[0].source.name}"
+    fixes = {entry: None} if severity == "error" else None
+    return one, one.dataset.finding(severity, rule, message, entry, fixes=fixes)

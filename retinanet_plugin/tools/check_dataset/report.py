@@ -1,7 +1,8 @@
 """The findings as a table for the terminal, and as JSON."""
 
-from collections.abc import Sequence
 from typing import Any
+
+from tabulate import tabulate
 
 from ...data.findings import SEVERITIES
 from ...errors import printable
@@ -20,12 +21,18 @@ def table(checked: Checked) -> str:
         for one in checked.sets
     ]
     rows = [
-        [severity, rule, f"{len(findings):,}", findings[0].message]
+        [severity, rule, len(findings), _shortened(findings[0].message)]
         for (severity, rule), findings in grouped(checked.findings).items()
     ]
     if rows:
-        lines += ["", *_columns([["", "rule", "count", "first example"], *rows]), ""]
+        header = ["", "rule", "count", "first example"]
+        lines += ["", *tabulate(rows, header, tablefmt="plain").splitlines(), ""]
     return "\n".join([*map(printable, lines), summary(checked)])
+
+
+def _shortened(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _EXAMPLE_WIDTH else f"{text[: _EXAMPLE_WIDTH - 3]}..."
 
 
 def summary(checked: Checked) -> str:
@@ -33,15 +40,6 @@ def summary(checked: Checked) -> str:
     counts = [(checked.count(severity), severity) for severity in SEVERITIES]
     named = [f"{count:,} {severity}{'s' * (count != 1)}" for count, severity in counts if count]
     return ", ".join(named) or "no problems found"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{severity:{widths[0]}}  {rule:{widths[1]}}  {count:>{widths[2]}}  "
-        + printable(text, _EXAMPLE_WIDTH)
-        for severity, rule, count, text in rows
-    ]
 
 
 def as_json(checked: Checked) -> dict[str, Any]:
