@@ -10,6 +10,7 @@ from ...data.images import read_image
 
 _SIDE = 480  # pixels of the longer side, as drawn
 _MARGIN = 0.25  # share of a side that is shown beyond the image for boxes that reach outside
+_SMALL = 14  # pixels: smaller boxes get a ring around them
 _BEYOND = (196, 201, 206)
 _WHITE = (255, 255, 255)
 # RGB that color-blind people can tell apart (Okabe and Ito), also on gray images.
@@ -41,9 +42,12 @@ def draw(path: str, severity: str, box: Box | None, others: Sequence[Box]) -> np
     for first, last in corners:
         cv2.rectangle(canvas, first, last, color, thickness)
     if box:
-        first, last = _on_canvas(canvas, box, scale, margin)
+        (x1, y1), (x2, y2) = _on_canvas(canvas, box, scale, margin)
         for color, thickness in ((_WHITE, 5), (COLORS[severity], 2)):
-            cv2.rectangle(canvas, first, last, color, thickness, cv2.LINE_AA)
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
+            if max(x2 - x1, y2 - y1) < _SMALL:
+                center = ((x1 + x2) // 2, (y1 + y2) // 2)
+                cv2.circle(canvas, center, 2 * _SMALL, color, thickness, cv2.LINE_AA)
     return canvas
 
 
