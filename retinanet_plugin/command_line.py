@@ -1,6 +1,7 @@
 """What the commands' parsers share: one spelling for each option."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,6 +82,14 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 positive_int = at_least(1)
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits arguments at the first config key, such as SOLVER.BASE_LR, that is not a file."""
+    for i, arg in enumerate(args):
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", arg) and not Path(arg).exists():
+            return list(args[:i]), list(args[i:])
+    return list(args), []
 
 
 def dataset_names(cfg: CfgNode, chosen: str) -> tuple[str, ...]:

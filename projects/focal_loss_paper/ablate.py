@@ -27,7 +27,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from retinanet_plugin.command_line import add_overrides, parse, positive_int
+from retinanet_plugin.command_line import add_overrides, parse, positive_int, split_overrides
 from retinanet_plugin.data import check_datasets, register_own_datasets
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.evaluation.timing import describe_machine
@@ -35,7 +35,7 @@ from retinanet_plugin.utils import cpu_count, output_files, write_text
 
 from .ablation_plan import PAPER, Options, Run, check_unchanged, make_plans
 from .ablation_report import last_line, markdown, read_result, write_report, write_result
-from .common import paper_parser, split_overrides
+from .common import paper_parser
 from .tables import TABLES
 
 _POLL = 0.2  # seconds

@@ -27,7 +27,7 @@ from .common import hide_frame
 from .tables import Row
 
 # The trainer's message about a loss that is not finite: divergence is a result too.
-_DIVERGED = re.compile(r"step (\d+): the loss is not finite")
+_DIVERGED = re.compile(r"training stopped at step (\d+)")
 _OURS, _PAPER, _GREY = "#2a6f97", "#e0a030", "#6b6b6b"
 _PAPER_TEXT = "#9a6a10"  # darker, to be readable
 

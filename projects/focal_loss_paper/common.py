@@ -2,8 +2,6 @@
 
 import argparse
 import math
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,7 +10,6 @@ from retinanet_plugin import config
 from retinanet_plugin.command_line import command_parser
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
 def paper_parser(name: str, description: str | None, usage: str) -> argparse.ArgumentParser:
@@ -31,14 +28,6 @@ def find_config(name: str | Path) -> Path:
     """
     own = CONFIGS / name
     return own if own.is_file() and not Path(name).is_file() else config.find_config(name)
-
-
-def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits positional arguments at the first config key, such as ``SOLVER.BASE_LR``."""
-    for i, arg in enumerate(args):
-        if _KEY.fullmatch(arg) and not Path(arg).exists():
-            return list(args[:i]), list(args[i:])
-    return list(args), []
 
 
 def numbers(text: str) -> list[float]:

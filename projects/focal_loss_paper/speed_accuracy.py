@@ -29,7 +29,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from retinanet_plugin.acceleration.memory import keep_freed_memory
-from retinanet_plugin.command_line import add_output, add_overrides, parse, positive_int
+from retinanet_plugin.command_line import (
+    add_output,
+    add_overrides,
+    parse,
+    positive_int,
+    split_overrides,
+)
 from retinanet_plugin.config import get_config
 from retinanet_plugin.data import check_datasets, register_own_datasets
 from retinanet_plugin.engine import Trainer
@@ -47,7 +53,7 @@ from retinanet_plugin.evaluation.timing import (
 from retinanet_plugin.runtimes.network import is_exported, load_network
 from retinanet_plugin.utils import markdown_table, output_files, write_figure, write_json
 
-from .common import find_config, paper_parser, split_overrides
+from .common import find_config, paper_parser
 from .speed_figure import Point, draw_curves, draw_paper
 
 

@@ -56,7 +56,7 @@ does = row.read_text() if row.exists() else ""
 with open(here / "ran", "a") as file:
     file.write(f"{row.name} {content['SEED']}\\n")
 if does == "diverge":
-    print("error: training stopped at step 12: the loss is not finite; lower SOLVER.BASE_LR.")
+    print("error: training stopped at step 12, where the loss or its gradients are not finite.")
     sys.exit(2)
 if does == "fail":
     print("error: no such thing.\\nlast words")
@@ -228,7 +228,9 @@ def finish(run: Run, ap: float | None) -> None:
     """Leaves what training leaves; None: it diverged at step 12."""
     run.folder.mkdir(parents=True, exist_ok=True)
     run.config_file.write_text(run.cfg.dump())
-    run.log.write_text("error: step 12: the loss is not finite.")
+    run.log.write_text("error: training stopped at step 12, where the loss or its gradients are")
+        "error: training stopped at step 12, where the loss or its gradients are not"
+    )
     lines = [
         {"iteration": 19, "time": 0.5, "bbox/AP": 1.0, "bbox/AP50": 2.0, "bbox/AP75": 3.0},
         {"iteration": 39, "time": 0.7},

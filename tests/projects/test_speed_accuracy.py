@@ -12,9 +12,9 @@ from coco_sets import forget_new_sets
 from small_run import write_run
 
 from projects.focal_loss_paper import speed_accuracy as command
-from projects.focal_loss_paper.common import split_overrides
 from projects.focal_loss_paper.speed_accuracy import Measured, Subject, draw, markdown
 from retinanet_plugin import UserError, get_config
+from retinanet_plugin.command_line import split_overrides
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
 

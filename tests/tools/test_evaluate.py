@@ -1,4 +1,4 @@
-"""tools.evaluate: AP of checkpoints and exported files, and how long each takes."""
+"""evaluate: AP of checkpoints and exported models, and how long each takes."""
 
 import json
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from toy_onnx import METADATA, write_toy
 
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
-from retinanet_plugin.errors import one_sentence
-from retinanet_plugin.tools.evaluate.command import command as evaluate
+from retinanet_plugin.errors import UserError
+from retinanet_plugin.tools.evaluate import command as evaluate
 
-QUICK = ["--pictures", "2", "--rounds", "2"]
+QUICK = ["--images", "2", "--rounds", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,30 +27,22 @@ def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def call(*words: object) -> None:
-    with one_sentence():
-        evaluate.main([str(word) for word in words])
+def call(*args: object) -> None:
+    evaluate.main([str(arg) for arg in args])
 
 
-def refused(capsys: Any, *words: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call(*words)
-    assert stop.value.code == 2
-    return str(capsys.readouterr().err)
-
-
-def coloured_set(folder: Path) -> list[str]:
-    """Five pictures of a colour each, whose left half is an object; the keys that name the set."""
+def colored_dataset(folder: Path) -> list[str]:
+    """Five images of one color each, whose left half is an object; the overrides that name it."""
     (folder / "images").mkdir()
     images, annotations = [], []
-    for i, colour in enumerate([0, 1, 2, 0, 1]):
+    for i, color in enumerate([0, 1, 2, 0, 1]):
         rgb = np.zeros((30, 20 + 4 * i, 3), np.uint8)
-        rgb[:, :, 2 - colour] = 200 + 10 * i
+        rgb[:, :, 2 - color] = 200 + 10 * i
         Image.fromarray(rgb).save(folder / f"images/{i}.png")
         height, width = rgb.shape[:2]
         images.append({"id": i + 1, "file_name": f"{i}.png", "width": width, "height": height})
         left = [0, 0, width // 2, height]
-        annotations.append(box(i + 1, i + 1, METADATA["category_ids"][colour], left))
+        annotations.append(box(i + 1, i + 1, METADATA["category_ids"][color], left))
     names = zip(METADATA["category_ids"], METADATA["classes"], strict=True)
     categories = [{"id": number, "name": name} for number, name in names]
     write_json(
@@ -65,13 +57,14 @@ def coloured_set(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
 def test_a_file_that_finds_all_in_each_runtime(tmp_path: Path, capsys: Any, channels: str) -> None:
-    """Half of a width that is even stays half when resized: the boxes are exact."""
+    """Half of an even width stays half when resized: the boxes are exact."""
     for name in ("onnxruntime", "openvino"):
         pytest.importorskip(name)
     toy = write_toy(tmp_path / "toy.onnx")
-    keys = [*coloured_set(tmp_path), "INPUT.FORMAT", channels, "INPUT.MIN_SIZE_TEST", "60"]
-    words = ["--model", toy, "--config-file", "Base-RetinaNet.yaml", "--out", tmp_path / "out"]
-    call(*words, "--runtime", "openvino", "--runtime", "onnxruntime", *QUICK, *keys)
+    keys = [*colored_dataset(tmp_path), "INPUT.FORMAT", channels, "INPUT.MIN_SIZE_TEST", "60"]
+    args = ["--config-file", "Base-RetinaNet.yaml", "--output", tmp_path / "out", *QUICK]
+    args += ["--runtime", "openvino", "--runtime", "onnxruntime", "--weights", toy, *keys]
+    call(*args)
     numbers = json.loads((tmp_path / "out/evaluate.json").read_text())
     assert [x["runtime"] for x in numbers["models"]] == ["openvino", "onnxruntime"]
     for model in numbers["models"]:
@@ -87,13 +80,14 @@ def test_a_file_that_finds_all_in_each_runtime(tmp_path: Path, capsys: Any, chan
     assert table[2][9] == ""  # APl
     results = tmp_path.glob("out/*toy.onnx_o*/inference/coco_instances_results.json")
     assert [len(json.loads(path.read_text())) for path in results] == [5, 5]
-    assert "already holds evaluate.json" in refused(capsys, *words, *keys)
+    with pytest.raises(UserError, match="--overwrite"):
+        call(*args)
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
-    """As --eval-only evaluates it, with the config and into the folder beside it."""
+    """It is evaluated as by --eval-only, with the config and into the folder beside it."""
     cfg = write_run(tmp_path)
-    call("--model", cfg.MODEL.WEIGHTS, *QUICK)
+    call("--weights", cfg.MODEL.WEIGHTS, *QUICK, "--device", "cpu")
     (model,) = json.loads((tmp_path / "out/evaluate/evaluate.json").read_text())["models"]
     register_own_datasets(cfg, training=False)
     expected = Trainer.evaluate(cfg, resume=False)["bbox"]
@@ -102,12 +96,14 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     assert metrics["AP50"] == pytest.approx(expected["AP50"], abs=1e-6)
 
 
-def test_mistakes(tmp_path: Path, capsys: Any) -> None:
+def test_mistakes(tmp_path: Path) -> None:
     toy = write_toy(tmp_path / "toy.onnx", classes=["green", "blue", "röd"])
-    assert "--config-file: none given, and there is no" in refused(capsys, "--model", toy)
-    keys = ["--config-file", "Base-RetinaNet.yaml", *coloured_set(tmp_path)]
-    keys += ["OUTPUT_DIR", tmp_path / "out"]
-    err = refused(capsys, "--model", toy, *keys)
-    assert "exported for the classes green, blue, röd, but the data set has blue, green, r" in err
-    assert "--model: no file" in refused(capsys, "--model", tmp_path / "absent.onnx", *keys)
+    with pytest.raises(UserError, match=r"--config-file: .*config\.yaml"):
+        call("--weights", toy)
+    args = ["--config-file", "Base-RetinaNet.yaml", *colored_dataset(tmp_path)]
+    args += ["OUTPUT_DIR", tmp_path / "out"]
+    with pytest.raises(UserError, match=r"toy\.onnx.*green, blue, röd"):
+        call("--weights", toy, *args)
+    with pytest.raises(UserError, match=r"--weights.*absent\.onnx"):
+        call("--weights", tmp_path / "absent.onnx", *args)
     assert not (tmp_path / "out/evaluate/evaluate.json").exists()

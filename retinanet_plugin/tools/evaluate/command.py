@@ -1,39 +1,50 @@
-r"""AP and milliseconds a picture of a checkpoint, and of files that tools.export has written.
+r"""Measures AP and milliseconds per image of checkpoints and exported models.
 
-    python -m retinanet_plugin.tools.evaluate.command --model output/quickstart/model_final.pth \
-        --model model.onnx --config-file output/quickstart/config.yaml
-    python -m retinanet_plugin.tools.evaluate.command --model model.onnx --runtime openvino \
+    retinanet evaluate --weights output/quickstart/model_final.pth model.onnx
+    retinanet evaluate --weights model.onnx --runtime openvino \
         --config-file bccd_R18_FPN.yaml DATASETS.OWN.ROOT /data/bccd
 
-Each is evaluated on the config's DATASETS.TEST, whose pictures are resized as train_net.py
---eval-only resizes them; thresholds and NMS of an exported file are its own. Then all are timed in
-turn, one picture at a time, warm: from the resized picture in memory to its detections. The table
-goes to the standard output, all numbers into FOLDER/evaluate.json, detections into FOLDER/MODEL.
+Each model is evaluated on the config's DATASETS.TEST, with images resized as `train --eval-only`
+resizes them; exported models have their own thresholds and NMS. Then all are timed in turn, warm,
+one image at a time, from the resized image in memory to its detections. Prints a table, and writes
+all numbers to OUTPUT/evaluate.json and detections to a folder per model.
 """
 
 import argparse
 import logging
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ...acceleration.memory import keep_freed_memory
-from ...command_line import whole
+from ...command_line import (
+    add_config_file,
+    add_device,
+    add_output,
+    add_overrides,
+    command_parser,
+    parse,
+    positive_int,
+    split_overrides,
+)
 from ...config import get_config
 from ...data import check_datasets, register_own_datasets
-from ...engine import Trainer, import_code
+from ...engine import Trainer
 from ...engine.checkpoint import local_file
 from ...engine.setup import check_names, choose_device
-from ...engine.user_code import add_option
-from ...errors import UserError, one_sentence
+from ...errors import UserError
+from ...evaluation.metrics import METRICS
 from ...evaluation.timing import (
     describe_machine,
     inference,
@@ -43,124 +54,181 @@ from ...evaluation.timing import (
 )
 from ...runtimes.exported_files import ONNX_RUNTIMES
 from ...runtimes.network import is_exported, load_network
-from ...utils import output_files, write_json
-from .comparison import Form, markdown, report
+from ...utils import markdown_table, output_files, write_json
 
 NUMBERS = "evaluate.json"
+_COLUMNS = (*METRICS, "APs", "APm", "APl")
+
+
+@dataclass
+class Evaluated:
+    """A model and what was measured.
+
+    Args:
+        file: checkpoint or exported model.
+        runtime: what runs it.
+        cfg: its config; its ``OUTPUT_DIR`` takes its detections.
+        network: called as detectron2's models.
+        metrics: of each test set in percent, as its evaluator returns them.
+        times: seconds of each run, an image each.
+    """
+
+    file: str
+    runtime: str
+    cfg: CfgNode
+    network: Any
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    times: Sequence[float] = ()
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        return Path(self.cfg.MODEL.WEIGHTS).stat().st_size
+
+    def quartiles(self) -> list[float]:
+        """Returns the quartiles of the times, the median among them, in milliseconds."""
+        return [float(x) * 1000 for x in np.quantile(self.times, (0.25, 0.5, 0.75))]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    words = argparse.ArgumentParser(
-        prog="python -m retinanet_plugin.tools.evaluate.command",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words.add_argument(
-        "--model",
-        action="append",
+    """Returns the parser of ``retinanet evaluate``."""
+    result = command_parser("evaluate", __doc__)
+    result.add_argument(
+        "--weights",
+        nargs="+",
         required=True,
         metavar="FILE",
-        help="checkpoint or exported file; may be given several times",
+        help="checkpoints and exported models",
     )
-    words.add_argument(
-        "--config-file", metavar="FILE", help="default: the config.yaml beside the first model"
-    )
-    words.add_argument(
+    add_config_file(result, required=False)
+    result.add_argument(
         "--runtime",
         action="append",
         choices=ONNX_RUNTIMES,
-        help="of .onnx files; may be given twice; default: onnxruntime",
+        help="of .onnx files; may be repeated; default: onnxruntime",
     )
-    words.add_argument("--out", type=Path, metavar="FOLDER", help="default: OUTPUT_DIR/evaluate")
-    words.add_argument("--overwrite", action="store_true", help="replace what is there")
-    words.add_argument(
-        "--pictures", type=whole(1), default=10, help="of the data set, to time; default: 10"
-    )
-    words.add_argument("--rounds", type=whole(1), default=3, help="runs of each; default: 3")
-    words.add_argument("--threads", type=whole(1), help="of the CPU; default: torch's choice")
-    add_option(words)
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
-    return words
+    add_output(result, "default: OUTPUT_DIR/evaluate")
+    result.add_argument("--images", type=positive_int, default=10, help="to time; default: 10")
+    result.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
+    result.add_argument("--threads", type=positive_int, help="of the CPU; default: torch's choice")
+    add_device(result)
+    add_overrides(result)
+    return result
 
 
-def prepare(args: argparse.Namespace) -> CfgNode:
-    """The configuration, with its data set known and looked at."""
-    config = args.config_file
+def main(args: Sequence[str] | None = None) -> None:
+    """Evaluates and times models."""
+    parsed = parse(parser(), args)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # its progress
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    weights, overrides = split_overrides(parsed.weights)
+    cfg = _prepare(parsed.config_file, weights, [*overrides, *parsed.opts])
+    keep_freed_memory(cfg)
+    folder = parsed.output or Path(cfg.OUTPUT_DIR, "evaluate")
+    (numbers,) = output_files(folder, [NUMBERS], overwrite=parsed.overwrite)
+    models = build(weights, parsed.runtime or ONNX_RUNTIMES[:1], cfg, folder)
+    for name, model in models.items():
+        print(f"evaluating {name}", file=sys.stderr, flush=True)
+        with redirect_stdout(sys.stderr):  # pycocotools prints
+            results = Trainer.test(model.cfg, model.network)
+        datasets = cfg.DATASETS.TEST
+        by_dataset = results if len(datasets) > 1 else {datasets[0]: results}
+        model.metrics = {dataset: by_dataset[dataset]["bbox"] for dataset in datasets}
+    images = load_images(cfg, cfg.DATASETS.TEST[0], parsed.images)
+    runs = {name: inference(model.network, model.cfg) for name, model in models.items()}
+    inputs, device = dict.fromkeys(runs, images), torch.device(cfg.MODEL.DEVICE)
+    total = len(runs) * len(images) * (1 + parsed.rounds)
+    with tqdm(total=total, desc="timing", unit="run") as bar:
+        times = time_in_turn(runs, inputs, device, parsed.rounds, bar.update)
+    for name, model in models.items():
+        model.times = times[name]
+    about = {
+        "machine": describe_machine(cfg.MODEL.DEVICE, torch.get_num_threads()),
+        "data": {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST},
+        "shape": median_shape(images),
+    }
+    write_json(numbers, {**about, "models": [_numbers(model) for model in models.values()]})
+    print(f"{markdown(list(models.values()), about)}\n{numbers}")
+
+
+def _prepare(config: str | None, weights: Sequence[str], overrides: Sequence[str]) -> CfgNode:
+    """Returns the config, with its test sets registered and checked."""
     if config is None:
-        config = Path(args.model[0]).expanduser().with_name("config.yaml")
-        if not config.is_file():
-            raise UserError(f"--config-file: none given, and there is no {config}; give one.")
-    cfg = get_config(config, args.opts)
+        config = str(Path(weights[0]).expanduser().with_name("config.yaml"))
+        if not Path(config).is_file():
+            raise UserError(f"--config-file: none given, and there is no {config}.")
+    cfg = get_config(config, overrides)
     choose_device(cfg)
     check_names(cfg)
-    cfg.TEST.LOSS = False  # which exported files do not tell
+    cfg.TEST.LOSS = False  # exported models have none
     register_own_datasets(cfg, training=False)
     check_datasets(cfg, training=False)
     return cfg
 
 
 def build(
-    args: argparse.Namespace, cfg: CfgNode, folder: Path
-) -> dict[str, tuple[Form, CfgNode, Any]]:
-    """By name each model, and the configuration and the network that it is evaluated with."""
+    weights: Sequence[str], runtimes: Sequence[str], cfg: CfgNode, folder: Path
+) -> dict[str, Evaluated]:
+    """Loads the models, ``.onnx`` files once for each runtime; by name."""
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    built = {}
-    for word in dict.fromkeys(args.model):
-        own = cfg.clone()
-        own.MODEL.WEIGHTS = local_file(word, "--model")
-        if is_exported(word):
-            own.TEST.DTYPE = "float32"  # its own is in the file
-        runtimes = args.runtime if args.runtime and word.endswith(".onnx") else ONNX_RUNTIMES[:1]
-        for runtime in dict.fromkeys(runtimes):
-            network, name, _ = load_network(own, runtime=runtime, classes=classes)
-            form = Form(word, Path(own.MODEL.WEIGHTS), name)
-            key = f"{word}, {name}"
-            own.OUTPUT_DIR = str(folder / re.sub(r"[^\w.=-]+", "_", key))
-            built[key] = form, own.clone(), network
-    return built
+    models = {}
+    for file in dict.fromkeys(weights):
+        for runtime in dict.fromkeys(runtimes if file.endswith(".onnx") else ONNX_RUNTIMES[:1]):
+            own = cfg.clone()
+            own.MODEL.WEIGHTS = local_file(file, "--weights")
+            if is_exported(file):
+                own.TEST.DTYPE = "float32"  # the file has its own precision
+            network, runs_it, _ = load_network(own, runtime=runtime, classes=classes)
+            name = f"{file}, {runs_it}"
+            own.OUTPUT_DIR = str(folder / re.sub(r"[^\w.=-]+", "_", name))
+            models[name] = Evaluated(file, runs_it, own, network)
+    return models
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Evaluates and times what the command line asks for."""
-    args = parser().parse_intermixed_args(words)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    import_code(args.imports)
-    cfg = prepare(args)
-    keep_freed_memory(cfg)
-    folder = args.out or Path(cfg.OUTPUT_DIR, "evaluate")
-    (numbers,) = output_files(folder, [NUMBERS], overwrite=args.overwrite)
-    built = build(args, cfg, folder)
-    for key, (form, own, network) in built.items():
-        print(f"evaluating {key}", file=sys.stderr, flush=True)
-        with redirect_stdout(sys.stderr):  # COCO's own tables are not ours
-            results = Trainer.test(own, network)
-        names = cfg.DATASETS.TEST
-        by_set = results if len(names) > 1 else {names[0]: results}
-        form.metrics = {name: by_set[name]["bbox"] for name in names}
-    pictures = load_images(cfg, cfg.DATASETS.TEST[0], args.pictures)
-    runs = {key: inference(network, own) for key, (_, own, network) in built.items()}
-    with tqdm(
-        total=len(runs) * len(pictures) * (1 + args.rounds), desc="timing", unit="run"
-    ) as bar:
-        given, device = dict.fromkeys(runs, pictures), torch.device(cfg.MODEL.DEVICE)
-        times = time_in_turn(runs, given, device, args.rounds, bar.update)
-    for key, (form, *_) in built.items():
-        form.times = times[key]
-    forms = [form for form, *_ in built.values()]
-    machine = describe_machine(cfg.MODEL.DEVICE, torch.get_num_threads())
-    about = {
-        "machine": machine,
-        "data": {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST},
-        "shape": median_shape(pictures),
+def _numbers(model: Evaluated) -> dict[str, Any]:
+    low, middle, high = model.quartiles()
+    return {
+        "file": model.file,
+        "bytes": model.size,
+        "runtime": model.runtime,
+        "metrics": {
+            name: {key: x if math.isfinite(x) else None for key, x in metrics.items()}
+            for name, metrics in model.metrics.items()
+        },
+        "milliseconds": {
+            "median": middle,
+            "quartiles": [low, high],
+            "all": [time * 1000 for time in model.times],
+        },
     }
-    write_json(numbers, report(forms, about))
-    print(f"{markdown(forms, about)}\n{numbers}")
 
 
-if __name__ == "__main__":
-    with one_sentence(f"{NUMBERS} was not written; run it again"):
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # AP tables, time left
-        main()
+def markdown(models: Sequence[Evaluated], about: Mapping[str, Any]) -> str:
+    """Returns a table with a line per model and test set, and how it was measured.
+
+    Args:
+        about: "machine", as ``describe_machine`` returns it; "data", the number of images of each
+            test set; "shape", height and width of the images that were timed.
+    """
+    head = ["model", "runtime", "data", "MB", *_COLUMNS, "ms per image: median (quartiles)"]
+    rows = []
+    for model in models:
+        low, middle, high = model.quartiles()
+        for dataset, metrics in model.metrics.items():
+            values = [metrics.get(key, math.nan) for key in _COLUMNS]
+            rows.append(
+                [
+                    *(model.file, model.runtime, dataset, f"{model.size / 1e6:.1f}"),
+                    *("" if math.isnan(x) else f"{x:.2f}" for x in values),
+                    f"{middle:.3g} ({low:.3g} to {high:.3g})",
+                ]
+            )
+    machine, (height, width) = about["machine"], about["shape"]
+    data = ", ".join(f"{name} ({count} images)" for name, count in about["data"].items())
+    return (
+        f"{markdown_table(head, rows)}\n\n{data}. {machine['device']}, {machine['threads']} CPU "
+        f"threads, torch {machine['torch']}; {len(models[0].times)} runs of each model, in turn, "
+        f"one image of about {height} x {width} pixels at a time.\n"
+    )
