@@ -1,8 +1,6 @@
-"""Predictions drawn beside the ground truth, to be looked at."""
+"""Detections drawn beside the ground truth."""
 
-import errno
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,90 +16,82 @@ from ..data.images import read_image
 from ..errors import printable
 from .drawing import draw, font_of
 
-_WIDTH = 420  # pixels of each drawn picture
+_WIDTH = 420  # pixels of each image
 _CAPTION = 28  # pixels of the line above it
-_MOST_LETTERS = 36  # of a file's name there
-_MOST_CLASSES = 10_000  # of a data set that names none
+_MAX_LETTERS = 36  # of a file name there
 
 
 def draw_detections(
-    dataset: str, results_json: Path, out: Path, *, count: int = 8, min_score: float = 0.4
+    dataset: str, results_json: Path, output: Path, *, count: int = 8, min_score: float = 0.4
 ) -> None:
-    """Draws test pictures in rows, ground truth on the left, predictions on the right.
+    """Draws test images in rows: ground truth on the left, detections on the right.
 
-    The pictures are spread evenly over the data set, so that they are the same each time.
+    The images are spread evenly over the dataset, so they are the same each time.
 
     Args:
         dataset: registered name.
         results_json: detections in COCO's result format, as COCOEvaluator writes them.
-        out: PNG to write.
-        count: number of pictures.
+        output: PNG to write.
+        count: number of images.
         min_score: detections below it are not drawn.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if ``output`` cannot be written.
     """
-    pictures = DatasetCatalog.get(dataset)
+    entries = DatasetCatalog.get(dataset)
     metadata = MetadataCatalog.get(dataset)
     detections = defaultdict(list)
     for detection in json.loads(results_json.read_text()):
         if detection["score"] >= min_score:
             detections[detection["image_id"]].append(detection)
-    count = min(count, len(pictures))
-    chosen = [pictures[i * len(pictures) // count] for i in range(count)]
-    rows = [_row(picture, detections[picture["image_id"]], metadata) for picture in chosen]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A long column of rows is hard to look at: fold it into two.
-    half = (len(rows) + 1) // 2
-    columns = [_stack(part) for part in (rows[:half], rows[half:]) if part]
-    height = max(c.shape[0] for c in columns)
+    count = min(count, len(entries))
+    chosen = [entries[i * len(entries) // count] for i in range(count)]
+    rows = [_row(entry, detections[entry["image_id"]], metadata) for entry in chosen]
+    half = (len(rows) + 1) // 2  # two columns, as one would be too long
+    columns = [np.concatenate(part) for part in (rows[:half], rows[half:]) if part]
+    height = max(len(column) for column in columns)
     padded = [
-        np.pad(c, ((0, height - len(c)), (0, 16), (0, 0)), constant_values=255) for c in columns
+        np.pad(column, ((0, height - len(column)), (0, 16), (0, 0)), constant_values=255)
+        for column in columns
     ]
-    if not cv2.imwrite(str(out), np.concatenate(padded, axis=1)):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(out))  # OpenCV does not say why
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(output), np.concatenate(padded, axis=1)):
+        raise OSError(f"{output} cannot be written")
 
 
-def _row(picture: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
-    image = read_image(picture["file_name"], "BGR")
+def _row(entry: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
+    image = read_image(entry["file_name"], "BGR")
     scale = _WIDTH / image.shape[1]
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    image = cv2.resize(image, (_WIDTH, max(round(image.shape[0] * scale), 1)), interpolation=how)
-    truths = picture.get("annotations", [])
-    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: the ids are the classes
-    truth = _instances(truths, [a["category_id"] for a in truths], scale, image.shape[:2])
-    kinds = [ids.get(d["category_id"], d["category_id"]) for d in detections]
-    found = _instances(detections, kinds, scale, image.shape[:2])
-    found.scores = as_tensor([d["score"] for d in detections])
-    classes = metadata.get("thing_classes") or list(map(str, range(_MOST_CLASSES)))
-    name = printable(Path(picture["file_name"]).name, _MOST_LETTERS)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    size = _WIDTH, max(round(image.shape[0] * scale), 1)
+    image = cv2.resize(image, size, interpolation=interpolation)
+    boxes = entry.get("annotations", [])
+    truth = _instances(boxes, [box["category_id"] for box in boxes], scale, size)
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: ids are class indices
+    class_ids = [ids.get(d["category_id"], d["category_id"]) for d in detections]
+    predicted = _instances(detections, class_ids, scale, size)
+    predicted.scores = as_tensor([d["score"] for d in detections])
+    labels = [*truth.pred_classes.tolist(), *class_ids]
+    classes = metadata.get("thing_classes") or [str(k) for k in range(max(labels, default=0) + 1)]
+    name = printable(Path(entry["file_name"]).name, _MAX_LETTERS)
     left = _titled(draw(image, truth, classes), f"{name}: truth, {len(truth)}")
-    right = _titled(draw(image, found, classes), f"predicted, {len(found)}")
-    gap = np.full((left.shape[0], 4, 3), 255, np.uint8)
-    return np.concatenate([left, gap, right], axis=1)
+    right = _titled(draw(image, predicted, classes), f"predicted, {len(predicted)}")
+    return np.concatenate([left, np.full((len(left), 4, 3), 255, np.uint8), right], axis=1)
 
 
 def _instances(
-    rows: list[dict[str, Any]], kinds: list[int], scale: float, size: tuple[int, int]
+    rows: list[dict[str, Any]], class_ids: list[int], scale: float, size: tuple[int, int]
 ) -> Instances:
-    """Of annotations, or of detections, which have no ``bbox_mode``, in a picture of ``size``."""
+    """Annotations, or detections (which have no ``bbox_mode``), as instances."""
     corners = [
         BoxMode.convert(row["bbox"], row.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
         for row in rows
     ]
     boxes = Boxes(as_tensor(np.array(corners, dtype=np.float32).reshape(-1, 4) * scale))
-    return Instances(size, pred_boxes=boxes, pred_classes=as_tensor(kinds).long())
+    return Instances(size[::-1], pred_boxes=boxes, pred_classes=as_tensor(class_ids).long())
 
 
 def _titled(image: np.ndarray, text: str) -> np.ndarray:
     title = Image.new("RGB", (image.shape[1], _CAPTION), "white")
     ImageDraw.Draw(title).text((4, 5), text, fill=(40, 40, 40), font=font_of(14))
     return np.concatenate([np.asarray(title), image])
-
-
-def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of equal width below each other."""
-    width = max(row.shape[1] for row in rows)
-    fill = [((0, 0), (0, width - row.shape[1]), (0, 0)) for row in rows]
-    padded = [np.pad(row, f, constant_values=255) for row, f in zip(rows, fill, strict=True)]
-    return np.concatenate(padded)

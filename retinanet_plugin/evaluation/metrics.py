@@ -1,4 +1,4 @@
-"""What a run has written line by line: its log, and ``metrics.json`` of detectron2's JSONWriter."""
+"""Reading what a run wrote line by line: its log, and detectron2's ``metrics.json``."""
 
 import json
 import math
@@ -11,16 +11,16 @@ METRICS = ("AP", "AP50", "AP75")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as tells them apart: ``gamma_2.0/seed_1``; of the same, equal."""
+    """The ends of paths, as long as needed to tell them apart: ``gamma_2.0/seed_1``."""
     parts = [path.resolve().parts for path in paths]
-    kinds, length = len(set(parts)), 1
-    while len({p[-length:] for p in parts}) < kinds:
+    length = 1
+    while len({p[-length:] for p in parts}) < len(set(parts)):
         length += 1
     return [str(Path(*p[-length:])) for p in parts]
 
 
 def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[str]:
-    """The lines from byte ``since`` on, of the ``last`` bytes; none where there is no file."""
+    """The lines from byte ``since`` on, at most the ``last`` bytes; none if there is no file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -31,12 +31,12 @@ def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[s
 
 
 def read_scalars(path: Path, *, last: int | None = None, since: int = 0) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.json`` that are whole, as :func:`read_lines` finds them."""
+    """The complete lines of a ``metrics.json``, as :func:`read_lines` reads them."""
     scalars = []
     for line in read_lines(path, last=last, since=since):
         try:
             content = json.loads(line)
-        except ValueError:  # of a run that was killed
+        except ValueError:  # the last line of a killed run
             continue
         if isinstance(content, dict):
             scalars.append(content)
@@ -46,16 +46,16 @@ def read_scalars(path: Path, *, last: int | None = None, since: int = 0) -> list
 def last_metrics(
     path: Path, datasets: Sequence[str], steps: int | None = None
 ) -> dict[str, float] | None:
-    """The boxes' metrics of the last evaluation in a ``metrics.json``, in percent.
+    """The box metrics of the last evaluation in a ``metrics.json``, in percent.
 
-    Where nothing was detected, AP is not a number there, and 0 here.
+    AP is NaN there if nothing was detected, and 0 here.
 
     Args:
-        datasets: that were evaluated on; of several, the first counts.
-        steps: that the evaluated checkpoint was trained; default: any. Lines of its evaluation
-            bear this number, or that of its last step, which is one less.
+        datasets: the test sets of the run; the metrics are those of the first.
+        steps: of training of the evaluated checkpoint; default: any. Its evaluation is logged with
+            this number, or with that of the last step, which is one less.
     """
-    # detectron2 names the set where there are several, and sorts the keys.
+    # detectron2 names the test set if there are several.
     prefix = f"{datasets[0]}/bbox/" if len(datasets) > 1 else "bbox/"
     for scalars in reversed(read_scalars(path)):
         if f"{prefix}AP" in scalars and (

@@ -1,4 +1,4 @@
-"""What a run's metrics.json tells of its last evaluation."""
+"""The last evaluation in a run's metrics.json, and short names of runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Predictions drawn beside ground truth: which pictures, where the boxes are, in which colours."""
+"""Detections drawn beside ground truth: which images, where the boxes are, in which colors."""
 
 import json
 from collections.abc import Iterator
@@ -13,10 +13,15 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from retinanet_plugin.evaluation.draw_detections import draw_detections
-from retinanet_plugin.evaluation.drawing import COLOURS
+from retinanet_plugin.evaluation.drawing import COLORS
 
-GROUNDS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # RGB of one picture each
-LEFT, TOP, RIGHT, BOTTOM = TRUTH = (20, 30, 60, 70)  # of 84 x 100 pixels, drawn five times as large
+GROUNDS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # RGB, one image each
+LEFT, TOP, RIGHT, BOTTOM = TRUTH = (
+    20,
+    30,
+    60,
+    70,
+)  # of 84 x 100, enlarged five times
 
 
 @pytest.fixture
@@ -36,46 +41,46 @@ def shapes(tmp_path: Path) -> Iterator[str]:
 
 
 def drawn(name: str, folder: Path, **detection: object) -> np.ndarray:
-    """(H, W, 3) RGB of a picture with one detection in the last of the pictures."""
+    """(H, W, 3) RGB, with one detection in the last of the images."""
     results = folder / "results.json"
     one = {"image_id": 2, "bbox": [10, 20, 30, 40], "category_id": 7, "score": 0.9, **detection}
     results.write_text(json.dumps([one]))
-    draw_detections(name, results, folder / "out" / "pictures.png")
-    return cv2.imread(str(folder / "out" / "pictures.png"))[:, :, ::-1]
+    draw_detections(name, results, folder / "out" / "images.png")
+    return cv2.imread(str(folder / "out" / "images.png"))[:, :, ::-1]
 
 
-def shares(image: np.ndarray, colour: tuple[int, int, int]) -> float:
-    return float((image == colour).all(axis=-1).mean())
+def shares(image: np.ndarray, color: tuple[int, int, int]) -> float:
+    return float((image == color).all(axis=-1).mean())
 
 
-def test_each_picture_of_a_small_set_once(shapes: str, tmp_path: Path) -> None:
+def test_each_image_of_a_small_set_is_drawn_once(shapes: str, tmp_path: Path) -> None:
     image = drawn(shapes, tmp_path)
-    for ground in GROUNDS:  # in a grid of two by two, of which one place is empty
+    for ground in GROUNDS:  # in a grid of two by two, with one empty cell
         assert 0.15 < shares(image, ground) < 0.25
 
 
 def test_boxes_are_where_they_should_be(shapes: str, tmp_path: Path) -> None:
     image = drawn(shapes, tmp_path)
     last = image[28:528, 860:]  # the second column of rows
-    truth, found = last[:, :420], last[:, 424:844]
-    for part, kind, (left, top, right, bottom) in (
+    truth, predicted = last[:, :420], last[:, 424:844]
+    for part, class_id, (left, top, right, bottom) in (
         (truth, 1, TRUTH),
-        (found, 0, (10, 20, 40, 60)),
+        (predicted, 0, (10, 20, 40, 60)),
     ):
-        seen = (part == COLOURS[kind]).all(axis=-1)
+        seen = (part == COLORS[class_id]).all(axis=-1)
         for y, x in (
             (top + bottom, 2 * left),
             (top + bottom, 2 * right),
             (2 * bottom, left + right),
         ):
             y, x = y * 5 // 2, x * 5 // 2
-            assert seen[y - 2 : y + 3, x - 2 : x + 3].any(), (kind, y, x)
-        assert shares(part, COLOURS[1 - kind]) == 0
+            assert seen[y - 2 : y + 3, x - 2 : x + 3].any(), (class_id, y, x)
+        assert shares(part, COLORS[1 - class_id]) == 0
 
 
-def test_low_scores_are_left_away_and_classes_may_have_no_names(
+def test_low_scores_are_not_drawn_and_classes_may_have_no_names(
     shapes: str, tmp_path: Path
 ) -> None:
-    assert shares(drawn(shapes, tmp_path, score=0.3), COLOURS[0]) == 0
+    assert shares(drawn(shapes, tmp_path, score=0.3), COLORS[0]) == 0
     MetadataCatalog.remove("shapes")
-    assert shares(drawn(shapes, tmp_path, category_id=3), COLOURS[3]) > 0
+    assert shares(drawn(shapes, tmp_path, category_id=3), COLORS[3]) > 0
