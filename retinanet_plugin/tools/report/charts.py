@@ -67,16 +67,16 @@ def _over_steps(
     return title, figure_svg(figure, alt=f"{title} over the training steps")
 
 
-def recall_chart(accuracies: Sequence[Accuracy], room: str) -> Markup:
+def recall_chart(accuracies: Sequence[Accuracy], prefix: str) -> Markup:
     """Precision over recall of each class, and their mean.
 
     Args:
-        room: begins the ids ``ROOM-recall-K`` of the lines; the mean's is ``ROOM-recall-mean``.
+        prefix: of the ids of the lines, ``PREFIX-recall-K`` and ``PREFIX-recall-mean``.
     """
-    figure, axes = _axes("recall", "precision", room=room)
+    figure, axes = _axes("recall", "precision", prefix=prefix)
     known = [(k, a.name, a.curve) for k, a in enumerate(accuracies[:-1]) if a.curve is not None]
     for i, (k, name, curve) in enumerate(known):
-        gid = f"{room}-recall-{k}"
+        gid = f"{prefix}-recall-{k}"
         if len(known) > len(_COLORS):  # too many for a legend: the filter shows which is which
             axes.plot(
                 SCORES, curve, color="#7d8b99", alpha=0.5, linewidth=0.8, gid=gid, clip_on=False
@@ -85,34 +85,34 @@ def recall_chart(accuracies: Sequence[Accuracy], room: str) -> Markup:
             _line(axes, i, SCORES, curve, name, gid=gid)
     mean = accuracies[-1].curve
     if len(known) > 1 and mean is not None:
-        gid = f"{room}-recall-mean"
+        gid = f"{prefix}-recall-mean"
         axes.plot(SCORES, mean, color="black", linewidth=2.5, label="mean", gid=gid, clip_on=False)
     _legend(figure, min(len(known), 8))
     return figure_svg(figure, alt="Precision over recall by class")
 
 
-def score_chart(counts: ScoreCounts, room: str) -> Markup:
-    """Precision, recall and F1 of all classes over the score; ids as ``ROOM-precision``."""
-    figure, axes = _axes("score", "share", room=room)
+def score_chart(counts: ScoreCounts, prefix: str) -> Markup:
+    """Precision, recall and F1 of all classes over the score; ids as ``PREFIX-precision``."""
+    figure, axes = _axes("score", "share", prefix=prefix)
     curves = {"precision": counts.precision, "recall": counts.recall, "F1": counts.f1}
     for i, (name, curve) in enumerate(curves.items()):
-        _line(axes, i, SCORES, curve[-1], name, gid=f"{room}-{name}")
-    axes.axvline(counts.best_score, color="gray", linewidth=1, gid=f"{room}-mark")
+        _line(axes, i, SCORES, curve[-1], name, gid=f"{prefix}-{name}")
+    axes.axvline(counts.best_score, color="gray", linewidth=1, gid=f"{prefix}-mark")
     _legend(figure, len(curves))
     return figure_svg(figure, alt="Precision, recall and F1 over the score threshold")
 
 
-def _axes(x: str, y: str, *, room: str | None = None) -> tuple[Figure, Axes]:
-    """Empty axes; with a ``room`` from 0 to 1, and the script finds them as ``ROOM-axes-X``."""
+def _axes(x: str, y: str, *, prefix: str | None = None) -> tuple[Figure, Axes]:
+    """Empty axes; with a ``prefix`` from 0 to 1, with the id ``PREFIX-axes-X`` for the script."""
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="gray", alpha=0.3, linewidth=0.8)
-    if room is not None:
+    if prefix is not None:
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.patch.set_gid(f"{room}-axes-{x}")
+        axes.patch.set_gid(f"{prefix}-axes-{x}")
     return figure, axes
 
 

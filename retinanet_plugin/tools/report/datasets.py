@@ -1,9 +1,6 @@
 """The datasets of a run, and what was detected on its test sets."""
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,21 +35,9 @@ class Dataset:
 def load_datasets(cfg: CfgNode) -> tuple[list[Dataset], list[Dataset]]:
     """The training sets and the test sets of a config; own datasets are registered."""
     names = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    with _without_warnings():
-        failed = _register_own(cfg)
-        train, test = ([_load(cfg, name, failed) for name in part] for part in names)
+    failed = _register_own(cfg)
+    train, test = ([_load(cfg, name, failed) for name in part] for part in names)
     return train, test
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hides what the loaders say about datasets, as the run's log has it already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _register_own(cfg: CfgNode) -> dict[str, str]:

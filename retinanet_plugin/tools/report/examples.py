@@ -27,25 +27,13 @@ class Example:
     detections: list[int]
 
 
-@dataclass(frozen=True)
-class Examples:
-    """The best and the worst images, each list ordered; no image is in both.
-
-    Args:
-        considered: the images with boxes or detections, out of which they were chosen.
-    """
-
-    best: list[Example]
-    worst: list[Example]
-    considered: int
-
-
 def choose_examples(
     matches: Matches, files: Mapping[Any, str], score: float, *, count: int
-) -> Examples:
-    """Chooses ``count`` images by F1 at a score: half the best, half the worst.
+) -> tuple[list[Example], list[Example]]:
+    """The best images by F1 at a score, and the worst: ``count`` together, none in both lists.
 
-    With equal F1, images with fewer errors are better, then those with more boxes.
+    With equal F1, images with fewer errors are better, then those with more boxes. Images without
+    boxes and detections are skipped.
 
     Args:
         files: by image id; images that are not in it are skipped.
@@ -75,4 +63,4 @@ def choose_examples(
         return Example(file, float(f1[i]), int(errors[i]), boxes.tolist(), rows.tolist())
 
     best, worst = order[:num_best].tolist(), order[::-1][:num_worst].tolist()
-    return Examples([example(i) for i in best], [example(i) for i in worst], len(order))
+    return [example(i) for i in best], [example(i) for i in worst]

@@ -42,14 +42,14 @@ def report_page(
     run: Run, train: Sequence[Dataset], test: Sequence[Dataset], test_sets: Sequence[SetReport]
 ) -> str:
     """The HTML of a report."""
-    taught: dict[str, int] = next((d.boxes_by_class for d in train if not d.missing), {})
+    training_boxes: dict[str, int] = next((d.boxes_by_class for d in train if not d.missing), {})
     sets = [
         {
-            "room": f"set-{i}",
+            "prefix": f"set-{i}",
             "heading": test_set.name if len(test_sets) > 1 else "",
             "test_set": test_set,
             "results": test_set.results,
-            **(_values(test_set.results, f"set-{i}", taught) if test_set.results else {}),
+            **(_values(test_set.results, f"set-{i}", training_boxes) if test_set.results else {}),
         }
         for i, test_set in enumerate(test_sets)
     ]
@@ -81,7 +81,7 @@ def _lead(run: Run, train: Sequence[Dataset], test: Sequence[Dataset]) -> str:
     return f"{', '.join(parts)}."
 
 
-def _values(results: Results, room: str, taught: dict[str, int]) -> dict[str, Any]:
+def _values(results: Results, prefix: str, training_boxes: dict[str, int]) -> dict[str, Any]:
     """What the template shows of one test set, in addition to its results."""
     counts, names, score = results.counts, results.matches.class_names, results.counts.best_score
     at_best = round(100 * score)
@@ -92,11 +92,11 @@ def _values(results: Results, room: str, taught: dict[str, int]) -> dict[str, An
         "score": max(_MIN_SCORE, score),
         "precision": counts.precision[-1, at_best],
         "recall": counts.recall[-1, at_best],
-        "recall_chart": recall_chart(results.accuracies, room),
-        "score_chart": score_chart(counts, room),
+        "recall_chart": recall_chart(results.accuracies, prefix),
+        "score_chart": score_chart(counts, prefix),
         "ranked": ranked,
         "extremes": [*ranked[:_EXTREMES], *ranked[_EXTREMES:][-_EXTREMES:]],
-        "taught": taught,
+        "training_boxes": training_boxes,
         "longest": max(5.0, *(results.errors.gains[kind] or 0.0 for kind in KINDS)),
         "matrices": {s: _cells(m) for s, m in results.confusions.items() if is_small},
         "mistakes": {
@@ -104,9 +104,7 @@ def _values(results: Results, room: str, taught: dict[str, int]) -> dict[str, An
         },
         "examples": {
             title: _images(results.matches, examples)
-            for title, examples in zip(
-                ("Worst", "Best"), (results.examples.worst, results.examples.best), strict=True
-            )
+            for title, examples in (("Worst", results.worst), ("Best", results.best))
             if examples
         },
         "first": _FIRST,

@@ -10,7 +10,7 @@ from ...evaluation.matching import Matches
 from .accuracy import Accuracy, ScoreCounts, accuracies, confusion, score_counts
 from .datasets import Dataset, match_detections
 from .error_kinds import Errors, errors
-from .examples import Examples, choose_examples
+from .examples import Example, choose_examples
 from .run import Run, finite
 
 _CONFUSION_SCORES = np.arange(1, 10) / 10
@@ -31,7 +31,8 @@ class Results:
     counts: ScoreCounts
     confusions: dict[float, np.ndarray]
     errors: Errors
-    examples: Examples
+    best: list[Example]
+    worst: list[Example]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read_set_report(cfg: CfgNode, dataset: Dataset, run: Run, *, num_images: int
         counts,
         {score: confusion(matches, score) for score in _CONFUSION_SCORES.tolist()},
         errors(matches, counts.best_score),
-        choose_examples(matches, dataset.files, counts.best_score, count=num_images),
+        *choose_examples(matches, dataset.files, counts.best_score, count=num_images),
     )
     metrics = results.accuracies[-1].metrics
     return SetReport(dataset.name, metrics, history, _disagreement(metrics["AP"], logged), results)

@@ -28,30 +28,6 @@ def judged(coco: dict, results: list) -> list[tuple[int, float, bool]]:
 
 
 @SEEDS
-def test_matches_are_those_of_pycocotools(seed: int) -> None:
-    coco, results = random_set(seed)
-    matches = match(coco, results)
-    detections, truths = matches.detections, matches.truths
-    own = coco["annotations"]  # by image, as rows are
-    assert [a["bbox"] for a in own] == truths.box.tolist()
-    assert [bool(a["iscrowd"]) for a in own] == truths.crowd.tolist()
-    rows = set()
-    for entry in filter(None, coco_eval(coco, results).evalImgs):
-        if entry["aRng"] != [0, 1e10]:
-            continue
-        image = matches.image_ids.index(entry["image_id"])
-        label = CLASS_IDS.index(entry["category_id"])
-        of_pair = np.flatnonzero((detections.image == image) & (detections.label == label))
-        ignored = entry["dtIgnore"][0]
-        assert detections.score[of_pair].tolist() == entry["dtScores"]
-        assert detections.ignored[of_pair].tolist() == ignored.tolist()
-        ids = [own[m]["id"] if m >= 0 else 0 for m in detections.truth[of_pair]]
-        assert ids == np.where(ignored, 0, entry["dtMatches"][0]).tolist()
-        rows.update(of_pair.tolist())
-    assert rows == set(range(len(detections.score))) and (detections.truth >= 0).any()
-
-
-@SEEDS
 def test_ap_is_the_summary_of_pycocotools(seed: int) -> None:
     coco, results = random_set(seed)
     *classes, mean = accuracies(match(coco, results))

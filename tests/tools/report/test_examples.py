@@ -3,7 +3,7 @@
 from coco_detections import detections_of, one_image
 
 from retinanet_plugin.evaluation.matching import Matches, match
-from retinanet_plugin.tools.report.examples import Examples, choose_examples
+from retinanet_plugin.tools.report.examples import Example, choose_examples
 
 # By image id: boxes at x, and detections at x with score.
 IMAGES = {
@@ -17,7 +17,7 @@ IMAGES = {
 }
 
 
-def choose(count: int, missing: int = -1) -> tuple[Matches, Examples]:
+def choose(count: int, missing: int = -1) -> tuple[Matches, list[Example], list[Example]]:
     coco = {**one_image([]), "images": [{"id": i} for i in IMAGES]}
     results = []
     for image_id, (boxes, detections) in IMAGES.items():
@@ -28,28 +28,26 @@ def choose(count: int, missing: int = -1) -> tuple[Matches, Examples]:
             results.append({**result, "image_id": image_id})
     files = {i: f"{i}.png" for i in IMAGES if i != missing}
     matches = match(coco, results)
-    return matches, choose_examples(matches, files, 0.5, count=count)
+    return matches, *choose_examples(matches, files, 0.5, count=count)
 
 
 def test_the_order_is_f1_then_errors_then_boxes() -> None:
-    _, chosen = choose(4)
-    assert [(e.file, e.f1, e.errors) for e in chosen.best] == [("7.png", 1, 0), ("2.png", 1, 0)]
-    assert [(e.file, e.f1, e.errors) for e in chosen.worst] == [("9.png", 0, 3), ("4.png", 0, 1)]
-    assert chosen.considered == 5
+    _, best, worst = choose(4)
+    assert [(e.file, e.f1, e.errors) for e in best] == [("7.png", 1, 0), ("2.png", 1, 0)]
+    assert [(e.file, e.f1, e.errors) for e in worst] == [("9.png", 0, 3), ("4.png", 0, 1)]
 
 
 def test_no_image_is_in_both_lists_and_missing_ones_are_skipped() -> None:
-    _, chosen = choose(100)
-    assert [e.file for e in chosen.best] == ["7.png", "2.png"]
-    assert [e.file for e in chosen.worst] == ["9.png", "4.png", "3.png"]
-    _, chosen = choose(0)
-    assert chosen.best == chosen.worst == []
-    _, chosen = choose(4, missing=7)
-    assert [e.file for e in chosen.best] == ["2.png", "3.png"]
+    _, best, worst = choose(100)
+    assert [e.file for e in best] == ["7.png", "2.png"]
+    assert [e.file for e in worst] == ["9.png", "4.png", "3.png"]
+    _, best, worst = choose(0)
+    assert best == worst == []
+    _, best, worst = choose(4, missing=7)
+    assert [e.file for e in best] == ["2.png", "3.png"]
 
 
 def test_an_example_has_all_its_boxes_and_detections() -> None:
-    matches, chosen = choose(4)
-    worst = chosen.worst[0]
-    assert matches.truths.box[worst.truths].tolist() == [[0, 0, 10, 10]]
-    assert matches.detections.score[worst.detections].tolist() == [0.9, 0.7, 0.2]
+    matches, _, (example, _) = choose(4)
+    assert matches.truths.box[example.truths].tolist() == [[0, 0, 10, 10]]
+    assert matches.detections.score[example.detections].tolist() == [0.9, 0.7, 0.2]

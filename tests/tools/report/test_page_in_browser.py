@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 from browser import open_browser, open_page
-from coco_sets import box, forget_new_sets, own_config
+from coco_detections import random_set
+from coco_sets import forget_new_sets, own_config
 from PIL import Image
 
 from retinanet_plugin.errors import UserError
@@ -13,59 +14,32 @@ from retinanet_plugin.tools.report import write_report
 from retinanet_plugin.tools.report.command import main
 
 NASTY = "</script><script>alert(1)</script>"
-CLASSES = ["cell", NASTY, "a_name_without_any_space_that_is_longer_than_a_phone_is_wide_" * 2]
+CLASSES = ["cell", NASTY, "a_name_without_any_space_that_is_longer_than_a_phone" * 2, "$x$"]
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 IMAGES = 6
 
 
 def write_run(folder):
-    """A run with six test images, with its dataset and detections."""
-    rng = np.random.default_rng(0)
-    boxes, found = [], []
-    images = [
-        {"id": i + 1, "file_name": f"<b>{i}.png", "width": 320, "height": 240}
-        for i in range(IMAGES)
-    ]
-    (folder / "images").mkdir(parents=True)
-    for image in images:
-        pixels = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
-        for _ in range(6):
-            label, corner, size = rng.integers(1, 4), rng.uniform(0, 150, 2), rng.uniform(20, 80, 2)
-            xywh = np.concatenate([corner, size]).round(1)
-            boxes.append(box(len(boxes) + 1, image["id"], int(label), xywh.tolist()))
-            moved = xywh + rng.normal(0, 8, 4)
-            guess = label if rng.random() < 0.7 else rng.integers(1, 4)
-            if rng.random() < 0.8:
-                found.append((image["id"], int(guess), moved.tolist(), rng.uniform(0.06, 1)))
-        for _ in range(5):
-            noise = [*rng.uniform(0, 200, 2), *rng.uniform(20, 90, 2)]
-            found.append((image["id"], int(rng.integers(1, 4)), noise, rng.uniform(0.06, 0.6)))
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    content = {"info": {}, "images": images, "annotations": boxes, "categories": categories}
-    detections = [
-        dict(zip(("image_id", "category_id", "bbox", "score"), row, strict=True)) for row in found
-    ]
+    """A run with six test images; returns its folder, its dataset and its detections."""
+    content, detections = random_set(3, num_images=IMAGES, crowds=0, ties=False)
     run = folder / "run"
     (run / "inference").mkdir(parents=True)
-    (folder / "test.json").write_text(json.dumps(content))
+    rng = np.random.default_rng(0)
+    for image in content["images"]:
+        image |= {"file_name": f"<b>{image['id']}.png", "width": 200, "height": 200}
+        pixels = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / image["file_name"])
+    for category, name in zip(content["categories"], CLASSES, strict=True):
+        category["name"] = name
+    (folder / "test.json").write_text(json.dumps({"info": {}, **content}))
     (run / "inference" / "coco_instances_results.json").write_text(json.dumps(detections))
-    cfg = own_config(folder, TEST_JSON="test.json", TEST_IMAGES="images")
+    cfg = own_config(folder, TEST_JSON="test.json", TEST_IMAGES=".")
     cfg.DATASETS.TEST = ("own_test",)
     cfg.MODEL.RETINANET.NUM_CLASSES = len(CLASSES)
-    cfg.OUTPUT_DIR = str(run)
     (run / "config.yaml").write_text(cfg.dump())
-
-    lines = [
-        {
-            "iteration": 19 + 20 * i,
-            "total_loss": 2 / (1 + i),
-            "loss_cls": 1 / (1 + i),
-            "lr": 1e-5 * i,
-        }
-        for i in range(30)
-    ]
-    (run / "metrics.json").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    names = ("total_loss", "loss_cls", "loss_box_reg", "lr")
+    lines = [{"iteration": 20 * i + 19, **dict.fromkeys(names, 2 / (1 + i))} for i in range(30)]
+    (run / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     return run, content, detections
 
 
@@ -111,7 +85,7 @@ def test_the_slider_and_the_class_choose_the_boxes(run, browser):
         assert section.locator(".shot").count() == IMAGES
         for score in (0.05, 0.4, 0.83):
             slider.fill(str(score))
-            for value, class_id in (("3", None), ("0", 1), ("1", 2)):
+            for value, class_id in (("4", None), ("0", 1), ("1", 3)):
                 choice.select_option(value)
                 is_own = lambda row: class_id in (None, row["category_id"])  # noqa: B023, E731
                 truths = sum(map(is_own, content["annotations"]))
