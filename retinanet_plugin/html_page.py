@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import io
 from pathlib import Path
 from typing import Any
@@ -83,20 +82,3 @@ def figure_svg(figure: Figure, *, alt: str) -> Markup:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue().partition("<svg ")[2].replace("#000000", "currentColor")
     return Markup('<svg class="chart" role="img" aria-label="{}" ').format(alt) + Markup(svg)
-
-
-# The functions below serve the page of check_dataset until it uses a template.
-
-
-def page(title: str, body: str, *, style: str = "") -> str:
-    """A document around ``body``."""
-    values = {"body": Markup(body), "style": Markup(style)}
-    return render(_HERE / "plain.html", title=title, **values)
-
-
-def text(value: object) -> str:
-    """``value`` escaped."""
-    return html.escape(str(value))
-
-
-image = image_tag
