@@ -97,9 +97,7 @@ def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
     for split in SPLITS:
         try:
             found = json.loads(_json_file(folder, split).read_text())["info"]["parameters"]
-            other = [
-                f"{k} {found[k]} instead of {v}" for k, v in parameters.items() if found[k] != v
-            ]
+            pairs = [(k, found[k], v) for k, v in parameters.items() if found[k] != v]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{folder}: not a complete synthetic dataset; {remedy}") from None
         if pairs:
