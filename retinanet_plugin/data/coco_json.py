@@ -4,7 +4,6 @@ import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
@@ -17,37 +16,7 @@ BAD_BOXES = ("error", "fix")  # values of DATASETS.OWN.BAD_BOXES
 MAX_BYTES = 2 * 1024**3
 
 
-@dataclass(frozen=True)
-class CocoFile:
-    """A COCO JSON without errors.
-
-    Args:
-        path: the file.
-        dataset: its content, with what could be fixed or derived.
-        changes: how the content differs from the file, in words; empty if it does not.
-    """
-
-    path: Path
-    dataset: CocoDataset
-    changes: tuple[str, ...]
-
-    @property
-    def content(self) -> Row:
-        """The COCO dict."""
-        return self.dataset.content
-
-    @property
-    def num_boxes(self) -> int:
-        """The number of annotations, crowds included."""
-        return len(self.content["annotations"])
-
-    @property
-    def classes(self) -> dict[int, str]:
-        """Names by category id, in the order of detectron2's class indices."""
-        return dict(sorted(self.dataset.categories.items()))
-
-
-def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error") -> CocoFile:
+def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error") -> CocoDataset:
     """Reads and checks a COCO detection JSON; the file itself is never changed.
 
     Args:
@@ -55,6 +24,9 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
         for_training: whether the dataset needs at least one box that is no crowd.
         bad_boxes: "error" refuses boxes that are empty or reach more than a pixel outside their
             image; "fix" clips the latter and removes what is empty.
+
+    Returns:
+        The dataset, with what could be fixed or derived, which its ``changes`` count.
 
     Raises:
         UserError: for the first error, naming file and entry.
@@ -74,7 +46,8 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
         raise_first_error(dataset.check())
     if for_training:
         raise_first_error(dataset.check_training())
-    return CocoFile(path, dataset, tuple(f"{what}: {count}" for what, count in changes.items()))
+    dataset.changes = tuple(f"{what}: {count}" for what, count in changes.items())
+    return dataset
 
 
 def raise_first_error(findings: Iterable[Finding]) -> None:

@@ -49,6 +49,7 @@ class CocoDataset:
         images: usable entries by id; their width and height may be malformed.
         annotations: usable entries by index: their image and category are usable, their box has
             four finite numbers.
+        changes: how the content differs from the file, in words; empty if it does not.
     """
 
     def __init__(self, file: Path, content: Row) -> None:
@@ -58,6 +59,7 @@ class CocoDataset:
         self.categories: dict[int, str] = {}
         self.images: dict[int, Row] = {}
         self.annotations: dict[int, Row] = {}
+        self.changes: tuple[str, ...] = ()
         self._image_index: dict[int, int] = {}
 
     def check(self) -> Iterator[Finding]:
@@ -77,6 +79,11 @@ class CocoDataset:
         for index, row in enumerate(rows if isinstance(rows, list) else ()):
             if isinstance(row, dict):
                 yield index, row
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Names of the usable categories by id, in the order of detectron2's class indices."""
+        return dict(sorted(self.categories.items()))
 
     def image_entry(self, image_id: int) -> Entry:
         """Where a usable image is in the dataset."""

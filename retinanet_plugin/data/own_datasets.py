@@ -20,7 +20,8 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import UserError, did_you_mean
 from ..utils import shorten, write_text
 from .coco_fields import show
-from .coco_json import BAD_BOXES, CocoFile, raise_first_error, read_coco
+from .coco_json import BAD_BOXES, raise_first_error, read_coco
+from .coco_rules import CocoDataset
 from .image_rules import check_image_files
 from .images import names_in
 
@@ -155,7 +156,7 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
             "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON"
         )
     try:
-        files = [
+        read = [
             read_coco(
                 own.json_file,
                 for_training=own.name == OWN_TRAIN,
@@ -163,19 +164,19 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
             )
             for own in own_datasets
         ]
-        for own, file in zip(own_datasets, files, strict=True):
-            raise_first_error(file.dataset.compare_classes(files[0].dataset))
-            check_image_files(file.dataset, own.images)
+        for own, coco in zip(own_datasets, read, strict=True):
+            raise_first_error(coco.compare_classes(read[0]))
+            check_image_files(coco, own.images)
     except UserError as error:
         raise UserError(
             f"{error}; `retinanet check-dataset` lists all errors, and --fix writes fixed copies"
         ) from None
-    _compare_num_classes(cfg, str(files[0].path), list(files[0].classes.values()))
-    used = [_file_to_use(cfg, own, file) for own, file in zip(own_datasets, files, strict=True)]
-    for own, file, json_file in zip(own_datasets, files, used, strict=True):
-        _enter_in_catalogs(own, file, json_file)
+    _compare_num_classes(cfg, str(read[0].file), list(read[0].classes.values()))
+    used = [_file_to_use(cfg, own, coco) for own, coco in zip(own_datasets, read, strict=True)]
+    for own, coco, json_file in zip(own_datasets, read, used, strict=True):
+        _enter_in_catalogs(own, coco, json_file)
     if cfg.MODEL.RETINANET.NUM_CLASSES == FROM_DATA:
-        _set(cfg.MODEL.RETINANET, NUM_CLASSES=len(files[0].classes))
+        _set(cfg.MODEL.RETINANET, NUM_CLASSES=len(read[0].classes))
     if OWN_TRAIN in names:
         _set(cfg.DATASETS, TRAIN=(OWN_TRAIN,))
     _set(cfg.DATASETS, TEST=(OWN_TEST,) if OWN_TEST in names else ())
@@ -183,7 +184,7 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
         logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
 
 
-def _file_to_use(cfg: CfgNode, own: OwnDataset, coco: CocoFile) -> Path:
+def _file_to_use(cfg: CfgNode, own: OwnDataset, coco: CocoDataset) -> Path:
     """The JSON itself if it is complete, otherwise a copy, which is written now."""
     if not coco.changes:
         return own.json_file
@@ -198,7 +199,7 @@ def _file_to_use(cfg: CfgNode, own: OwnDataset, coco: CocoFile) -> Path:
     return copy
 
 
-def _enter_in_catalogs(own: OwnDataset, coco: CocoFile, json_file: Path) -> None:
+def _enter_in_catalogs(own: OwnDataset, coco: CocoDataset, json_file: Path) -> None:
     classes = list(coco.classes.values())
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(own.name, None)  # metadata cannot be set to another value
@@ -213,7 +214,7 @@ def _enter_in_catalogs(own: OwnDataset, coco: CocoFile, json_file: Path) -> None
     )
     logger.info(
         "%s: %d images, %d boxes, %d classes (%s) from %s",
-        *(own.name, len(coco.dataset.images), coco.num_boxes, len(classes)),
+        *(own.name, len(coco.images), len(coco.annotations), len(classes)),
         *(shorten(map(show, classes), 10), own.json_file),
     )
 

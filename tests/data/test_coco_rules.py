@@ -156,7 +156,7 @@ def test_a_valid_file_stays_as_it_is(tmp_path: Path) -> None:
     assert coco.changes == ()
     assert coco.content == valid_content()
     assert list(coco.classes.items()) == [(2, "cat"), (7, "dög")]
-    assert coco.num_boxes == 4
+    assert len(coco.annotations) == 4
 
 
 def test_strange_text_is_shown_printable_and_short(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_strange_text_is_shown_printable_and_short(tmp_path: Path) -> None:
 
 def test_a_test_set_may_have_no_boxes(tmp_path: Path) -> None:
     path = write_json(tmp_path, valid_content() | {"annotations": []})
-    assert read_coco(path, for_training=False).num_boxes == 0
+    assert read_coco(path, for_training=False).annotations == {}
 
 
 @pytest.mark.parametrize("bad_boxes", coco_json.BAD_BOXES)
@@ -323,5 +323,5 @@ def test_whatever_passes_loads_in_detectron2(
         return
     path.write_text(json.dumps(coco.content))
     records = load_coco_json(str(path), "")
-    assert sum(len(record["annotations"]) for record in records) == coco.num_boxes
+    assert sum(len(record["annotations"]) for record in records) == len(coco.annotations)
     COCO(str(path))

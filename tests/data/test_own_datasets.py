@@ -16,7 +16,6 @@ from retinanet_plugin.data import check_datasets, register_own_datasets
 from retinanet_plugin.errors import UserError
 
 BOTH = {"TRAIN_JSON": "train.json", "TRAIN_IMAGES": "images", "TEST_JSON": "test.json"}
-BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 
 
 @pytest.fixture(autouse=True)
@@ -273,21 +272,3 @@ def test_built_in_dataset_whose_files_do_not_exist(folder: Path) -> None:
     path = re.escape(os.path.abspath(MetadataCatalog.get("coco_2017_val").json_file))
     with pytest.raises(UserError, match=rf"DATASETS\.TEST: .*{path}.*DETECTRON2_DATASETS"):
         check_datasets(cfg, training=False)
-
-
-@pytest.mark.skipif(not BCCD.exists(), reason="the BCCD dataset is not here")
-def test_bccd(tmp_path: Path) -> None:
-    cfg = own_config(
-        BCCD,
-        TRAIN_JSON="annotations/instances_train.json",
-        TRAIN_IMAGES="images",
-        TEST_JSON="annotations/instances_test.json",
-    )
-    cfg.OUTPUT_DIR = str(tmp_path)
-    register_own_datasets(cfg)
-    check_datasets(cfg)
-    assert cfg.MODEL.RETINANET.NUM_CLASSES == 3
-    sizes = {name: len(DatasetCatalog.get(name)) for name in ("own_train", "own_test")}
-    assert sizes == {"own_train": 292, "own_test": 72}
-    boxes = DatasetCatalog.get("own_train")
-    assert sum(len(record["annotations"]) for record in boxes) == 3943

@@ -203,7 +203,7 @@ def test_no_errors_means_that_training_accepts_it(
     result = checked(folder)
     refused = None
     try:
-        check_image_files(read_coco(file).dataset, folder / "images")
+        check_image_files(read_coco(file), folder / "images")
     except UserError as error:
         refused = str(error)
     errors = [f for f in result.findings if f.severity == "error" and f.rule != "classes-differ"]

@@ -55,7 +55,7 @@ RULES = {
     "unmatched-box": (
         "At no training size does an anchor reach a positive's IoU with it: it is too small, too "
         "large or too narrow. Info: its best anchor is a low-quality match. "
-        "`retinanet anchors` suggests other anchors."
+        "The command retinanet anchors suggests others."
     ),
     "no-boxes": (
         "An image without objects is not a fault. Training leaves it out unless "

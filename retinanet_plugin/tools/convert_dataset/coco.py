@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.coco_fields import Row, show
-from ...data.coco_json import CocoFile, read_coco
+from ...data.coco_json import raise_first_error, read_coco
+from ...data.coco_rules import CocoDataset
 from ...data.images import names_in
 from ...errors import UserError
 from ...utils import shorten
@@ -27,22 +28,18 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
         raise UserError("--classes: not for COCO JSON, which declares its classes")
     folder = path if path.is_dir() else path.parent
     read = [_read(file, collector.fix) for file in _find_files(path)]
-    collector.notes += [f"{coco.path}: {', '.join(coco.changes)}" for coco in read if coco.changes]
+    collector.notes += [f"{coco.file}: {', '.join(coco.changes)}" for coco in read if coco.changes]
     rows: list[Row] = []
     annotations: list[Row] = []
     splits: list[tuple[int, str | None]] = []
     ids: dict[Path, int] = {}
     for coco in read:
-        if coco.classes != read[0].classes:
-            raise UserError(
-                f"{coco.path}: its categories differ from those of {read[0].path}; both need the "
-                "same ids and names"
-            )
-        split = split_of(coco.path.relative_to(folder))
+        raise_first_error(coco.compare_classes(read[0]))
+        split = split_of(coco.file.relative_to(folder))
         image_folder = collector.image_folder or _find_images(coco, split)
         new_ids: dict[int, int] = {}
         for row in tqdm(coco.content["images"], desc="reading", leave=False, disable=None):
-            where = f"{coco.path}: image {show(row['file_name'])}"
+            where = f"{coco.file}: image {show(row['file_name'])}"
             file = Path(os.path.abspath(image_folder / row["file_name"].replace("\\", "/")))
             image = collector.image(file, where)
             if image is None:
@@ -69,7 +66,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
     return LabeledDataset(root, content, ids_by_split(splits), collector.notes)
 
 
-def _read(file: Path, fix: bool) -> CocoFile:
+def _read(file: Path, fix: bool) -> CocoDataset:
     try:
         return read_coco(file, for_training=False, bad_boxes="fix" if fix else "error")
     except UserError as error:
@@ -106,7 +103,7 @@ def _find_files(path: Path) -> list[Path]:
     return files
 
 
-def _find_images(coco: CocoFile, split: str | None) -> Path:
+def _find_images(coco: CocoDataset, split: str | None) -> Path:
     """The folder near a JSON that has most of a sample of its images."""
     rows = coco.content["images"]
     sample = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int).tolist()
@@ -115,10 +112,10 @@ def _find_images(coco: CocoFile, split: str | None) -> Path:
     def num_present(folder: Path) -> int:
         return sum(os.path.isfile(folder / name) for name in names)
 
-    best = max(_folders_near(coco.path, split), key=num_present)
+    best = max(_folders_near(coco.file, split), key=num_present)
     if not num_present(best):
         raise UserError(
-            f"{coco.path}: no folder near it has its images, such as {show(names[0])}; name their "
+            f"{coco.file}: no folder near it has its images, such as {show(names[0])}; name their "
             "folder by --images"
         )
     return best
