@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import nan, sqrt
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, read_lines, read_scalars
+from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, read_lines
 from retinanet_plugin.utils import (
     markdown_table,
     write_csv,
@@ -39,7 +39,6 @@ class Result:
     Args:
         ap, ap50, ap75: in percent; 0 without any detection, None if training diverged.
         diverged_at: the step whose loss was not finite.
-        seconds: training time, from the median of a step; None if it is not known.
         machine: as ``describe_machine`` returns it.
     """
 
@@ -47,7 +46,6 @@ class Result:
     ap50: float | None
     ap75: float | None
     diverged_at: int | None
-    seconds: float | None
     machine: Mapping[str, Any]
 
 
@@ -79,19 +77,11 @@ def write_result(run: Run, status: int, machine: Mapping[str, Any]) -> str | Non
         diverged_at = int(match[1])
     else:
         return None
-    seconds = _training_time(read_scalars(run.folder / "metrics.json"))
-    result = Result(*ap, diverged_at, seconds, machine)
+    result = Result(*ap, diverged_at, machine)
     write_json(run.folder / "result.json", asdict(result))
     if diverged_at is not None:
         return f"diverged at step {diverged_at:,}"
     return ", ".join(f"{key} {value:.1f}" for key, value in zip(METRICS, ap, strict=True))
-
-
-def _training_time(scalars: Sequence[Mapping[str, Any]]) -> float | None:
-    steps = [line for line in scalars if "time" in line and "iteration" in line]
-    if not steps:
-        return None
-    return float(median(x["time"] for x in steps) * (max(x["iteration"] for x in steps) + 1))
 
 
 def last_line(log: Path) -> str:
@@ -130,11 +120,6 @@ class Measured:
         return stdev(values) if len(values) > 1 else None
 
     @property
-    def seconds(self) -> float | None:
-        """Mean training time of a run."""
-        return _mean_of(result.seconds for result in self.results)
-
-    @property
     def diverged(self) -> list[int]:
         """Steps at which runs diverged."""
         return [r.diverged_at for r in self.results if r.diverged_at is not None]
@@ -156,11 +141,6 @@ class Measured:
         return f"{value:.1f}" if std is None else f"{value:.1f} ± {std:.1f}"
 
 
-def _mean_of(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
-
-
 def measure(plan: Plan, failed: Sequence[Run] = ()) -> list[Measured]:
     """Returns the results so far of each row that was asked for or has any."""
     measured = []
@@ -177,19 +157,18 @@ def write_report(plan: Plan, failed: Sequence[Run] = ()) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     rows = measure(plan, failed)
     write_text(plan.folder / "results.md", markdown(plan, failed))
-    write_csv(plan.folder / "results.csv", _columns(plan.table.name, rows))
+    write_csv(plan.folder / "results.csv", _columns(rows))
     write_figure(plan.folder / "results.png", draw(plan, rows))
 
 
 def markdown(plan: Plan, failed: Sequence[Run] = ()) -> str:
     """Returns the table, how it was measured, and whether the paper's order holds."""
     rows = measure(plan, failed)
-    head = ["", "AP", "AP50", "AP75", "seeds", "paper's AP", "AP50", "AP75", "training"]
+    head = ["", "AP", "AP50", "AP75", "seeds", "paper's AP", "AP50", "AP75"]
     lines = []
     for m in rows:
         paper = ["" if x is None else f"{x:.1f}" for x in (m.row.ap, m.row.ap50, m.row.ap75)]
         line = [m.row.label, m.text, m.cell("ap50"), m.cell("ap75"), len(m.results), *paper]
-        line.append("" if m.seconds is None else f"{m.seconds / 60:.1f} min")
         lines.append(line)
     table = markdown_table(head, lines)
     blocks = [f"## {plan.table.title}", _how(plan, rows), table, _order(rows)]
@@ -248,14 +227,13 @@ def _order(rows: Sequence[Measured]) -> str:
     )
 
 
-def _columns(table: str, rows: Sequence[Measured]) -> dict[str, list[float | str]]:
+def _columns(rows: Sequence[Measured]) -> dict[str, list[float | str]]:
     """Returns the columns of ``results.csv``, a line per row."""
 
     def or_nan(values: Iterable[float | None]) -> list[float | str]:
         return [nan if value is None else value for value in values]
 
     columns: dict[str, list[float | str]] = {
-        "table": [table for _ in rows],
         "row": [m.row.name for m in rows],
         "label": [m.row.label for m in rows],
         "seeds": [len(m.results) for m in rows],
@@ -265,7 +243,6 @@ def _columns(table: str, rows: Sequence[Measured]) -> dict[str, list[float | str
         columns[metric] = or_nan(m.mean(metric) for m in rows)
         columns[f"{metric}_std"] = or_nan(m.std(metric) for m in rows)
         columns[f"paper_{metric}"] = or_nan(getattr(m.row, metric) for m in rows)
-    columns["seconds"] = or_nan(m.seconds for m in rows)
     return columns
 
 

@@ -4,10 +4,8 @@ The numbers are those of arXiv 1708.02002v2, tables 1 and 3 and section 5.1, on 
 repeat them in comments.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from .common import CONFIGS
 
@@ -163,9 +161,7 @@ _VARIANTS = Table(
     ),
 )
 
-TABLES: Mapping[str, Table] = MappingProxyType(
-    {
-        table.name: table
-        for table in (_A_ALPHA, _B_GAMMA, _C_ANCHORS, _D_OHEM, _E_SPEED, _FL_STAR, _VARIANTS)
-    }
-)
+TABLES = {
+    table.name: table
+    for table in (_A_ALPHA, _B_GAMMA, _C_ANCHORS, _D_OHEM, _E_SPEED, _FL_STAR, _VARIANTS)
+}

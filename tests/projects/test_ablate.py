@@ -172,18 +172,13 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.share_machine(2, 1, on_cpu=True) == [{"OMP_NUM_THREADS": "3"}] * 2
     with pytest.raises(UserError, match="--jobs: 7"):
         command.share_machine(7, 1, on_cpu=True)
-    for visible in ("", "7,5,4,2,1"):
-        names = visible.split(",") if visible else list("01234567")
-        count = len(names)
-        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    for visible, expected in (("", ["0,1", "2,3"]), ("7,5,4,2,1", ["7,5", "4,2"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         slots = command.share_machine(2, 2, on_cpu=False)
-        assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == [
-            ",".join(names[:2]),
-            ",".join(names[2:4]),
-        ]
-        with pytest.raises(UserError, match="--num-gpus"):
-            command.share_machine(3, 3, on_cpu=False)
+        assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == expected
+    with pytest.raises(UserError, match="--num-gpus"):
+        command.share_machine(3, 2, on_cpu=False)
 
 
 @pytest.mark.parametrize(
@@ -229,14 +224,11 @@ def finish(run: Run, ap: float | None) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     run.config_file.write_text(run.cfg.dump())
     run.log.write_text("error: training stopped at step 12, where the loss or its gradients are")
-        "error: training stopped at step 12, where the loss or its gradients are not"
-    )
     lines = [
-        {"iteration": 19, "time": 0.5, "bbox/AP": 1.0, "bbox/AP50": 2.0, "bbox/AP75": 3.0},
-        {"iteration": 39, "time": 0.7},
-        {"iteration": 59, "time": 2.5, "bbox/AP": ap, "bbox/AP50": ap, "bbox/AP75": np.nan},
+        {"iteration": 19, "bbox/AP": 1.0, "bbox/AP50": 2.0, "bbox/AP75": 3.0},
+        {"iteration": 59, "bbox/AP": ap, "bbox/AP50": ap, "bbox/AP75": np.nan},
     ]
-    text = "".join(f"{json.dumps(line)}\n" for line in lines[: 3 if ap is not None else 2])
+    text = "".join(f"{json.dumps(line)}\n" for line in lines[: 1 if ap is None else 2])
     (run.folder / "metrics.json").write_text(text + '{"cut sho')
     assert write_result(run, 2 if ap is None else 0, MACHINE)
 
@@ -246,7 +238,6 @@ def test_the_last_evaluation_counts(plan: Plan) -> None:
     finish(run, 14.0)
     result = read_result(run.folder)
     assert (result.ap, result.ap50, result.ap75, result.diverged_at) == (14.0, 14.0, 0.0, None)
-    assert result.seconds == pytest.approx(0.7 * 60)  # the median of a step
 
 
 def test_a_report(plan: Plan) -> None:
@@ -272,26 +263,22 @@ def test_a_report(plan: Plan) -> None:
     assert f"{(9 - 1) / 10:.2f}" in text
     write_report(plan, failed)
     lines = (plan.folder / "results.csv").read_text().splitlines()
-    assert len(lines) == 1 + 7 and lines[2].startswith("a_alpha,alpha_0.25,alpha 0.25,2,0,21,1.41")
+    assert len(lines) == 1 + 7 and lines[2].startswith("alpha_0.25,alpha 0.25,2,0,21,1.41")
     assert (plan.folder / "results.png").read_bytes()[1:4] == b"PNG"
     (other,) = make_plans(["a_alpha"], Options("quickstart", plan.folder.parent, 3, (1, 2)))
     assert not any(m.results for m in measure(other))  # those of other settings
 
 
-def start_of(page: str, language: str) -> str:
-    """The first block of code in a page's section about an own loss."""
-    text = (ROOT / page).read_text().split("our own loss\n")[1]
-    return re.findall(f"```{language}\n(.*?)```", text, re.DOTALL)[0]
-
-
 @pytest.fixture
 def start(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., "subprocess.Popen[str]"]:
+) -> Callable[[], "subprocess.Popen[str]"]:
     """Starts the command in a folder with the documented loss, its row and a small dataset."""
+    page = (ROOT / "docs/another-project.md").read_text().split("## Your own loss\n")[1]
+    for language, name in (("python", "hinge.py"), ("yaml", "hinge.yaml")):
+        code = re.findall(f"```{language}\n(.*?)```", page, re.DOTALL)[0]
+        (tmp_path / name).write_text(code)
     (tmp_path / "data.yaml").write_text(DATA)
-    (tmp_path / "hinge.py").write_text(start_of("docs/another-project.md", "python"))
-    (tmp_path / "hinge.yaml").write_text(start_of("docs/another-project.md", "yaml"))
     (tmp_path / "diverging.yaml").write_text("SOLVER: {BASE_LR: 1.0e+30, WARMUP_ITERS: 0}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

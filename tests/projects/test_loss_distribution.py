@@ -213,10 +213,7 @@ def test_the_command(run: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     assert 1 - at_90[4] == pytest.approx(focal["held_by_hardest"]["0.1"], abs=1e-6)
     with pytest.raises(UserError, match="--overwrite"):
         run()
-
-
-def test_another_dataset(run: Callable) -> None:
-    run("--dataset", "train", "--images", "5", "--gammas", "1", "--batch-size", "2")
+    run("--overwrite", "--dataset", "train", "--images", "5", "--gammas", "1")
     report = json.loads(Path("out/loss_distribution.json").read_text())
     assert (report["images"], report["datasets"]) == (5, ["own_train"])
 
