@@ -63,7 +63,7 @@ def _over_steps(
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_ylim(*limits)
-    _legend(figure, len(lines))
+    _legend(figure)
     return title, figure_svg(figure, alt=f"{title} over the training steps")
 
 
@@ -82,12 +82,13 @@ def recall_chart(accuracies: Sequence[Accuracy], prefix: str) -> Markup:
                 SCORES, curve, color="#7d8b99", alpha=0.5, linewidth=0.8, gid=gid, clip_on=False
             )
         else:
-            _line(axes, i, SCORES, curve, name, gid=gid)
+            short = name if len(name) <= 16 else f"{name[:15]}…"
+            _line(axes, i, SCORES, curve, short.replace("$", r"\$"), gid=gid)  # no formula
     mean = accuracies[-1].curve
     if len(known) > 1 and mean is not None:
         gid = f"{prefix}-recall-mean"
         axes.plot(SCORES, mean, color="black", linewidth=2.5, label="mean", gid=gid, clip_on=False)
-    _legend(figure, min(len(known), 8))
+    _legend(figure)
     return figure_svg(figure, alt="Precision over recall by class")
 
 
@@ -98,12 +99,12 @@ def score_chart(counts: ScoreCounts, prefix: str) -> Markup:
     for i, (name, curve) in enumerate(curves.items()):
         _line(axes, i, SCORES, curve[-1], name, gid=f"{prefix}-{name}")
     axes.axvline(counts.best_score, color="gray", linewidth=1, gid=f"{prefix}-mark")
-    _legend(figure, len(curves))
+    _legend(figure)
     return figure_svg(figure, alt="Precision, recall and F1 over the score threshold")
 
 
 def _axes(x: str, y: str, *, prefix: str | None = None) -> tuple[Figure, Axes]:
-    """Empty axes; with a ``prefix`` from 0 to 1, with the id ``PREFIX-axes-X`` for the script."""
+    """Empty axes; given a ``prefix``, from 0 to 1 and with the id ``PREFIX-axes-X``."""
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)
@@ -124,15 +125,14 @@ def _line(
     name: str,
     **style: Any,
 ) -> None:
-    name = name.replace("$", r"\$")  # no formula
-    if len(name) > 28:
-        name = f"{name[:27]}…"
     color, line = _COLORS[i % len(_COLORS)], _STYLES[i % len(_STYLES)]
     axes.plot(x, y, color=color, linestyle=line, label=name or None, clip_on=False, **style)
 
 
-def _legend(figure: Figure, lines: int) -> None:
+def _legend(figure: Figure) -> None:
     """Above the axes, if there is something to tell apart."""
-    if lines > 1:
-        columns = 2 if lines == 4 else 3
-        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    if len(labels) > 1:
+        columns = 3 if max(map(len, labels)) <= 10 else 2
+        style = {"frameon": False, "fontsize": 9, "handlelength": 1.8, "columnspacing": 1}
+        figure.legend(loc="outside upper left", ncols=columns, **style)

@@ -86,6 +86,8 @@ def _values(results: Results, prefix: str, training_boxes: dict[str, int]) -> di
     counts, names, score = results.counts, results.matches.class_names, results.counts.best_score
     at_best = round(100 * score)
     ranked = sorted(results.accuracies[:-1], key=lambda a: -(a.metrics["AP"] or 0))
+    known = [a for a in ranked if a.metrics["AP"] is not None]
+    extremes = [*known[:_EXTREMES], *known[_EXTREMES:][-_EXTREMES:]]
     is_small = len(names) <= _MATRIX_CLASSES
     return {
         "classes": names,
@@ -95,7 +97,7 @@ def _values(results: Results, prefix: str, training_boxes: dict[str, int]) -> di
         "recall_chart": recall_chart(results.accuracies, prefix),
         "score_chart": score_chart(counts, prefix),
         "ranked": ranked,
-        "extremes": [*ranked[:_EXTREMES], *ranked[_EXTREMES:][-_EXTREMES:]],
+        "extremes": extremes if len(ranked) > 2 * _EXTREMES else ranked,
         "training_boxes": training_boxes,
         "longest": max(5.0, *(results.errors.gains[kind] or 0.0 for kind in KINDS)),
         "matrices": {s: _cells(m) for s, m in results.confusions.items() if is_small},
