@@ -103,13 +103,6 @@ class Run:
         file = self.folder / "log.txt"
         return file.read_text(encoding="utf-8") if file.exists() else ""
 
-    def phase(self) -> str:
-        """Returns what the run was doing when it was killed."""
-        if self.partial_files():
-            return "writing a checkpoint"
-        evaluating = self.log().rfind("Start inference") > self.log().rfind("copypaste")
-        return "in an evaluation" if evaluating else "in a step or at the start"
-
 
 def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[[], bool]]:
     """Returns functions that tell whether now is the moment to kill."""
@@ -129,8 +122,8 @@ def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[
         return True
 
     return {
-        "any time": lambda: time.monotonic() >= at,
-        "writing": writing,
+        "at any time": lambda: time.monotonic() >= at,
+        "writing a checkpoint": writing,
         "evaluating": evaluating,
     }
 
@@ -183,7 +176,7 @@ def main(args: list[str] | None = None) -> int:
     started = time.monotonic()
     whole.finish(whole.start())
     whole_s = time.monotonic() - started
-    equal, phases = 0, Counter[str]()
+    equal, kinds = 0, Counter[str]()
     with tqdm(total=options.kills, unit="kill") as bar:
         for number in range(10 * options.kills):
             if bar.n == options.kills:
@@ -194,7 +187,7 @@ def main(args: list[str] | None = None) -> int:
             if not run.kill_when(run.start(), choices[kind]):
                 shutil.rmtree(run.folder)  # it had ended; try another one
                 continue
-            phases[run.phase()] += 1
+            kinds[kind] += 1
             run.finish(run.start(resume=True))
             if different := compare(run.folder, whole.folder):
                 print(f"{run.folder} ({kind}) differs: {different[:5]}", file=sys.stderr)
@@ -202,8 +195,7 @@ def main(args: list[str] | None = None) -> int:
                 equal += 1
                 shutil.rmtree(run.folder)
             bar.update()
-    killed = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
-    print(f"{equal} of {bar.n} killed runs ended like the uninterrupted one ({killed})")
+    print(f"{equal} of {bar.n} killed runs ended like the uninterrupted one ({dict(kinds)})")
     if equal == bar.n and options.folder is None:
         shutil.rmtree(folder)
     return 0 if equal == bar.n else 1

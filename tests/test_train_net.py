@@ -203,7 +203,6 @@ def test_code_of_ones_own() -> None:
         ("an_exit.py", "import sys\nsys.exit(3)\n", "an_exit.py, line 2"),
         ("in_a_library.py", "import json\njson.loads('{')\n", "in_a_library.py, line 2"),
         ("json.py", "", "json.py"),
-        ("my-loss.py", "", "my-loss.py"),
         ("no_such.module", None, "no_such"),
     ],
 )

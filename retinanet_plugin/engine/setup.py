@@ -21,8 +21,6 @@ from .lock import lock_folder
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch
 
-_MAX_PIXELS = 20_000
-
 
 def prepare(args: argparse.Namespace) -> CfgNode:
     """Returns the frozen config of a run after checking it.
@@ -111,14 +109,6 @@ def check_training(cfg: CfgNode) -> None:
             f"{key}: a batch of {batch} images cannot be shared by {workers} processes; give a "
             "batch size that is a multiple of their number."
         )
-    sides = cfg.INPUT.MIN_SIZE_TRAIN
-    is_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
-    are_sides = all(isinstance(side, int) and 0 <= side <= _MAX_PIXELS for side in sides)
-    if not sides or not are_sides or (is_range and len(sides) != 2):
-        raise UserError(
-            f"INPUT.MIN_SIZE_TRAIN: {sides}; give numbers of pixels up to {_MAX_PIXELS}, such as "
-            "(640, 800), or exactly two with INPUT.MIN_SIZE_TRAIN_SAMPLING range."
-        )
     patience, metric = cfg.SOLVER.EARLY_STOPPING.PATIENCE, cfg.TEST.BEST_METRIC
     if patience and cfg.TEST.EVAL_PERIOD < 1:
         raise UserError(
@@ -136,7 +126,7 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
     folder = cfg.OUTPUT_DIR
     if not folder or "\0" in folder or "://" in folder:
         raise UserError(f"OUTPUT_DIR: {folder!r} is no folder on this machine; give one.")
-    if training and not resume and has_checkpoint(cfg) and comm.is_main_process():
+    if training and not resume and has_run(cfg.OUTPUT_DIR) and comm.is_main_process():
         raise UserError(
             f"OUTPUT_DIR: {folder} already holds a run; continue it with --resume, or give another "
             "OUTPUT_DIR."
@@ -154,7 +144,7 @@ def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
 
 def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:
     """Finds or downloads ``MODEL.WEIGHTS`` if the run needs it."""
-    if resume and has_checkpoint(cfg):
+    if resume and has_run(cfg.OUTPUT_DIR):
         return
     if cfg.MODEL.WEIGHTS:
         local_file(cfg.MODEL.WEIGHTS)
@@ -163,8 +153,3 @@ def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:
             "MODEL.WEIGHTS: empty, so there is nothing to evaluate; give a checkpoint, or --resume "
             f"for the newest one in OUTPUT_DIR ({cfg.OUTPUT_DIR})."
         )
-
-
-def has_checkpoint(cfg: CfgNode) -> bool:
-    """Returns whether ``OUTPUT_DIR`` holds a checkpoint of a run."""
-    return has_run(cfg.OUTPUT_DIR)

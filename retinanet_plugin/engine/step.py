@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from .amp import autocast
 from .parallel import changing_buffers
 
 FOLDER = "not_finite"  # in OUTPUT_DIR
-_MAX_BOXES = 1000  # per image in a report
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +102,17 @@ class TrainingStep(AMPTrainer):
         Raises:
             UserError: if no more steps may be skipped.
         """
-        norms: dict[str, list[Tensor]] = defaultdict(list)
-        for name, norm in gradient_norms(self.model).items():
-            norms[part_of(name)].append(norm / self.grad_scaler.get_scale())
+        scale = self.grad_scaler.get_scale()
+        norms = {k: str(x.item() / scale) for k, x in gradient_norms(self.model).items()}
         self.optimizer.zero_grad()
-        images = [x for part in comm.gather([_describe(image) for image in data]) for x in part]
+        images = [{key: image.get(key) for key in ("image_id", "file_name")} for image in data]
         step, rate = self.iter + 1, self.optimizer.param_groups[0]["lr"]
         report = {
             "step": step,
             "losses": {name: str(loss.item()) for name, loss in losses.items()},
             "learning_rate": rate,
-            "gradient_norms": {k: str(torch.stack(x).norm().item()) for k, x in norms.items()},
-            "images": images,
+            "gradient_norms": norms,
+            "images": [image for part in comm.gather(images) for image in part],
         }
         file = self._output / FOLDER / f"step_{step:07d}.json"
         if comm.is_main_process():
@@ -138,23 +135,3 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """Returns the L2 norm of each parameter's gradient, scalars on its device."""
     grads = ((name, p.grad) for name, p in model.named_parameters())
     return {name: torch.linalg.vector_norm(grad) for name, grad in grads if grad is not None}
-
-
-def part_of(parameter: str) -> str:
-    """Returns the part of a detector that a parameter belongs to, as "backbone.bottom_up.res4"."""
-    names = [x for x in parameter.removeprefix("module.").split(".")[:-1] if not x.isdigit()]
-    return ".".join(names[: 3 if "bottom_up" in names else 2]) or parameter
-
-
-def _describe(image: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a report says about an image; boxes are in pixels of the network's input."""
-    description = {key: image.get(key) for key in ("image_id", "file_name")}
-    instances = image.get("instances")
-    if instances is None:
-        return description
-    return {
-        **description,
-        "size": list(image["image"].shape[-2:]),
-        "boxes": instances.gt_boxes.tensor[:_MAX_BOXES].tolist(),
-        "classes": instances.gt_classes[:_MAX_BOXES].tolist(),
-    }

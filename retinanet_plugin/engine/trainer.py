@@ -50,6 +50,12 @@ from .progress import ProgressLine, evaluation_progress, on_terminal
 from .resuming import Checkpoints, EventHistory, settings_of, warn_of_changes
 from .step import TrainingStep
 
+_EVALUATORS: dict[str, Any] = {
+    "coco": COCOEvaluator,
+    "coco_panoptic_seg": COCOEvaluator,
+    "lvis": LVISEvaluator,
+}
+
 logger = logging.getLogger("retinanet_plugin")
 
 
@@ -186,17 +192,15 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Returns detectron2's evaluator for the dataset's ``evaluator_type``; default: coco."""
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-        folder = str(inference_folder(cfg, dataset_name))
-        if evaluator_type in ("coco", "coco_panoptic_seg"):
-            return COCOEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
-        if evaluator_type == "lvis":
-            return LVISEvaluator(dataset_name, tasks=("bbox",), output_dir=folder)
         if evaluator_type == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
-        raise UserError(
-            f'DATASETS.TEST: {dataset_name} has the evaluator_type "{evaluator_type}"; give a '
-            "dataset with coco, lvis or pascal_voc."
-        )
+        if evaluator_type not in _EVALUATORS:
+            raise UserError(
+                f'DATASETS.TEST: {dataset_name} has the evaluator_type "{evaluator_type}"; give a '
+                f"dataset with one of {', '.join(_EVALUATORS)}, pascal_voc."
+            )
+        folder = str(inference_folder(cfg, dataset_name))
+        return _EVALUATORS[evaluator_type](dataset_name, tasks=("bbox",), output_dir=folder)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:

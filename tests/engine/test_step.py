@@ -1,6 +1,7 @@
-"""Training steps: precisions against float32, and gradients that are not finite."""
+"""Training steps: precisions against float32, and steps that are not finite."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from detectron2.utils.events import EventStorage
 
 from retinanet_plugin import UserError
 from retinanet_plugin.engine.amp import DTYPES, HALF_DTYPES
-from retinanet_plugin.engine.step import TrainingStep, gradient_norms, part_of
+from retinanet_plugin.engine.step import TrainingStep, gradient_norms
+
+NOT_FINITE = r"SOLVER\.BASE_LR.*step_000000\d\.json"
 
 
 def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:
@@ -23,33 +26,36 @@ def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:
     return step
 
 
+def set_scale(step: TrainingStep, scale: float) -> None:
+    step.grad_scaler.scale(torch.zeros(1))  # creates it
+    step.grad_scaler.update(scale)
+
+
 @pytest.mark.parametrize("dtype", HALF_DTYPES.values(), ids=str)
 def test_steps_follow_float32(dtype: torch.dtype) -> None:
     losses = {}
     for precision in (torch.float32, dtype):
         step = step_of(precision)
-        seen = []
-        convolved = []
+        seen, used = [], []
         step.model.head.cls_score.register_forward_hook(
-            lambda *args, log=convolved: log.append(args[-1].dtype)
+            lambda *args, used=used: used.append(args[-1].dtype)
         )
         with EventStorage() as storage:
             for _ in range(4):
                 step.run_step()
                 seen.append(storage.latest()["total_loss"][0])
         losses[precision] = torch.tensor(seen)
-        assert set(convolved) == {precision}
+        assert set(used) == {precision}
         assert all(p.dtype is torch.float32 for p in step.model.parameters())
     assert not torch.equal(losses[torch.float32], losses[dtype])
     torch.testing.assert_close(losses[torch.float32], losses[dtype], rtol=0.05, atol=0)
-    assert losses[dtype][0] != losses[dtype][2]  # the same kind of picture after two updates
+    assert losses[dtype][0] != losses[dtype][2]  # similar images after two updates
 
 
-def test_float16_scales_its_losses_and_keeps_the_scale() -> None:
+def test_float16_keeps_its_loss_scale() -> None:
     step = step_of(torch.float16)
     with EventStorage():
-        step.grad_scaler.scale(torch.zeros(1))  # makes the scale
-        step.grad_scaler.update(128.0)
+        set_scale(step, 128.0)
         step.run_step()
     other = step_of(torch.float16)
     other.load_state_dict(step.state_dict())
@@ -60,31 +66,29 @@ def test_float16_skips_a_step_that_overflows() -> None:
     step = step_of(torch.float16)
     before = [p.clone() for p in step.model.parameters()]
     with EventStorage():
-        step.grad_scaler.scale(torch.zeros(1))
-        step.grad_scaler.update(2.0**100)
+        set_scale(step, 2.0**100)
         step.run_step()
     assert all(map(torch.equal, before, step.model.parameters()))
     assert step.grad_scaler.get_scale() < 2.0**100
 
 
-def test_float16_that_overflows_without_a_scale_is_reported(tmp_path) -> None:
-    """Its loss is a number, but no smaller scale would make the gradients one."""
+def test_float16_that_overflows_without_a_scale_is_reported(tmp_path: Path) -> None:
+    """The loss is finite, but no smaller scale would make the gradients finite."""
     step = step_of(torch.float16, output=tmp_path)
     step.model.head.cls_score.register_full_backward_pre_hook(
         lambda module, grads: tuple(1e30 * grad for grad in grads)
     )
     with EventStorage():
-        step.grad_scaler.scale(torch.zeros(1))
-        step.grad_scaler.update(4.0)
+        set_scale(step, 4.0)
         step.run_step(), step.run_step()
-        with pytest.raises(UserError, match=r"SOLVER\.BASE_LR"):
+        with pytest.raises(UserError, match=NOT_FINITE):
             step.run_step()
     report = json.loads((tmp_path / "not_finite" / "step_0000001.json").read_text())
     assert float(report["losses"]["loss_cls"]) < 1e3
 
 
 @pytest.mark.parametrize("before", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("after", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("after", [torch.float32, torch.float16], ids=str)
 def test_resume_in_another_precision(before: torch.dtype, after: torch.dtype) -> None:
     step = step_of(after)
     state = step_of(before).state_dict()
@@ -106,27 +110,24 @@ def batches_with_a_bad_one(bad: int, count: int) -> list[list[dict[str, object]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_step_that_is_not_finite_ends_training_and_is_reported(tmp_path, dtype) -> None:
+def test_step_that_is_not_finite_ends_training(tmp_path: Path, dtype: torch.dtype) -> None:
     step = step_of(dtype, batches_with_a_bad_one(1, 2), output=tmp_path)
     with EventStorage():
         step.run_step()
         step.iter = 1
         before = [p.clone() for p in step.model.parameters()]
-        with pytest.raises(UserError, match=r"step_0000002\.json"):
+        with pytest.raises(UserError, match=NOT_FINITE):
             step.run_step()
     assert all(map(torch.equal, before, step.model.parameters()))
     report = json.loads((tmp_path / "not_finite" / "step_0000002.json").read_text())
-    assert report["step"] == 2
-    assert report["learning_rate"] == 0.01
+    assert (report["step"], report["learning_rate"]) == (2, 0.01)
     assert report["losses"]["loss_cls"] == "nan"
-    assert {"head.cls_score", "backbone.bottom_up.res2"} <= set(report["gradient_norms"])
-    (image,) = report["images"]
-    assert (image["image_id"], image["file_name"]) == (1, "1.jpg")
-    assert len(image["boxes"]) == len(image["classes"]) == 2
+    assert report["gradient_norms"]["head.cls_score.weight"] == "nan"
+    assert report["images"] == [{"image_id": 1, "file_name": "1.jpg"}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_skipped_steps_change_nothing(tmp_path, dtype) -> None:
+def test_skipped_steps_change_nothing(tmp_path: Path, dtype: torch.dtype) -> None:
     """Weights, momenta and the statistics of norms equal those of a run without the bad batch."""
     batches = batches_with_a_bad_one(1, 3)
     step = step_of(dtype, batches, output=tmp_path, max_skipped=1)
@@ -136,14 +137,14 @@ def test_skipped_steps_change_nothing(tmp_path, dtype) -> None:
             step.run_step()
         for _ in range(2):
             without.run_step()
-    ours, theirs = step.model.state_dict(), without.model.state_dict()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
+    theirs = without.model.state_dict()
+    for name, value in step.model.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
     assert step.grad_scaler.get_scale() == without.grad_scaler.get_scale()
     assert step.state_dict()["skipped"] == 1
 
 
-def test_skipped_steps_are_counted_across_a_resume(tmp_path) -> None:
+def test_skipped_steps_are_counted_across_a_resume(tmp_path: Path) -> None:
     bad = batches_with_a_bad_one(0, 1) * 3
     step = step_of(torch.float32, bad, output=tmp_path, max_skipped=2)
     with EventStorage():
@@ -151,27 +152,13 @@ def test_skipped_steps_are_counted_across_a_resume(tmp_path) -> None:
         again = step_of(torch.float32, bad, output=tmp_path, max_skipped=2)
         again.load_state_dict(step.state_dict())
         again.run_step()
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=NOT_FINITE):
             again.run_step()
 
 
-def test_norms_are_those_of_the_gradients() -> None:
+def test_gradient_norms() -> None:
     model = torch.nn.Linear(3, 2)
     model(torch.ones(1, 3)).square().sum().backward()
     for name, norm in gradient_norms(model).items():
         expected = model.get_parameter(name).grad.double().square().sum().sqrt()
         torch.testing.assert_close(norm.double(), expected)
-
-
-@pytest.mark.parametrize(
-    ("parameter", "part"),
-    [
-        ("module.backbone.bottom_up.res4.0.conv1.weight", "backbone.bottom_up.res4"),
-        ("backbone.fpn_lateral3.weight", "backbone.fpn_lateral3"),
-        ("head.cls_subnet.2.weight", "head.cls_subnet"),
-        ("head.cls_score.bias", "head.cls_score"),
-        ("weight", "weight"),
-    ],
-)
-def test_parts_of_the_detector(parameter: str, part: str) -> None:
-    assert part_of(parameter) == part
