@@ -245,7 +245,7 @@ def require_registered(key: str, name: str) -> None:
     if name not in DatasetCatalog:
         raise UserError(
             f'{key}: no dataset "{name}" is registered{did_you_mean(name, DatasetCatalog)}; '
-            "for your own data set DATASETS.OWN.TRAIN_JSON and TEST_JSON instead"
+            "your own data goes into DATASETS.OWN.TRAIN_JSON and TEST_JSON instead"
         )
     metadata = MetadataCatalog.get(name)
     for path in filter(None, map(metadata.get, _PATHS)):

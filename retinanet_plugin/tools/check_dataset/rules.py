@@ -54,7 +54,7 @@ RULES = {
     "large-box": "It covers nearly the whole image, which often is a slip of the labeling tool.",
     "unmatched-box": (
         "At no training size does an anchor reach a positive's IoU with it: it is too small, too "
-        "large or too narrow. Info: its best anchor is a low-quality match. "
+        "large or too narrow. Info: the best anchor at least is not background. "
         "The command retinanet anchors suggests others."
     ),
     "no-boxes": (
