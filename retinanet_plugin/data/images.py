@@ -1,8 +1,6 @@
 """Reads images with errors that name the file, and refuses what is not safe to open."""
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -66,10 +64,7 @@ def open_image(file: str | Path) -> Iterator[Image.Image]:
         Exception: whatever PIL's readers raise, such as its guard against decompression bombs.
     """
     if os.path.exists(file) and not os.path.isfile(file):
-        # Reading a pipe or device could block forever.
-        is_folder = stat.S_ISDIR(os.stat(file).st_mode)
-        number = errno.EISDIR if is_folder else errno.EINVAL
-        raise OSError(number, os.strerror(number) if is_folder else "not a regular file")
+        raise OSError("not a regular file")  # reading a pipe or device could block forever
     with PathManager.open(str(file), "rb") as opened:
         try:
             image = Image.open(opened, formats=_formats())

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -176,7 +177,7 @@ class TrainingLoader:
             sampler=sampler,
             batch_size=None,
             num_workers=num_workers,
-            collate_fn=_unchanged,
+            collate_fn=trivial_batch_collator,
             worker_init_fn=ignore_signals,
         )
 
@@ -257,10 +258,6 @@ def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> Tra
         max_unreadable,
         f"{len(entries)} images ({zlib.crc32(known.encode()):08x})",
     )
-
-
-def _unchanged(image: Any) -> Any:
-    return image
 
 
 # ---------------------------------------------------------------- random numbers
