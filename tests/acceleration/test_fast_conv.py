@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_picture, small_config
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -62,35 +62,6 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-10, atol=1e-12)
 
 
-def test_other_norms_stay() -> None:
-    network = nn.Sequential(Conv2d(3, 32, 1, norm=get_norm("GN", 32)), Conv2d(32, 3, 1))
-    use_fast_convolutions(network, fold_norms=True, winograd=False)
-    assert fold_norms(network) == 0
-    assert isinstance(network[0].norm, nn.GroupNorm)
-
-
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-def test_detections_stay(norm: str) -> None:
-    cfg = small_config("MODEL.RESNETS.NORM", norm, "MODEL.FPN.NORM", norm)
-    model = build_model(cfg).eval()
-    spread_logits(model)
-    for part in model.modules():
-        if isinstance(part, FrozenBatchNorm2d | nn.BatchNorm2d):
-            with torch.no_grad():
-                part.running_mean.normal_(std=0.1)
-                part.running_var.uniform_(0.5, 2.0)
-    folded = copy.deepcopy(model)
-    assert fold_norms(folded) > 25  # 20 of ResNet-18, 6 of the FPN
-    pictures = [random_picture(96, 128, 0)]
-    with torch.no_grad():
-        (expected,), (found,) = model(pictures), folded(pictures)
-    assert len(expected["instances"]) > 20
-    for name in ("pred_classes", "scores", "pred_boxes"):
-        a, b = (x["instances"].get(name) for x in (found, expected))
-        a, b = (getattr(x, "tensor", x) for x in (a, b))
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
-
-
 def test_the_trainer_folds_norms() -> None:
     cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
     plain, folded = build_model(cfg), Trainer.build_model(cfg)
@@ -137,8 +108,9 @@ def test_relus_with_a_shared_input_stay() -> None:
 def test_other_layers_stay() -> None:
     owned = nn.Conv2d(3, 3, 3, padding=1)
     owned.activation = "relu"  # set by other code
-    odd = Conv2d(3, 3, 1, norm=nn.BatchNorm2d(3, affine=False))
-    network = nn.Sequential(owned, odd).eval()
+    no_affine = Conv2d(3, 32, 1, norm=nn.BatchNorm2d(32, affine=False))
+    group_norm = Conv2d(32, 32, 1, norm=get_norm("GN", 32))
+    network = nn.Sequential(owned, no_affine, group_norm).eval()
     x = torch.randn(1, 3, 5, 5)
     expected = network(x)
     use_fast_convolutions(network, fold_norms=True, winograd=True)

@@ -1,4 +1,4 @@
-"""Each loss against its formula in float64 with mpmath's precision, and its derivative likewise."""
+"""Each loss and its derivative against the formula, computed by mpmath."""
 
 import math
 
@@ -16,7 +16,7 @@ mpmath.mp.dps = 60
 
 
 def focal(x: mpmath.mpf, positive: bool, alpha: float, gamma: float) -> mpmath.mpf:
-    """PAPER: FL = -a_t (1 - p_t)^gamma log(p_t), written down as it stands."""
+    """FL = -a_t (1 - p_t)^gamma log(p_t)."""
     p = 1 / (1 + mpmath.exp(-x))
     p_t, a_t = (p, alpha) if positive else (1 - p, 1 - alpha)
     return -a_t * (1 - p_t) ** gamma * mpmath.log(p_t)
@@ -25,7 +25,7 @@ def focal(x: mpmath.mpf, positive: bool, alpha: float, gamma: float) -> mpmath.m
 def focal_star(
     x: mpmath.mpf, positive: bool, alpha: float, gamma: float, beta: float
 ) -> mpmath.mpf:
-    """PAPER: FL* = -a_t log(sigmoid(gamma x_t + beta)) / gamma."""
+    """FL* = -a_t log(sigmoid(gamma x_t + beta)) / gamma."""
     x_t = x if positive else -x
     a_t = alpha if positive else 1 - alpha
     return -a_t * mpmath.log(1 / (1 + mpmath.exp(-(gamma * x_t + beta)))) / gamma
@@ -71,17 +71,6 @@ def test_value_and_derivative(case: str, positive: bool, dtype: torch.dtype) -> 
     torch.testing.assert_close(loss.value(logits, positive), values, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("positive", [True, False])
-@pytest.mark.parametrize("case", CASES)
-def test_closed_form_is_the_derivative_of_the_value(case: str, positive: bool) -> None:
-    loss, _ = CASES[case]
-    logits = torch.linspace(-12, 12, 101, dtype=torch.float64)
-    _, closed = loss.value_and_grad(logits, positive)
-    _, automatic = BinaryLoss.value_and_grad(loss, logits, positive)
-    # softplus turns linear beyond 20: its derivative jumps there by 2e-9.
-    torch.testing.assert_close(closed, automatic, rtol=5e-9, atol=5e-9)
-
-
 @given(
     st.floats(0.01, 0.99),
     st.floats(0, 6),
@@ -95,15 +84,8 @@ def test_torchvision_agrees(alpha: float, gamma: float, logits: list[float]) -> 
     torch.testing.assert_close(FocalLoss(alpha, gamma)(x, targets), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_focal_loss_at_gamma_0_is_balanced_cross_entropy() -> None:
-    x = torch.randn(50, dtype=torch.float64) * 5
-    for positive in (True, False):
-        ours = FocalLoss(0.3, 0.0).value_and_grad(x, positive)
-        torch.testing.assert_close(ours, CrossEntropyLoss(0.3).value_and_grad(x, positive))
-
-
 def test_prior_makes_easy_negatives_cheap() -> None:
-    """Section 3.3: at the prior's score of 0.01 a negative weighs 1e4 times less than at CE."""
+    """Section 3.3: at a score of 0.01, the loss of a negative is 1e4 times lower than its CE."""
     x = torch.tensor([-math.log(99)], dtype=torch.float64)
     ratio = FocalLoss(-1, 2.0).value(x, False) / CrossEntropyLoss().value(x, False)
     assert ratio.item() == pytest.approx(1e-4, rel=1e-6)
@@ -116,7 +98,7 @@ def test_impossible_parameters(bad) -> None:
 
 
 class _Tilted(BinaryLoss):
-    """A loss of a user's own: the value alone."""
+    """A user's loss with the value only."""
 
     def value(self, logits: Tensor, positive: bool) -> Tensor:
         return (logits - (1.0 if positive else -1.0)) ** 2

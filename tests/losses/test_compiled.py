@@ -4,19 +4,16 @@ import warnings
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from test_dense import LOSSES, by_hand, scene
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from retinanet_plugin import add_retinanet_config
 from retinanet_plugin.losses import BinaryLoss, DenseLoss, FocalLoss, dense_class_loss, negatives
 from retinanet_plugin.losses.negatives import Negatives
-from retinanet_plugin.modeling.cls_losses import build_cls_loss
 
 
 class Own(BinaryLoss):
-    """A loss of a user's own: the value alone, with a tensor of its own."""
+    """A user's loss with the value only, and a tensor."""
 
     def __init__(self) -> None:
         self.scale = torch.tensor(0.7)
@@ -27,7 +24,7 @@ class Own(BinaryLoss):
 
 @pytest.fixture(autouse=True)
 def afresh():
-    """Nothing compiled is left from before, or for after; and nothing falls back unnoticed."""
+    """Nothing compiled is shared between tests, and no fallback is unnoticed."""
     negatives._compiled.cache_clear()
     torch._dynamo.reset()
     with warnings.catch_warnings():
@@ -61,7 +58,7 @@ def compiler():
 
 
 def check(loss: DenseLoss, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
-    """Loss to 1e-6 and gradients to 1e-5, or to what their dtype holds, of the float64 formula."""
+    """Against the float64 formula: loss to 1e-6, gradients to 1e-5 or the precision of dtype."""
     logits, dense, positives, ignored = scene(memory_format, dtype)
     with torch.no_grad():
         logits[0][0, :2, 0, 0] = torch.tensor([-100.0, 100.0])
@@ -144,12 +141,3 @@ def test_a_loss_that_cannot_be_compiled(traced) -> None:
     with pytest.warns(UserWarning, match="runs uncompiled") as caught:
         check(DenseLoss(Stubborn(), compile=True), torch.contiguous_format, torch.float32)
     assert len(caught) == 1
-
-
-@pytest.mark.parametrize("choice", [False, True])
-def test_key(choice: bool) -> None:
-    cfg = get_cfg()
-    add_retinanet_config(cfg)
-    assert cfg.MODEL.RETINANET.COMPILE_LOSS is False
-    cfg.MODEL.RETINANET.COMPILE_LOSS = choice
-    assert build_cls_loss(cfg).negatives.compile is choice

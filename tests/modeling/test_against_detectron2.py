@@ -55,14 +55,14 @@ BATCHES = {
 @pytest.mark.parametrize(
     "batch, box_loss",
     [(batch, "smooth_l1") for batch in BATCHES]
-    + [(batch, loss) for batch in ("unequal", "no box") for loss in ("giou", "diou", "ciou")],
+    + [("unequal", loss) for loss in ("giou", "diou", "ciou")],
 )
 def test_losses_and_gradients(batch: str, box_loss: str) -> None:
     ours, theirs = pair("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", box_loss)
     images = [random_picture(*shape) for shape in BATCHES[batch]]
-    # Three steps, so that the moving average has moved.
-    losses, gradients = losses_and_gradients(ours, images, steps=3)
-    expected_losses, expected_gradients = losses_and_gradients(theirs, images, steps=3)
+    # Two steps, so that the moving average moves.
+    losses, gradients = losses_and_gradients(ours, images, steps=2)
+    expected_losses, expected_gradients = losses_and_gradients(theirs, images, steps=2)
     for name, expected in expected_losses.items():
         torch.testing.assert_close(losses[name], expected, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == expected_gradients.keys()

@@ -30,7 +30,7 @@ def worker(rank: int, folder: str) -> None:
 
 def test_two_workers_divide_by_the_anchors_of_both(tmp_path: Path) -> None:
     """Gradients are averaged over the workers, so each divides by half of the total."""
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in range(2):
         mean, none, *averages = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert mean.item() == sum(POSITIVES) / 2

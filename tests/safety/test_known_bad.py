@@ -103,7 +103,7 @@ def test_usual_bases(
 
 
 def test_merging_is_detectron2s() -> None:
-    Path("a.yaml").write_text("X: {P: 1, Q: {R: 2}}\nY: &y {P: 1}\nZ: {<<: *y, P: 2}")
+    Path("a.yaml").write_text("X: {P: 1, Q: {R: 2}}\nY: [1]\nZ: {P: 1}")
     Path("b.yaml").write_text("X: {Q: {S: 3}}\nW: 5")
     Path("mine.yaml").write_text("_BASE_: [a.yaml, b.yaml]\nX: {P: 6, Q: {R: 7}}\nV: {}")
     theirs = CfgNode.load_yaml_with_base("mine.yaml", allow_unsafe=False)
