@@ -240,14 +240,9 @@ class CocoDataset:
         limits = np.array([sizes[row["image_id"]] for row in rows], dtype=np.float64)
         return boxes.reshape(-1, 4), limits.reshape(-1, 2)
 
-    def check_boxes(self, limits: np.ndarray | None = None) -> Iterator[Finding]:
-        """Yields usable boxes that are empty or reach more than a pixel outside their image.
-
-        Args:
-            limits: (M, 2), how far each box may reach; None: to the size of its image.
-        """
-        boxes, sizes = self.boxes()
-        limits = sizes if limits is None else limits
+    def check_boxes(self) -> Iterator[Finding]:
+        """Yields usable boxes that are empty or reach more than a pixel outside their image."""
+        boxes, limits = self.boxes()
         empty, outside, gone, clipped = box_faults(boxes, limits)
         lost = 1 - clipped[:, 2:].prod(axis=1) / np.where(empty, 1, boxes[:, 2:].prod(axis=1))
         indices = list(self.annotations)

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from ...data.coco_fields import is_crowd, is_id, show
 from ...data.coco_rules import CocoDataset, box_faults
 from ...data.findings import Finding
-from .checked_set import CheckedSet, Files
+from .checked_set import CheckedSet
 
 SAME_BOX = 0.95  # IoU of two boxes of one object; nobody draws the same box twice this precisely
 LARGE = 0.9  # of the image's area
@@ -18,24 +18,9 @@ RARE = 10  # boxes: LVIS calls a class rare that is in at most so many images ..
 RARE_SHARE = 0.2  # ... and, so that not all classes of a small dataset are, of the largest class
 
 
-def box_limits(one: CheckedSet, files: Files) -> np.ndarray:
-    """How far each usable box may reach, (M, 2).
-
-    Where the JSON has a wrong size, which is reported already, boxes may fit either size.
-    """
-    limits = {}
-    for image_id in one.dataset.images:
-        size, file = one.dataset.size_of(image_id), files[one.path_of(image_id)]
-        if size and not (file.rule or file.is_unrotated(size)):
-            size = max(size[0], file.size[0]), max(size[1], file.size[1])
-        limits[image_id] = size or (np.inf, np.inf)
-    rows = one.dataset.annotations.values()
-    return np.array([limits[row["image_id"]] for row in rows], dtype=np.float64).reshape(-1, 2)
-
-
-def find_suspicious(dataset: CocoDataset, limits: np.ndarray) -> Iterator[Finding]:
+def find_suspicious(dataset: CocoDataset) -> Iterator[Finding]:
     """Yields usable boxes that repeat another one, or nearly cover their image; no crowds."""
-    boxes, _ = dataset.boxes()
+    boxes, limits = dataset.boxes()
     _, outside, gone, clipped = box_faults(boxes, limits)
     rows, indices = list(dataset.annotations.values()), list(dataset.annotations)
     judged = ~gone & ~np.array([is_crowd(row) for row in rows], dtype=bool)

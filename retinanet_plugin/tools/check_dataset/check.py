@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ...data.findings import Finding
 from ...data.image_rules import image_findings
 from .anchors import AnchorRule, find_unmatched
-from .boxes import box_limits, find_class_problems, find_suspicious
+from .boxes import find_class_problems, find_suspicious
 from .checked_set import CheckedSet, Files
 from .images import decode_images, find_repeated
 from .sources import Source
@@ -46,10 +46,9 @@ def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
     sets = [CheckedSet.read(source) for source in sources]
     files = decode_images(sets, workers)
     for one in sets:
-        limits = box_limits(one, files)
         one.findings += image_findings(one.dataset, one.source.folder, files)
-        one.findings += one.dataset.check_boxes(limits)
-        one.findings += find_suspicious(one.dataset, limits)
+        one.findings += one.dataset.check_boxes()
+        one.findings += find_suspicious(one.dataset)
     for one, finding in [*find_class_problems(sets), *find_repeated(sets, files)]:
         one.findings.append(finding)
     trained = [one for one in sets if one.source.training] or sets

@@ -60,7 +60,7 @@ def fix(checked: Checked) -> list[FixedSet]:
     for one in sets:
         _use_classes(one, classes)
         one.apply(list(one.dataset.check_boxes()))
-        one.apply(list(find_suspicious(one.dataset, one.dataset.boxes()[1])))
+        one.apply(list(find_suspicious(one.dataset)))
         if isinstance(one.dataset.content.get("annotations"), list):
             one.update(*complete(one.dataset.content))
         dataset = CocoDataset(one.source.file, one.dataset.content)
