@@ -84,7 +84,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             if fault is None:
                 return str(path)
             damaged.append(f"{path.name} ({printable(fault, 200)})")
-            logger.error(f"{path} is damaged ({printable(fault, 200)}); trying the one before it")
+            logger.error(f"{self.save_dir}: {damaged[-1]} is damaged; trying the one before it")
         if damaged:
             raise UserError(
                 f"{self.save_dir}: all checkpoints are damaged: {shorten(damaged)}; give another "
@@ -107,9 +107,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             weights = _read(filename, _load_tensors).get("model_state")
             checkpoint = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
         else:
-            checkpoint = _read(
-                filename, lambda _: super(SafeCheckpointer, self)._load_file(filename)
-            )
+            checkpoint = super()._load_file(filename)
         weights = checkpoint["model"]
         if not _are_weights(weights):
             found = shorten(weights) if isinstance(weights, dict) else type(weights).__name__
@@ -120,8 +118,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, filename: str) -> Any:
-        with PathManager.open(filename, "rb") as file:
-            return _load_tensors(file)
+        return _read(filename, _load_tensors)
 
     def _load_model(self, checkpoint: Any) -> Any:
         classes = classes_in(checkpoint)

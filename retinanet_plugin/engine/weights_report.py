@@ -52,19 +52,11 @@ class WeightsReport:
 
     def advice(self, classes: list[str] | None) -> str:
         """What to change, given the classes in the file, if it names them."""
-        names = [*self.missing, *self.reshaped]
-        if not self.missing and all(x.startswith("head.") for x in self.reshaped):
+        keys = "MODEL.RESNETS.DEPTH and NORM, MODEL.FPN"  # the backbone differs
+        if all(name.startswith("head.") for name in (*self.missing, *self.reshaped)):
             known = f" ({len(classes)} in the file: {shorten(classes)})" if classes else ""
-            return (
-                "only the head differs: give the config that they were trained with, above all "
-                f"MODEL.RETINANET.NUM_CLASSES{known} and MODEL.ANCHOR_GENERATOR"
-            )
-        if any(x.startswith("backbone.") for x in names):
-            return (
-                "the backbone differs: give the config that they were trained with "
-                "(MODEL.RESNETS.DEPTH and NORM, MODEL.FPN), or weights of this model"
-            )
-        return "give weights of this model, or the config that they were trained with"
+            keys = f"MODEL.RETINANET.NUM_CLASSES{known}, MODEL.ANCHOR_GENERATOR"
+        return f"give the config that they were trained with ({keys}), or weights of this model"
 
 
 def difference(theirs: list[str] | None, ours: list[str] | None) -> str:
@@ -73,12 +65,8 @@ def difference(theirs: list[str] | None, ours: list[str] | None) -> str:
         return ""
     if len(theirs) != len(ours):
         return f"{len(theirs)} ({shorten(theirs)}) in the file, {len(ours)} ({shorten(ours)}) here"
-    different = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
-    i = different[0]
-    return (
-        f'{len(different)} of {len(ours)} differ: class {i} is "{theirs[i]}" in the file, '
-        f'"{ours[i]}" here'
-    )
+    i = next(i for i, name in enumerate(ours) if name != theirs[i])
+    return f'class {i} is "{theirs[i]}" in the file, "{ours[i]}" here'
 
 
 def take_shared_classes(
