@@ -4,18 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import random_picture, small_config
-from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
+from detectron2.layers import Conv2d, get_norm
 from torch import nn
 
-from retinanet_plugin.acceleration.accelerate import accelerate
 from retinanet_plugin.acceleration.fast_conv import (
     fold_norms,
     use_fast_convolutions,
 )
-from retinanet_plugin.engine import Trainer
 
 
 def randomize(norm: nn.Module) -> None:
@@ -60,49 +55,6 @@ def test_inference_keeps_features(norm: str, bias: bool) -> None:
     assert folded[0].norm is None
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
     torch.testing.assert_close(folded(x), plain(x), rtol=1e-10, atol=1e-12)
-
-
-def test_the_trainer_folds_norms() -> None:
-    cfg = small_config("MODEL.RESNETS.NORM", "FrozenBN")
-    plain, folded = build_model(cfg), Trainer.build_model(cfg)
-    for norm in (m for m in plain.modules() if isinstance(m, FrozenBatchNorm2d)):
-        norm.running_mean.normal_(std=0.1)
-        norm.running_var.uniform_(0.5, 2.0)
-    folded.load_state_dict(plain.state_dict())
-    calls: list[int] = []
-    for norm in (m for m in folded.modules() if isinstance(m, FrozenBatchNorm2d)):
-        norm.register_forward_hook(lambda *_: calls.append(1))
-    picture = random_picture(64, 96, 3)
-    with EventStorage():
-        losses, expected = folded([picture]), plain([picture])
-    assert not calls
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
-    cfg.MODEL.ACCELERATION.FOLD_NORMS = False
-    assert not any(getattr(m, "folds_norm", False) for m in Trainer.build_model(cfg).modules())
-
-
-def test_relus_in_place_keep_the_gradients() -> None:
-    off = [f"MODEL.ACCELERATION.{key}" for key in ("FOLD_NORMS", "WINOGRAD", "CHANNELS_LAST")]
-    cfg = small_config(*(x for key in off for x in (key, False)))
-    plain, fast = build_model(cfg), Trainer.build_model(cfg)
-    fast.load_state_dict(plain.state_dict())
-    in_place = [m.inplace for m in fast.head.modules() if isinstance(m, nn.ReLU)]
-    assert in_place and all(in_place)
-    picture = random_picture(64, 96, 3)
-    with EventStorage():
-        for model in (plain, fast):
-            sum(model([picture]).values()).backward()
-    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
-        assert a.grad is b.grad is None or torch.equal(a.grad, b.grad)
-
-
-def test_relus_with_a_shared_input_stay() -> None:
-    shared = nn.ReLU()
-    curved = Conv2d(3, 3, 1, activation=torch.sigmoid)
-    network = nn.Sequential(shared, nn.Conv2d(3, 3, 1), shared, curved, nn.ReLU())
-    cfg = small_config("MODEL.COMPILE", False)
-    accelerate(network, cfg)
-    assert [m.inplace for m in network if isinstance(m, nn.ReLU)] == [False, True, False]
 
 
 def test_other_layers_stay() -> None:

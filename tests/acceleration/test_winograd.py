@@ -6,16 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_picture, small_config, spread_logits
 from detectron2.layers import Conv2d, get_norm
-from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from retinanet_plugin.acceleration import winograd
 from retinanet_plugin.acceleration.fast_conv import FastConv2d, use_fast_convolutions
 from retinanet_plugin.acceleration.winograd import algorithm_for, is_faster, winograd_conv2d
-from retinanet_plugin.engine import Trainer
 
 TWO, FOUR = algorithm_for(torch.bfloat16), algorithm_for(torch.float32)
 SHAPES = [(1, 3, 1, 1, 2), (1, 3, 4, 4, 2), (2, 5, 9, 11, 7), (3, 4, 13, 6, 5), (2, 2, 30, 41, 3)]
@@ -141,35 +137,3 @@ def test_layers_keep_their_norm_and_activation(monkeypatch: pytest.MonkeyPatch) 
         expected = layer(x)
         use_fast_convolutions(layer, fold_norms=True, winograd=True)
         torch.testing.assert_close(layer(x), expected)
-
-
-def test_the_trainers_model_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[torch.Size] = []
-
-    def counted(*given: Any) -> Tensor:
-        calls.append(given[0].shape)
-        return winograd_conv2d(*given)
-
-    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.winograd_conv2d", counted)
-    size = ("MODEL.FPN.OUT_CHANNELS", 128, "MODEL.RESNETS.NORM", "FrozenBN")
-    reference = build_model(small_config(*size))
-    spread_logits(reference)
-    fast = Trainer.build_model(small_config(*size))
-    off = Trainer.build_model(small_config(*size, "MODEL.ACCELERATION.WINOGRAD", False))
-    picture = random_picture(256, 320, 5)
-    with EventStorage():
-        for model in (fast, off):
-            model.load_state_dict(reference.state_dict())
-        expected = reference([picture])
-        assert not calls
-        off([picture])
-        assert not calls
-        found = fast([picture])
-    assert len(calls) > 3
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    for losses in (expected, found):
-        sum(losses.values()).backward()
-    # Single gradients flip at a ReLU's kink; their size as a whole does not.
-    for (name, a), b in zip(fast.named_parameters(), reference.parameters(), strict=True):
-        if b.grad is not None:
-            assert (a.grad - b.grad).norm() <= 0.02 * b.grad.norm() + 1e-6, name
