@@ -106,18 +106,3 @@ def dataset_names(cfg: CfgNode, chosen: str) -> tuple[str, ...]:
             "the name of a registered one."
         )
     return tuple(splits.get(chosen, (chosen,)))
-
-
-# Old names, until every command uses the functions above.
-whole = at_least
-chosen_datasets = dataset_names
-
-
-def looking_at_data(name: str, description: str | None, split: str) -> argparse.ArgumentParser:
-    parser = command_parser(name, description)
-    add_config_file(parser)
-    parser.add_argument("--dataset", default=split)
-    parser.add_argument("--out", type=Path, metavar="FOLDER")
-    parser.add_argument("--overwrite", action="store_true")
-    add_overrides(parser)
-    return parser

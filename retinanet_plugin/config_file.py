@@ -1,10 +1,10 @@
-"""A YAML file and the ``_BASE_`` files below it as plain values, whoever wrote them.
+"""Reading YAML: plain values only, with ``_BASE_`` files merged as detectron2 merges them.
 
-Reading one runs no code, never waits, and takes no more time and memory than the limits here allow.
+A file may come from anywhere, so reading one runs no code and is bounded in size.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,189 +12,161 @@ import yaml
 
 from .errors import UserError, did_you_mean, printable
 
-# detectron2's whole configuration has 20 kB and 700 values, six levels deep.
-MAX_BYTES = 1024**2
-MAX_VALUES = 20_000  # with all that aliases repeat
-MAX_DEPTH = 50
-MAX_FILES = 100  # read for one configuration
+MAX_BYTES = 1024**2  # detectron2's whole configuration has 20 kB
+MAX_FILES = 100  # per configuration
+MAX_ALIASED = 100  # values that an alias may repeat
 BASE = "_BASE_"
 
 
-def load_yaml(path: Path, *, leave_out: Callable[[Path], bool] | None = None) -> dict[str, Any]:
-    """The content of a file over that of its ``_BASE_`` files, merged as detectron2 does it.
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Returns the content of a file on top of its ``_BASE_`` files.
 
-    A ``_BASE_`` (or each of a list of them) is looked for beside the file that names it, then among
-    the shipped ones. It must lie within the folder of that file, the working directory, a folder
-    called ``configs`` that encloses the file, or be a shipped one.
-
-    Args:
-        path: the file.
-        leave_out: whether a file, and what is below it, counts as empty.
+    A ``_BASE_`` (or each in a list of them) is looked up relative to the file that names it, then
+    among the shipped configs. It must lie in the folder of that file, in the working directory, in
+    a folder named ``configs`` that encloses the file, or be a shipped one.
 
     Raises:
-        UserError: for a file that cannot be read, is not plain YAML, exceeds the limits above, or
-            has a ``_BASE_`` that is elsewhere or leads back to it.
+        UserError: for a file that cannot be read, is not plain YAML, is too large, or whose
+            ``_BASE_`` is missing, elsewhere, or leads back to it.
     """
-    return _load(path, str(path), (), [], leave_out or (lambda _: False))
+    merged: dict[str, Any] = {}
+    for file, content in yaml_layers(path):
+        _merge(content, merged, str(file))
+    return merged
+
+
+def yaml_layers(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns the ``_BASE_`` files of a file and the file itself, each with its own content only.
+
+    Later ones override earlier ones. Raises as :func:`load_yaml`.
+    """
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    _add_layers(path, str(path), (), layers)
+    return layers
 
 
 def shipped_configs() -> Path:
-    """The folder of the shipped configurations: within the installed package, or beside it."""
+    """Returns the folder of the shipped configs: in the installed package, or beside it."""
     package = Path(__file__).resolve().parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def shipped_names() -> list[str]:
-    """The shipped files, as a person names them."""
+    """Returns the names of the shipped configs, as ``--config-file`` takes them."""
     folder = shipped_configs()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 
 
-def _load(
-    path: Path,
-    title: str,
-    above: tuple[Path, ...],
-    read: list[Path],
-    leave_out: Callable[[Path], bool],
-) -> dict[str, Any]:
-    """``read`` counts the files, each as often as it was read; ``above`` are those led here."""
-    if leave_out(path):
-        return {}
-    place = path.resolve()
-    if place in above:
-        way = " -> ".join(p.name for p in (*above[above.index(place) :], place))
-        raise UserError(f"{title}: its {BASE} leads back to itself ({way}); take one of them out.")
-    read.append(place)
-    if len(read) > MAX_FILES:
-        raise UserError(f"{title}: more than {MAX_FILES} {BASE} files are below it; merge some.")
+def _add_layers(
+    path: Path, title: str, above: tuple[Path, ...], layers: list[tuple[Path, dict[str, Any]]]
+) -> None:
+    """Appends the layers of a file; ``above`` are the files that led to it."""
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(p.name for p in (*above[above.index(resolved) :], resolved))
+        raise UserError(f"{title}: {BASE} leads back to itself ({chain}); remove one of them.")
+    if len(layers) + len(above) >= MAX_FILES:
+        raise UserError(f"{title}: more than {MAX_FILES} {BASE} files; merge some.")
     content = _read(path, title)
     bases = content.pop(BASE, [])
-    merged: dict[str, Any] = {}
     for name in bases if isinstance(bases, list) else [bases]:
         base = _find_base(name, path, title)
-        below = _load(base, f"{base} ({BASE} of {title})", (*above, place), read, leave_out)
-        lay_over(below, merged, title)
-    lay_over(content, merged, title)
-    return merged
+        _add_layers(base, f"{base} ({BASE} of {title})", (*above, resolved), layers)
+    layers.append((path, content))
 
 
-def lay_over(content: dict[str, Any], below: dict[str, Any], title: str) -> None:
-    """Sets the values of ``content`` in ``below``, in place.
-
-    Raises:
-        UserError: where a group of keys meets a value; ``title`` names the content.
-    """
+def _merge(content: dict[str, Any], below: dict[str, Any], title: str) -> None:
+    """Sets the values of ``content`` in ``below``, in place."""
     for key, value in content.items():
-        if isinstance(value, dict):
-            under = below.setdefault(key, {})
-            if not isinstance(under, dict):
-                raise UserError(
-                    f"{title}: {key} is a group of keys, but a single value in its {BASE}."
-                )
-            lay_over(value, under, title)
-        else:
+        if not isinstance(value, dict):
             below[key] = value
+            continue
+        group = below.setdefault(key, {})
+        if not isinstance(group, dict):
+            raise UserError(f"{title}: {key} is a group of keys, but a value in its {BASE}.")
+        _merge(value, group, title)
 
 
 def _find_base(name: object, path: Path, title: str) -> Path:
     if not isinstance(name, str) or not name:
-        raise UserError(f"{title}: its {BASE} is {printable(repr(name), 80)}, not a file's name.")
-    said = printable(name, 200)
+        raise UserError(f"{title}: {BASE} is {printable(repr(name), 80)}; give a file name.")
+    shown = printable(name, 200)
     if "://" in name:
-        raise UserError(f"{title}: its {BASE} {said} is remote; save it here and name the copy.")
-    shipped = shipped_configs()
-    base = os.path.join(path.parent, os.path.expanduser(name))
-    if os.path.exists(base):
-        place = Path(base).resolve()
-        if not any(place.is_relative_to(root) for root in _roots(path)):
+        raise UserError(f"{title}: {BASE} {shown} is remote; download it and name the copy.")
+    base = Path(os.path.join(path.parent, os.path.expanduser(name)))
+    if base.exists():
+        if not any(base.resolve().is_relative_to(root) for root in _roots(path)):
             raise UserError(
-                f"{title}: its {BASE} {said} lies outside: it must be in the folder of its config, "
-                "the working directory, a folder called configs that encloses the config, or "
-                "shipped with the plugin; copy it there, or run the command further up."
+                f"{title}: {BASE} {shown} is outside the folder of its config, the working "
+                "directory and any folder named configs around the config; copy it there."
             )
-        return Path(base)
-    parts = Path(name).parts
-    for end in (parts[i:] for i in range(len(parts))):  # "configs/..." of any checkout is ours too
-        if os.path.isfile(shipped.joinpath(*end)) and ".." not in end:
-            return shipped.joinpath(*end)
+        return base
+    parts, shipped = Path(name).parts, shipped_configs()
+    for i in range(len(parts)):  # "../configs/X.yaml" of a checkout is the shipped X.yaml
+        candidate = shipped.joinpath(*parts[i:])
+        if ".." not in parts[i:] and candidate.is_file():
+            return candidate
     raise UserError(
-        f"{title}: no file {said}, its {BASE}, beside it or among those shipped with the plugin"
+        f"{title}: {BASE} {shown} is neither beside it nor shipped with the plugin"
         f"{did_you_mean(name, shipped_names())}."
     )
 
 
 def _roots(path: Path) -> Iterator[Path]:
     yield shipped_configs().resolve()
-    working = Path.cwd()
-    if working != Path(working.anchor):
-        yield working
+    yield Path.cwd()
     for folder in (path.parent.resolve(), path.resolve().parent):  # of a link and its target
         yield folder
-        yield from (up for up in folder.parents if up.name == "configs")
+        yield from (parent for parent in folder.parents if parent.name == "configs")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up once there is too much, before it makes any of it."""
+    """PyYAML's safe loader with aliases of small values only, as in configs that detectron2 saves.
 
-    def __init__(self, text: bytes) -> None:
-        super().__init__(text)
-        self._depth = self._count = 0
-        self._sizes: dict[yaml.Node, int] = {}  # in values, of each whole node
+    Aliases of aliases could otherwise repeat values exponentially often.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event, before = self.peek_event(), self._count
-        self._depth += 1
-        self._add(1, event.start_mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if not isinstance(event, yaml.AliasEvent):
-            self._sizes[node] = self._count - before
-        elif node in self._sizes:
-            self._add(self._sizes[node], event.start_mark)
-        else:
-            raise _refusal("an alias stands within what it repeats", event.start_mark)
-        return node
-
-    def _add(self, count: int, mark: yaml.Mark) -> None:
-        self._count += count
-        if self._count > MAX_VALUES:
-            raise _refusal(f"more than {MAX_VALUES} values, with all that aliases repeat", mark)
-        if self._depth > MAX_DEPTH:
-            raise _refusal(f"nested more than {MAX_DEPTH} levels deep", mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) and (node := self.anchors.get(event.anchor)):
+            is_complete = node.end_mark is not None  # otherwise it contains itself
+            if not is_complete or _size(node) > MAX_ALIASED:
+                problem = f"alias *{event.anchor} repeats too much; write the value itself"
+                raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
-def _refusal(problem: str, mark: yaml.Mark) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(None, None, problem, mark)
+def _size(node: yaml.Node) -> int:
+    """Returns how many values a node has, aliases resolved."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    pairs = isinstance(node, yaml.MappingNode)
+    return 1 + sum(_size(x) for item in node.value for x in (item if pairs else [item]))
 
 
 def _read(path: Path, title: str) -> dict[str, Any]:
-    if not os.path.isfile(path):  # a pipe or device could be read for ever
-        raise UserError(f"{title}: no file, or not an ordinary one.")
+    if not path.is_file():  # a pipe or device could be read forever
+        raise UserError(f"{title}: not a file.")
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{title}: cannot be read ({error.strerror}).") from None
     if len(text) > MAX_BYTES:
-        raise UserError(
-            f"{title}: more than the {MAX_BYTES // 1024**2} MiB that a configuration may have; "
-            "give a YAML of keys and values."
-        )
+        raise UserError(f"{title}: larger than {MAX_BYTES // 1024**2} MiB; give a YAML config.")
     try:
         content = yaml.load(text, _Loader)
     except yaml.constructor.ConstructorError as error:
         raise UserError(
-            f"{title}: {_problem(error)}; only plain YAML is read, as a config that makes Python "
-            "objects could run any code: write the value itself."
+            f"{title}: {_problem(error)}; only plain YAML is read, because Python objects could "
+            "run code: write the value itself."
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{title}: not valid YAML: {_problem(error)}.") from None
-    except Exception as error:  # PyYAML's of dates, numbers and tags that are none
-        raise UserError(
-            f"{title}: holds what looks like a date or number and is none "
-            f"({printable(str(error), 200)}); put it in quotes."
-        ) from None
+    except Exception as error:  # PyYAML's own, for impossible dates and numbers or deep nesting
+        problem = printable(str(error), 200) or type(error).__name__
+        raise UserError(f"{title}: not valid YAML: {problem}; quote text values.") from None
     if not isinstance(content, dict):
         raise UserError(f"{title}: not a mapping of keys to values.")
     return content
@@ -202,6 +174,6 @@ def _read(path: Path, title: str) -> dict[str, Any]:
 
 def _problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return f"{printable(str(said), 200)}{where}"
+    location = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return f"{printable(str(problem), 200)}{location}"

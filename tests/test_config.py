@@ -94,6 +94,13 @@ def test_mistakes_in_overrides(overrides: list[str], key: str) -> None:
         get_config("Base-RetinaNet.yaml", overrides)
 
 
+def _aliases_of_aliases() -> str:
+    """A billion values in a few lines."""
+    lines = ["A: &a0 [1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"B{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     "content, culprit",
     [
@@ -105,6 +112,8 @@ def test_mistakes_in_overrides(overrides: list[str], key: str) -> None:
         ("", "mapping"),
         ("_BASE_: absent.yaml", "absent.yaml"),
         ("_BASE_: mine.yaml", "mine.yaml"),
+        (_aliases_of_aliases(), "line"),
+        ("A: &a [*a]", "line"),
         ("SOLVER: !!python/object/apply:os.system ['touch pwned']", "line"),
         ("SOLVER: !!python/name:os.system", "line"),
         ("_BASE_: evil.yaml", "evil.yaml"),

@@ -50,7 +50,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_config_and_module_and_nothing_else(wheel):
     expected = {f"retinanet_plugin/{p.relative_to(ROOT)}" for p in ROOT.glob("configs/**/*.yaml")}
     expected |= {str(p.relative_to(ROOT)) for p in ROOT.glob("retinanet_plugin/**/*.py")}
-    data = (p for kind in ("css", "js") for p in ROOT.glob(f"retinanet_plugin/**/*.{kind}"))
+    data = (p for kind in ("css", "html", "js") for p in ROOT.glob(f"retinanet_plugin/**/*.{kind}"))
     expected |= {str(p.relative_to(ROOT)) for p in data} | {"retinanet_plugin/py.typed"}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from retinanet_plugin.config import get_config
-from retinanet_plugin.config_file import load_yaml, shipped_configs
+from retinanet_plugin.config_file import shipped_configs, yaml_layers
 from retinanet_plugin.errors import UserError, did_you_mean
 from retinanet_plugin.utils import flatten, shorten
 
@@ -200,13 +200,14 @@ def _row_lines(row: Row, table: Table, data: CfgNode, options: Options) -> dict[
     """Returns the keys that a row sets on top of the data's config, with their values."""
     plugin = shipped_configs().resolve()
     get_config(row.path)  # names the mistakes in a user's file
-    lines = dict(flatten(load_yaml(row.path, leave_out=lambda x: x.resolve().parent == plugin)))
-    not_users = {plugin, CONFIGS}
-    users = dict(
-        flatten(
-            load_yaml(row.path, leave_out=lambda x: not not_users.isdisjoint(x.resolve().parents))
-        )
-    )
+    lines: dict[str, Any] = {}
+    users: set[str] = set()
+    for file, content in yaml_layers(row.path):
+        folders = file.resolve().parents
+        if plugin not in folders:
+            lines |= dict(flatten(content))
+        if plugin not in folders and CONFIGS not in folders:
+            users |= dict(flatten(content)).keys()
 
     def is_rows(key: str) -> bool:
         of_row = key in users or options.data == PAPER
