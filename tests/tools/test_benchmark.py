@@ -34,7 +34,7 @@ class Here(processes.Side):
 
     alive = True
 
-    def __init__(self, name: str, setting: models.Setting, threads: int) -> None:
+    def __init__(self, name: str, *args: object) -> None:
         super().__init__(name)
 
     def close(self) -> None:
@@ -251,8 +251,8 @@ def test_a_side_that_dies_is_noted_and_started_again(monkeypatch, capsys) -> Non
     started: list[str] = []
 
     class Frail(Here):
-        def __init__(self, name: str, setting: models.Setting, threads: int) -> None:
-            super().__init__(name, setting, threads)
+        def __init__(self, name: str, *args: object) -> None:
+            super().__init__(name)
             started.append(name)
 
         def seconds(self) -> float:

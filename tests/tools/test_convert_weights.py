@@ -85,7 +85,7 @@ def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
         ("conv1.weight", lambda x: x / 0, "NaN"),
         ("bn1.running_var", lambda x: x - 2, "negative"),
         ("conv1.weight", lambda x: x.to(torch.int8), "int8"),
-        ("conv1.weight", lambda x: x.to("meta"), ""),
+        ("conv1.weight", lambda x: x.to("meta"), "mine"),
     ],
 )
 def test_values_that_no_training_leaves(resnet: Path, tmp_path: Path, key, change, named) -> None:

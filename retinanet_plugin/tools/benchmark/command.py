@@ -113,7 +113,7 @@ def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         print(f"[{time.perf_counter() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     threads = torch.get_num_threads()
-    options = Options(setting, threads, args.rounds, not args.no_memory, log)
+    options = Options(setting, threads, args.imports, args.rounds, not args.no_memory, log)
     log("limits of the machine")
     device = torch.device(setting.device)
     rates = measure_rates(device)

@@ -27,6 +27,7 @@ class Options:
 
     Args:
         threads: of the CPU.
+        imports: Python code of --import.
         rounds: runs of each side; None: 3 to 15 within 12 seconds.
         memory: whether to measure memory.
         log: is told the progress.
@@ -34,6 +35,7 @@ class Options:
 
     setting: Setting
     threads: int
+    imports: Sequence[str]
     rounds: int | None
     memory: bool
     log: Callable[[str], None]
@@ -137,7 +139,7 @@ class Comparison:
         self, name: str, side: str, setting: Setting, notes: list[str]
     ) -> dict[str, int] | None:
         """Measures the memory of one side in a fresh process."""
-        with closing(Worker(side, setting, self.options.threads)) as worker:
+        with closing(self._new_worker(side, setting)) as worker:
             measure = partial(worker.peak_memory, name, setting, self._weights(setting))
             return _attempt(f"memory of {side}", measure, notes)
 
@@ -147,8 +149,11 @@ class Comparison:
     def _worker(self, side: str) -> Worker:
         """Returns the worker of the parts before, or a new one if that has died."""
         if side not in self._workers or not self._workers[side].alive:
-            self._workers[side] = Worker(side, self.options.setting, self.options.threads)
+            self._workers[side] = self._new_worker(side, self.options.setting)
         return self._workers[side]
+
+    def _new_worker(self, side: str, setting: Setting) -> Worker:
+        return Worker(side, setting, self.options.threads, self.options.imports)
 
     def _weights(self, setting: Setting) -> Path:
         """Returns the folder of the weights of settings with the same architecture and size."""

@@ -6,6 +6,7 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,6 +16,7 @@ from unittest.mock import patch
 import torch
 
 from ...acceleration.memory import keep_freed_memory
+from ...engine.user_code import import_code
 from ...errors import UserError
 from .measure import Run, multiplications, peak_memory, release, seconds
 from .models import Bench, Setting
@@ -95,10 +97,12 @@ class Worker:
     A worker whose process was killed, such as for lack of memory, is not ``alive`` any more.
     """
 
-    def __init__(self, name: str, setting: Setting, threads: int) -> None:
+    def __init__(
+        self, name: str, setting: Setting, threads: int, imports: Sequence[str] = ()
+    ) -> None:
         self.alive = True
         self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _initialize, (name, setting, threads)
+            1, multiprocessing.get_context("spawn"), _initialize, (name, setting, threads, imports)
         )
         with patch.dict(os.environ, PYTHONWARNINGS="ignore"):  # those of imports were shown before
             self._pid = self._pool.submit(os.getpid).result()
@@ -132,8 +136,9 @@ class Worker:
             raise RuntimeError("its process was killed") from None
 
 
-def _initialize(name: str, setting: Setting, threads: int) -> None:
+def _initialize(name: str, setting: Setting, threads: int, imports: Sequence[str]) -> None:
     global _side
+    import_code(imports)
     prepare_process(name, setting)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()

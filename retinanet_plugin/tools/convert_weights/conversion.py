@@ -31,7 +31,7 @@ class Converted:
         model: with the record of the second conversion, if there was one.
         checkpoint: the content of the file of weights.
         others: file name -> text, or what becomes JSON.
-        usage: how to go on from here.
+        usage: a command or code for the next step.
     """
 
     model: Model
@@ -160,8 +160,18 @@ def _checkpoint(model: Model) -> dict[str, Any]:
     return {"model": model.weights, **({"classes": model.classes} if model.classes else {})}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes each list on one line."""
+
+
+for _type in (list, tuple):
+    _Dumper.add_representer(
+        _type, lambda dumper, x: dumper.represent_sequence("tag:yaml.org,2002:seq", x, True)
+    )
+
+
 def _yaml(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, default_flow_style=False)
 
 
 def _record(
