@@ -1,4 +1,4 @@
-"""Shared by all tests: two small detectors that should agree, and random pictures and boxes."""
+"""Shared by all tests: a small detector, and random images and boxes."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def spread_logits(model: torch.nn.Module, spread: float = 3.0) -> None:
 def random_picture(
     height: int, width: int, num_boxes: int, num_classes: int = 7, largest: float = 0.7
 ) -> dict[str, object]:
-    """A picture of noise with random boxes, as detectron2's data loader gives it."""
+    """An image of noise with random boxes, as detectron2's data loader gives it."""
     size = torch.tensor([width, height])
     extent = (torch.rand(num_boxes, 2) ** 2 * largest + 0.02) * size
     corner = torch.rand(num_boxes, 2) * (size - extent)
