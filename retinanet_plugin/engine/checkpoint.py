@@ -110,9 +110,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             checkpoint = super()._load_file(filename)
         weights = checkpoint["model"]
         if not _are_weights(weights):
-            found = shorten(weights) if isinstance(weights, dict) else type(weights).__name__
+            content = shorten(weights) if isinstance(weights, dict) else type(weights).__name__
             raise UserError(
-                f"MODEL.WEIGHTS: {filename} has no named arrays (it has {printable(found, 200)}); "
+                f"MODEL.WEIGHTS: {filename} has no named arrays (it has {printable(content, 99)}); "
                 'give a checkpoint of detectron2 or this plugin, or a dict of tensors, "model".'
             )
         return checkpoint

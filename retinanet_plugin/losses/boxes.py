@@ -55,7 +55,7 @@ def box_regression_loss(
     anchors: Tensor,
     boxes: Tensor,
     *,
-    kind: str = "smooth_l1",
+    loss_type: str = "smooth_l1",
     beta: float = 0.1,
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
     decode: Callable[[Tensor, Tensor], Tensor],
@@ -65,7 +65,7 @@ def box_regression_loss(
     Args:
         deltas: (P, 4), what the head predicts for the assigned anchors.
         anchors, boxes: (P, 4), XYXY in pixels: those anchors and their ground-truth boxes.
-        kind: one of :data:`BOX_LOSSES`.
+        loss_type: one of :data:`BOX_LOSSES`.
         beta: where smooth L1 turns from square to linear, in encoded units; 0 is L1.
         weights: as in :func:`encode_boxes`.
         decode: maps (deltas, anchors) to boxes, for the IoU losses.
@@ -74,6 +74,6 @@ def box_regression_loss(
         a scalar, float32; 0 with a gradient of 0 if P is 0.
     """
     deltas = deltas.float()
-    if kind == "smooth_l1":
+    if loss_type == "smooth_l1":
         return smooth_l1(deltas, encode_boxes(anchors, boxes, weights), beta)
-    return _IOU_LOSSES[kind](decode(deltas, anchors), boxes, reduction="sum")
+    return _IOU_LOSSES[loss_type](decode(deltas, anchors), boxes, reduction="sum")

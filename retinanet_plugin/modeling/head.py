@@ -158,7 +158,7 @@ class FocalLossHead(RetinaNetHead):
             torch.cat(deltas),
             anchor_box,
             gt_box,
-            kind=self.box_reg_loss_type,
+            loss_type=self.box_reg_loss_type,
             beta=self.smooth_l1_beta,
             weights=self.box2box_transform.weights,
             decode=self.box2box_transform.apply_deltas,

@@ -36,12 +36,12 @@ def test_training_keeps_features_gradients_and_names(bias: bool) -> None:
     assert list(folded.state_dict()) == list(plain.state_dict())
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(2, 8, 5, 4, dtype=torch.float64)
-    found = []
+    results = []
     for network in (plain, folded):
         y = network(x)
         grads = torch.autograd.grad(y, [x, *network.parameters()], upstream)
-        found.append((y, *grads))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+        results.append((y, *grads))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN"])

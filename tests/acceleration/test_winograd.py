@@ -68,8 +68,8 @@ def test_rounding_in_bfloat16_is_twice_that_of_the_plain_sum() -> None:
     half = (x.bfloat16().detach().requires_grad_(), weight, bias, upstream.bfloat16())
     exact = all_of(plain, tuple(t.double() for t in half))
     with torch.autocast("cpu", torch.bfloat16):  # float32 weights, as in training
-        found = [all_of(convolve, half) for convolve in (winograd_conv2d, plain)]
-    for ours, theirs, b in zip(*found, exact, strict=True):
+        results = [all_of(convolve, half) for convolve in (winograd_conv2d, plain)]
+    for ours, theirs, b in zip(*results, exact, strict=True):
         assert ours.dtype is theirs.dtype
         assert (ours - b).std() < 3 * (theirs - b).std() < 0.02 * b.std()
 
@@ -80,9 +80,9 @@ def test_in_place_layers_and_unneeded_gradients() -> None:
         y = winograd_conv2d(x[:, :, :height].detach(), weight, None).relu_()
         expected = F.conv2d(x[:, :, :height].detach(), weight, padding=1).relu()
         torch.testing.assert_close(y, expected)
-        found = torch.autograd.grad(y, weight, upstream[:, :, :height])
+        results = torch.autograd.grad(y, weight, upstream[:, :, :height])
         wanted = torch.autograd.grad(expected, weight, upstream[:, :, :height])
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(results, wanted)
 
 
 def test_a_second_derivative_is_an_error() -> None:

@@ -25,11 +25,11 @@ def test_encoding() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, beta",
+    "loss_type, beta",
     [("smooth_l1", x) for x in (0.0, 0.1, 1.0)] + [(x, 0.0) for x in ("giou", "diou", "ciou")],
 )
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_losses(kind: str, beta: float, count: int) -> None:
+def test_losses(loss_type: str, beta: float, count: int) -> None:
     anchors, boxes = random_boxes(count), random_boxes(count)
     deltas = (torch.randn(count, 4) * 0.3).requires_grad_()
     transform = Box2BoxTransform(WEIGHTS)
@@ -37,16 +37,16 @@ def test_losses(kind: str, beta: float, count: int) -> None:
         deltas,
         anchors,
         boxes,
-        kind=kind,
+        loss_type=loss_type,
         beta=beta,
         weights=WEIGHTS,
         decode=transform.apply_deltas,
     )
-    if kind == "smooth_l1":
+    if loss_type == "smooth_l1":
         targets = transform.get_deltas(anchors, boxes)
         expected = smooth_l1_loss(deltas, targets, beta=beta, reduction="sum")
     else:
-        reference = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind]
+        reference = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[loss_type]
         expected = reference(transform.apply_deltas(deltas, anchors), boxes, reduction="sum")
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(

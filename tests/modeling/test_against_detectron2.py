@@ -126,12 +126,12 @@ def test_detections_of_channels_last_outputs() -> None:
         features = [ours.backbone(images.tensor)[f] for f in ours.head_in_features]
         predictions = ours.head(features)
         other = [[x.contiguous(memory_format=torch.channels_last) for x in p] for p in predictions]
-        (found,) = ours.forward_inference(images, features, other)
+        (detections,) = ours.forward_inference(images, features, other)
         (expected,) = ours.forward_inference(images, features, predictions)
-    assert len(found) > 0
+    assert len(detections) > 0
     for field in ("scores", "pred_classes"):
-        assert torch.equal(found.get(field), expected.get(field))
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        assert torch.equal(detections.get(field), expected.get(field))
+    assert torch.equal(detections.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_detections_with_saturated_scores() -> None:

@@ -145,28 +145,28 @@ def expected_of(
 def assert_equal_to_matcher(grid: AnchorGrid, anchors: Tensor, batch: list[Tensor], rule) -> None:
     """A batch of images at once, against the Matcher on each."""
     counts = torch.tensor([len(x) for x in batch])
-    found = AnchorAssigner(*rule).assign(grid, torch.cat(batch), counts)
+    assigned = AnchorAssigner(*rule).assign(grid, torch.cat(batch), counts)
     parts, start = [], 0
     for i, boxes in enumerate(batch):
         if len(boxes):
             positive, match, ignored = expected_of(anchors, boxes, rule)
             parts.append((positive + i * len(anchors), match + start, ignored + i * len(anchors)))
             start += len(boxes)
-    for mine, expected in zip(found, zip(*parts, strict=True), strict=True):
+    for mine, expected in zip(assigned, zip(*parts, strict=True), strict=True):
         assert torch.equal(mine, torch.cat(expected))
 
 
-@pytest.mark.parametrize("kind", BOXES)
-def test_equal_to_matcher(kind: str) -> None:
+@pytest.mark.parametrize("boxes", BOXES)
+def test_equal_to_matcher(boxes: str) -> None:
     for name, make in GRIDS.items():
         levels = make()
         anchors, grid = all_of(levels), AnchorGrid(levels)
         assert grid.is_even == (name in EVEN_GRIDS), name
         assert torch.equal(grid.boxes_of(torch.arange(len(anchors))), anchors)
         for rule in (RULES[0], RULES[torch.randint(1, len(RULES), ())]):
-            batch = [BOXES[kind](anchors, n) for n in (1, 2, 0, 6, 20)]
+            batch = [BOXES[boxes](anchors, n) for n in (1, 2, 0, 6, 20)]
             batch[-1][11:14] = batch[-1][3]
-            batch.append(torch.cat([BOXES[kind](anchors, 8), BOXES["any"](anchors, 8)]))
+            batch.append(torch.cat([BOXES[boxes](anchors, 8), BOXES["any"](anchors, 8)]))
             assert_equal_to_matcher(grid, anchors, batch, rule)
 
 
@@ -175,7 +175,7 @@ def test_small_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid_module, "_CHUNK", 100)
     levels = GRIDS[name]()
     anchors = all_of(levels)
-    batch = [BOXES[kind](anchors, 3) for kind in ("any", "near anchors", "outside")]
+    batch = [BOXES[boxes](anchors, 3) for boxes in ("any", "near anchors", "outside")]
     for rule in RULES[:4]:
         assert_equal_to_matcher(AnchorGrid(levels), anchors, batch, rule)
 

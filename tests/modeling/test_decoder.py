@@ -96,9 +96,9 @@ def test_outputs_of_half_precision_are_decoded_in_float32(dtype: torch.dtype) ->
         x[:, 2:] += 50
     logits, deltas = ([x.to(dtype) for x in part] for part in random_outputs(torch.channels_last))
     sizes = [(320, 448)] * 2
-    found = decode(logits, deltas, anchors, sizes)
+    detections = decode(logits, deltas, anchors, sizes)
     expected = decode([x.float() for x in logits], [x.float() for x in deltas], anchors, sizes)
-    for mine, reference in zip(found, expected, strict=True):
+    for mine, reference in zip(detections, expected, strict=True):
         assert len(mine) == 100
         assert mine.scores.dtype == mine.pred_boxes.tensor.dtype == torch.float32
         assert torch.equal(mine.scores, reference.scores)
@@ -122,9 +122,9 @@ def test_search_finds_each_score(search: str, dtype: torch.dtype, score_thresh: 
         # If float32 cannot tell the score from the threshold, neither answer is wrong.
         x[(x.double().sigmoid() - score_thresh).abs() < 1e-6] = -math.inf
         tensors.append(x)
-    found = SEARCHES[search](tensors, score_thresh)
-    assert len(found) == len(tensors)
-    for x, (index, scores) in zip(tensors, found, strict=True):
+    results = SEARCHES[search](tensors, score_thresh)
+    assert len(results) == len(tensors)
+    for x, (index, scores) in zip(tensors, results, strict=True):
         exact = x.double().sigmoid()
         assert index.tolist() == [i for i, p in enumerate(exact.tolist()) if p > score_thresh]
         assert scores.dtype == torch.float32
@@ -166,7 +166,7 @@ def test_clipping_before_nms() -> None:
         decoder = DetectionDecoder(
             num_classes=1, apply_deltas=lambda _, boxes: boxes, clip_before_nms=clip
         )
-        (found,) = decoder([logits], [torch.zeros(1, 8, 1, 1)], [anchors], [(10, 10)])
-        kept[clip] = found.pred_boxes.tensor.tolist()
+        (detections,) = decoder([logits], [torch.zeros(1, 8, 1, 1)], [anchors], [(10, 10)])
+        kept[clip] = detections.pred_boxes.tensor.tolist()
     assert kept[False] == anchors.tolist()
     assert kept[True] == [[0.0, 0.0, 10.0, 10.0]]

@@ -70,12 +70,12 @@ def test_tracing() -> None:
     wrapper = TracingAdapter(model, image, inference).eval()
     with torch.no_grad():
         traced = torch.jit.trace(wrapper, (random_picture(128, 128, 0)["image"],))
-        found = wrapper.outputs_schema(traced(image))
+        detections = wrapper.outputs_schema(traced(image))
         expected = inference(model, image)
-    assert len(expected) > 0 and len(found) == len(expected)
-    torch.testing.assert_close(found.scores, expected.scores)
-    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(found.pred_classes, expected.pred_classes)
+    assert len(expected) > 0 and len(detections) == len(expected)
+    torch.testing.assert_close(detections.scores, expected.scores)
+    torch.testing.assert_close(detections.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(detections.pred_classes, expected.pred_classes)
 
 
 class TinyBackbone(Backbone):
@@ -121,8 +121,8 @@ def test_without_a_config(class_agnostic: bool) -> None:
     assert all(p.grad is not None for p in model.parameters())
     model.decoder.score_thresh = 0.0
     with torch.no_grad():
-        (found,) = model.eval()([random_picture(64, 96, 0)])
-    assert len(found["instances"]) == 100
+        (detections,) = model.eval()([random_picture(64, 96, 0)])
+    assert len(detections["instances"]) == 100
 
 
 def test_class_specific_boxes() -> None:

@@ -16,15 +16,15 @@ def worker(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     average = torch.tensor(100.0)
-    found = []
+    normalizers = []
     for normalize_by in ("positives", "ema"):
         model = SimpleNamespace(
             normalize_by=normalize_by, device=torch.device("cpu"), loss_normalizer=average
         )
         for counts in (POSITIVES, (0, 0)):
             targets = SimpleNamespace(num_positives=counts[rank])
-            found.append(FocalRetinaNet._normalizer(model, targets, 1))
-    torch.save(torch.stack(found), f"{folder}/{rank}.pt")
+            normalizers.append(FocalRetinaNet._normalizer(model, targets, 1))
+    torch.save(torch.stack(normalizers), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
