@@ -194,28 +194,6 @@ def test_code_of_ones_own() -> None:
     assert mine == pytest.approx(100 * ours, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "location"),
-    [
-        ("absent.py", None, "absent.py"),
-        ("a_syntax.py", "x = (\n", "a_syntax.py, line 1"),
-        ("a_value.py", "\n\nint('x')\n", "a_value.py, line 3"),
-        ("an_exit.py", "import sys\nsys.exit(3)\n", "an_exit.py, line 2"),
-        ("in_a_library.py", "import json\njson.loads('{')\n", "in_a_library.py, line 2"),
-        ("json.py", "", "json.py"),
-        ("no_such.module", None, "no_such"),
-    ],
-)
-def test_mistakes_in_code_of_ones_own(
-    capsys: pytest.CaptureFixture[str], name: str, code: str | None, location: str
-) -> None:
-    if code is not None:
-        Path(name).write_text(code)
-    sentence = mistake(capsys, "--import", name)
-    assert "--import" in sentence and location in sentence
-    assert not Path("output").exists()
-
-
 def test_no_code_from_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     """A config from elsewhere cannot name a file to run."""
     Path("evil.py").write_text("open('pwned', 'w')")
