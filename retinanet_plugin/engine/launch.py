@@ -4,8 +4,10 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -110,6 +112,10 @@ def _signals_to_workers() -> Iterator[None]:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
+    if hasattr(signal, "SIGUSR1"):  # Slurm sends it to Python's resource tracker too
+        usual = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which the tracker inherits
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGUSR1, usual)
     with handled_by(pass_on):
         try:
             yield

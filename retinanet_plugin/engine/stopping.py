@@ -64,7 +64,7 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             if comm.is_main_process():
-                print(f"stopped: {_status(trainer)}", file=sys.stderr, flush=True)
+                print(f"stopped: {hook.status()}", file=sys.stderr, flush=True)
             raise SystemExit(status_of(hook.received))
 
 
@@ -116,10 +116,12 @@ class StopAfterStep(HookBase):
             self.trainer.checkpointer.save(name, iteration=self._done)
         comm.synchronize()
 
-
-def _status(trainer: DefaultTrainer) -> str:
-    steps = f"{min(trainer.iter + 1, trainer.max_iter)} of {trainer.max_iter} steps are done"
-    if not trainer.checkpointer.has_checkpoint():
-        return f"{steps}, no checkpoint is saved."
-    newest = os.path.basename(trainer.checkpointer.get_checkpoint_file())
-    return f"{steps}; continue from {newest} in {trainer.cfg.OUTPUT_DIR} with --resume."
+    def status(self) -> str:
+        """Returns a sentence on the steps done and on how to continue."""
+        trainer = self.trainer
+        done = trainer.iter + (self._done == trainer.iter)
+        steps = f"{done} of {trainer.max_iter} steps are done"
+        if not trainer.checkpointer.has_checkpoint():
+            return f"{steps}, no checkpoint is saved."
+        newest = os.path.basename(trainer.checkpointer.get_checkpoint_file())
+        return f"{steps}; continue from {newest} in {trainer.cfg.OUTPUT_DIR} with --resume."
