@@ -4,8 +4,6 @@ import logging
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,17 +87,10 @@ def test_evaluation_alone_gives_the_same_detections() -> None:
         shutil.copy(f"trained/{name}", "out")
     assert train("--eval-only", "--resume", *SMALL, *EXACTLY, "OUTPUT_DIR", "out") == 0
     assert detections("out") == expected
-
-
-def test_half_precision_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    # P6 of 64 pixels is one column wide, where torch's bfloat16 convolution has a weight gradient
-    # of whatever was in memory.
-    large = (*SMALL, "INPUT.MIN_SIZE_TRAIN", "(160,)", "INPUT.MIN_SIZE_TEST", "160")
-    assert train(*large, "OUTPUT_DIR", "out", "SOLVER.AMP.ENABLED", True) == 0
-    weights = ("MODEL.WEIGHTS", "out/model_final.pth")
-    assert train("--eval-only", *large, *weights, "OUTPUT_DIR", "h", "TEST.DTYPE", "bfloat16") == 0
-    plain, half = ([d["score"] for d in detections(folder)] for folder in ("out", "h"))
-    assert plain != half and max(plain) == pytest.approx(max(half), rel=0.05)
+    half = (*SMALL, "OUTPUT_DIR", "half", "MODEL.WEIGHTS", "zoo.pkl", "TEST.DTYPE", "bfloat16")
+    assert train("--eval-only", *half) == 0
+    exact, rounded = ([x["score"] for x in y] for y in (expected, detections("half")))
+    assert exact != rounded and max(exact) == pytest.approx(max(rounded), rel=0.05)
 
 
 class _Evil:
@@ -329,11 +320,3 @@ def test_no_detections(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("out/inference/detections.png").exists()
     assert np.isnan(metrics("out")[-1]["bbox/AP"])
     assert "MODEL.RETINANET.SCORE_THRESH_TEST (0.99)" in capsys.readouterr().out
-
-
-def test_train_net_is_the_train_command() -> None:
-    script = Path(__file__).parents[1] / "train_net.py"
-    done = subprocess.run(
-        [sys.executable, script, "--config-file", "absent.yaml"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "absent.yaml" in done.stderr

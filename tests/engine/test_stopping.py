@@ -1,15 +1,13 @@
-"""Signals in several processes: all stop after the same step, and the first saves it."""
+"""Signals where several processes train; tests/engine/test_parallel.py has some that do."""
 
 import os
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
@@ -34,40 +32,11 @@ class Steps(TrainerBase):
         self.register_hooks([Evaluation(get_config(), dict, best)])
 
     def run_step(self) -> None:
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(torch.zeros(1))  # as for gradients
         self.act(self)
 
     def run(self) -> None:
         with stop_by_signal(cast(Any, self)):
             self.train(0, 100)
-
-
-def worker(rank: int, folder: str) -> None:
-    """The first process gets a signal in its fifth step."""
-    meet = f"file://{folder}/meet"
-    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    comm.create_local_process_group(2)
-
-    def act(trainer: Steps) -> None:
-        time.sleep(0.01)
-        if trainer.iter == 4 and rank == 0:
-            signal.raise_signal(signal.SIGUSR1)
-
-    try:
-        Steps(Path(folder), act).run()
-    finally:
-        Path(folder, f"{rank}.txt").write_text("ended")
-
-
-def test_processes_stop_after_the_same_step(tmp_path: Path) -> None:
-    with pytest.raises(ProcessExitedException) as ended:
-        mp.spawn(worker, (str(tmp_path),), nprocs=2)
-    assert ended.value.exit_code == TO_BE_RESUMED
-    assert [x.name for x in tmp_path.glob("*.pth")] == ["model_0000004.pth"]
-    assert all((tmp_path / f"{rank}.txt").exists() for rank in range(2))
-    checkpoint = torch.load(tmp_path / "model_0000004.pth", weights_only=True)
-    assert checkpoint["trainer"]["iteration"] == 4
 
 
 def test_step_that_cannot_end_after_a_signal(
