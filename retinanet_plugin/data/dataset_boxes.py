@@ -1,8 +1,7 @@
 """The boxes of a dataset, read from its annotations alone, and the sizes of training images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -11,7 +10,6 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .images import read_image
 
 _NUM_RANGE_SIZES = 5  # image sizes that stand for a range
 
@@ -24,32 +22,24 @@ class DatasetBoxes:
     classes: np.ndarray  # (M,) int64
     image: np.ndarray  # (M,) int64, index of the box's image
     image_sizes: np.ndarray  # (N, 2) int64, height and width
-    files: list[str]  # N
-    image_ids: list[Any]  # N
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.boxes)
 
 
-def read_boxes(names: Sequence[str], track: Callable[[Any], Iterable[Any]] = iter) -> DatasetBoxes:
+def read_boxes(names: Sequence[str]) -> DatasetBoxes:
     """Reads the boxes of one or more registered datasets.
-
-    An image is opened only if its entry lacks the size.
-
-    Args:
-        track: wraps the list of images, for a progress bar.
 
     Raises:
         UserError: if there are no boxes.
     """
     entries = [entry for name in names for entry in DatasetCatalog.get(name)]
-    rows, image, sizes = [], [], []
-    for i, entry in enumerate(track(entries)):
+    rows, image = [], []
+    for i, entry in enumerate(entries):
         kept = [row for row in entry.get("annotations", ()) if not row.get("iscrowd")]
         rows += kept
         image += [i] * len(kept)
-        sizes.append(_size_of(entry))
     if not rows:
         raise UserError(f"{', '.join(names)}: no boxes to cover; name another dataset.")
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
@@ -64,18 +54,9 @@ def read_boxes(names: Sequence[str], track: Callable[[Any], Iterable[Any]] = ite
         boxes,
         classes,
         np.array(image),
-        np.array(sizes),
-        [entry["file_name"] for entry in entries],
-        [entry.get("image_id") for entry in entries],
+        np.array([(entry["height"], entry["width"]) for entry in entries]),
         tuple(class_names or map(str, range(int(classes.max()) + 1))),
     )
-
-
-def _size_of(entry: Mapping[str, Any]) -> tuple[int, int]:
-    if "height" in entry and "width" in entry:
-        return entry["height"], entry["width"]
-    height, width = read_image(entry["file_name"], "BGR").shape[:2]
-    return height, width
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class Coverage:
         thresholds: IoUs at which coverage is reported, ascending.
         positive: the one of them from which an anchor is a positive.
         box: (B,), indices into ``data``.
-        scale: (B,), indices into ``scales``.
-        width, height: (B,) float32, of the box in pixels of the resized image.
+        boxes: (B, 4) float32, XYXY in pixels of the resized image.
+        padded: (B, 2), height and width of the padded image.
         iou: (B,) float32, with the best anchor.
     """
 
@@ -89,10 +89,19 @@ class Coverage:
     thresholds: tuple[float, ...]
     positive: float
     box: np.ndarray
-    scale: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
+    boxes: np.ndarray
+    padded: np.ndarray
     iou: np.ndarray
+
+    @cached_property
+    def width(self) -> np.ndarray:
+        """(B,), in pixels of the resized image."""
+        return self.boxes[:, 2] - self.boxes[:, 0]
+
+    @cached_property
+    def height(self) -> np.ndarray:
+        """(B,), in pixels of the resized image."""
+        return self.boxes[:, 3] - self.boxes[:, 1]
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -155,24 +164,22 @@ def measure(
         progress: is called with the number of boxes done since the last call.
     """
     parts = []
-    for i, scale in enumerate(scales):
-        box, boxes, grids = resized_boxes(data, scale, anchors.divisor)
-        iou = _best_iou(boxes, grids, anchors, progress)
-        width, height = (boxes[:, 2:] - boxes[:, :2]).T.numpy()
-        parts.append((box, np.full(len(box), i), width, height, iou.numpy()))
+    for scale in scales:
+        box, boxes, padded = _resized_boxes(data, scale, anchors.divisor)
+        iou = _best_iou(boxes, padded, anchors, progress)
+        parts.append((box, boxes.numpy(), padded, iou.numpy()))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     positive = thresholds[-1] if positive is None else positive
     return Coverage(data, scales, tuple(thresholds), positive, *columns)
 
 
-def resized_boxes(
+def _resized_boxes(
     data: DatasetBoxes, scale: ImageScale, divisor: int
 ) -> tuple[np.ndarray, Tensor, np.ndarray]:
     """Resizes and clips boxes as detectron2's mapper does.
 
     Returns:
-        the indices of the boxes that are not empty, (M,); these boxes, (M, 4) float32, XYXY in
-        resized pixels; height and width of their padded images, (M, 2).
+        the columns ``box``, ``boxes`` and ``padded`` of :class:`Coverage`, without empty boxes.
     """
     sizes = scale.resized(data.image_sizes)
     factors = (sizes / data.image_sizes)[data.image][:, ::-1]
@@ -187,11 +194,11 @@ def resized_boxes(
 
 
 def _best_iou(
-    boxes: Tensor, grids: np.ndarray, anchors: Anchors, progress: Callable[[int], object]
+    boxes: Tensor, padded: np.ndarray, anchors: Anchors, progress: Callable[[int], object]
 ) -> Tensor:
-    """(M,): the IoU of each box with its best anchor. Images of the same shape share a grid."""
+    """Returns the IoU of each box with its best anchor; images of one size share a grid."""
     best = torch.zeros(len(boxes))
-    shapes, index = np.unique(grids, axis=0, return_inverse=True)
+    shapes, index = np.unique(padded, axis=0, return_inverse=True)
     order = np.argsort(index.reshape(-1), kind="stable")
     ends = np.bincount(index.reshape(-1)).cumsum()
     for (height, width), part in zip(shapes.tolist(), np.split(order, ends[:-1]), strict=True):

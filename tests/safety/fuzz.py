@@ -33,7 +33,7 @@ from retinanet_plugin import UserError, get_config
 from retinanet_plugin.data import ReadableDatasetMapper
 from retinanet_plugin.data.coco_json import read_coco
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
-from retinanet_plugin.tools.convert_dataset import read
+from retinanet_plugin.tools.convert_dataset import read_dataset
 from tests.data.coco_sets import valid_content
 from tests.safety.test_known_bad import limited
 
@@ -145,7 +145,7 @@ def _other_format(
         for file, text in {"images/a.png": _images()["PNG"], **others}.items():
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             (root / file).write_bytes(text)
-        read(root / data, format)
+        read_dataset(root / data, format)
 
     return Target(_damaged(good, words), _use_file(f"{format}/{name}", use))
 

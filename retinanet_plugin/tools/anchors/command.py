@@ -6,7 +6,7 @@ r"""Measure how well anchors cover the boxes of a dataset, and search for better
 
 Only annotations are read. Boxes are resized as training resizes images: to each size of
 INPUT.MIN_SIZE_TRAIN, or to five sizes of a range; flips and crops are ignored. Tables are printed
-and written to anchors.md, next to the figure anchors.png and all numbers in anchors.json.
+and written to anchors.md, next to the figure anchors.png.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from ...data.dataset_boxes import read_boxes, training_scales
 from ...data.own_datasets import FROM_DATA
 from ...engine.setup import check_names
 from ...evaluation.anchor_coverage import Anchors, measure, positive_threshold
-from ...utils import output_files, write_figure, write_json, write_text
+from ...utils import output_files, write_figure, write_text
 from .figure import draw
-from .search import AnchorKeys, describe_clusters, suggest
+from .search import AnchorKeys, suggest
 from .tables import Findings
 
 
@@ -75,21 +75,17 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = parse(parser(), args)
     cfg = load_config(parsed)
     folder = parsed.output or Path(cfg.OUTPUT_DIR) / "anchors"
-    names = ["anchors.md", "anchors.png", "anchors.json"]
-    table_file, figure_file, json_file = output_files(folder, names, overwrite=parsed.overwrite)
+    names = ["anchors.md", "anchors.png"]
+    table_file, figure_file = output_files(folder, names, overwrite=parsed.overwrite)
     positive = positive_threshold(cfg)
-    data = read_boxes(
-        cfg.DATASETS.TRAIN, lambda entries: tqdm(entries, desc="reading", unit="image")
-    )
+    data = read_boxes(cfg.DATASETS.TRAIN)
     scales, anchors, keys = training_scales(cfg), Anchors.of(cfg), AnchorKeys.of(cfg)
     thresholds = [float(t) for t in cfg.MODEL.RETINANET.IOU_THRESHOLDS]
     with tqdm(total=len(data) * len(scales), desc="measuring", unit="box") as bar:
         coverage = measure(data, anchors, scales, thresholds, positive, bar.update)
     suggestion = None if keys is None else suggest(coverage, anchors, keys)
-    findings = Findings(coverage, anchors, keys, describe_clusters(coverage), suggestion)
-    source = {"config": parsed.config_file, "datasets": list(cfg.DATASETS.TRAIN)}
-    write_json(json_file, source | findings.to_json())
+    findings = Findings(coverage, anchors, keys, suggestion)
     write_figure(figure_file, draw(findings))
     write_text(table_file, findings.to_markdown())
     print(findings.to_markdown())
-    print(f"{figure_file}\n{json_file}\n{table_file}")
+    print(f"{figure_file}\n{table_file}")

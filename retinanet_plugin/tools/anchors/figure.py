@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...evaluation.anchor_coverage import Anchors
-from .tables import MOST_CLASSES, Findings, describe
+from .tables import Findings, describe
 
-_MOST_DOTS = 4000
+_MOST_DOTS, _MOST_BARS = 4000, 20
 _COVERED, _BETWEEN, _LOST, _SUGGESTED = "#2a6f97", "#e0a030", "#b0413e", "#6a3d8f"
 _MARKER: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "markersize": 5}
 
@@ -29,7 +29,7 @@ def draw(findings: Findings) -> Figure:
     scales = ", ".join(str(scale.short or "original") for scale in coverage.scales)
     figure.suptitle(
         f"The anchors cover {describe(coverage)}\n"
-        f"{len(coverage.data):,} boxes in {len(coverage.data.files):,} images, short side "
+        f"{len(coverage.data):,} boxes in {len(coverage.data.image_sizes):,} images, short side "
         f"{scales}; {findings.anchors.per_location} anchors per location",
         size=14,
     )
@@ -37,7 +37,7 @@ def draw(findings: Findings) -> Figure:
 
 
 def _draw_shapes(axes: Axes, findings: Findings) -> None:
-    """Dots are boxes, those with the worst anchors on top; symbols are anchors and clusters."""
+    """Draws boxes as dots, those with the worst anchors on top, and anchors as symbols."""
     coverage = findings.coverage
     chosen = np.random.default_rng(0).permutation(len(coverage.iou))[:_MOST_DOTS]
     chosen = chosen[np.argsort(-coverage.iou[chosen])]
@@ -50,9 +50,6 @@ def _draw_shapes(axes: Axes, findings: Findings) -> None:
     sides = _draw_anchors(axes, findings.anchors, "s", "black", "anchors")
     if findings.suggestion:
         _draw_anchors(axes, findings.suggestion.anchors, "D", _SUGGESTED, "suggested anchors")
-    centers = np.array([(c["cluster width"], c["cluster height"]) for c in findings.clusters]).T
-    stars = {**_MARKER, "markeredgecolor": "black", "markersize": 13}
-    axes.plot(*centers, marker="*", label="clusters of boxes", **stars)
     low, high = np.quantile([coverage.width, coverage.height], (0.002, 0.998))
     limits = min(low, sides.min()) / 1.4, max(high, sides.max()) * 1.4
     axes.set_xscale("log", base=2)
@@ -75,12 +72,12 @@ def _draw_anchors(axes: Axes, anchors: Anchors, marker: str, color: str, label: 
 
 
 def _draw_bars(axes: Axes, findings: Findings, by: str) -> None:
-    """One bar per group in three colors, and a marker for the suggested anchors."""
+    """Draws one bar per group in three colors, and a marker for the suggested anchors."""
     low, high = f"{findings.coverage.thresholds[0]:g}", f"{findings.coverage.positive:g}"
     rows, title = findings.groups[by], f"Covered boxes by {by}, and the number of boxes"
-    if len(rows) > MOST_CLASSES:
-        title += f": the {MOST_CLASSES} worst"
-        rows = sorted(rows, key=lambda row: row[findings.key])[:MOST_CLASSES]
+    if len(rows) > _MOST_BARS:
+        title += f": the {_MOST_BARS} worst"
+        rows = sorted(rows, key=lambda row: row[findings.key])[:_MOST_BARS]
     covered = np.array([row[findings.key] for row in rows])
     nearly = np.array([row[f"IoU >= {low}"] for row in rows])
     x = np.arange(len(rows))

@@ -6,7 +6,6 @@ for all pairs of boxes.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,7 +20,6 @@ from ...evaluation.anchor_coverage import (
     Coverage,
     best_iou_in_grid,
     measure,
-    resized_boxes,
 )
 from ...modeling import RetinaNetAnchorGenerator
 
@@ -32,8 +30,7 @@ _PER_OCTAVE = (1, 2, 3, 4)
 _MOST_RATIOS = 5
 _SAMPLE = 4000  # boxes
 _FINALISTS = 5
-_NUM_CLUSTERS, _STARTS = 6, 5
-_CHUNK = 1 << 18  # boxes
+_STARTS = 5
 
 Value = tuple[np.ndarray, float]  # coverage at each threshold, and the score
 
@@ -70,13 +67,14 @@ class AnchorKeys:
         )
         return Anchors(generator, like.strides, like.divisor)
 
-    def overrides(self) -> dict[str, str]:
-        """Returns the config keys and their values, as text for YAML and the command line."""
-        return {
-            "MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE": str(float(self.scale)),
-            "MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE": str(self.per_octave),
-            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": str([[float(r) for r in self.ratios]]),
-        }
+    def to_yaml(self) -> str:
+        """Returns the settings as lines of a config."""
+        return (
+            "MODEL:\n  ANCHOR_GENERATOR:\n"
+            f"    ANCHOR_SCALE: {float(self.scale)}\n"
+            f"    SCALES_PER_OCTAVE: {self.per_octave}\n"
+            f"    ASPECT_RATIOS: {[[float(r) for r in self.ratios]]}\n"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,32 +133,6 @@ def _cluster(shapes: Tensor, k: int, generator: torch.Generator) -> tuple[float,
         centers = torch.where((counts > 0)[:, None], moved, centers)
 
 
-def describe_clusters(coverage: Coverage) -> list[dict[str, float]]:
-    """Returns the most frequent shapes in resized pixels, and the share of boxes near each."""
-    shapes = torch.from_numpy(np.stack((coverage.width, coverage.height), 1)).double()
-    centers = cluster_shapes(shapes[_sample(coverage)], _NUM_CLUSTERS)
-    counts = torch.zeros(len(centers), dtype=torch.int64)
-    for chunk in shapes.split(_CHUNK):
-        nearest = iou_of_shapes(chunk, centers).argmax(1)
-        counts += torch.bincount(nearest, minlength=len(centers))
-    return [
-        {
-            "cluster width": round(width, 1),
-            "cluster height": round(height, 1),
-            "height / width": round(height / width, 2),
-            "share of boxes": count / len(shapes),
-        }
-        for (width, height), count in zip(centers.tolist(), counts.tolist(), strict=True)
-    ]
-
-
-def _sample(coverage: Coverage) -> Tensor:
-    """Draws indices of boxes with replacement, each class with the same probability."""
-    weights = torch.from_numpy(coverage.weights)
-    generator = torch.Generator().manual_seed(0)
-    return torch.multinomial(weights, _SAMPLE, replacement=True, generator=generator)
-
-
 # ---------------------------------------------------------------- search
 
 
@@ -209,17 +181,20 @@ def _is_better(other: Value, present: Value) -> bool:
 
 
 def _rates(coverage: Coverage) -> np.ndarray:
-    """Covered at each threshold, of all boxes and in the mean over classes."""
+    """Returns the shares at each threshold, of all boxes and as means over classes."""
     return np.array([(coverage.share(t), coverage.class_mean(t)) for t in coverage.thresholds])
 
 
 def _finalists(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> list[AnchorKeys]:
-    """The best candidates on a sample of boxes in which classes are equally frequent.
+    """Returns the best candidates on a sample of boxes in which classes are equally frequent.
 
     All boxes of the sample are put into one image that is as large as the largest. Its anchors are
     those of the smaller images, continued beyond their edges.
     """
-    sample, height, width = _sampled_boxes(present, anchors)
+    weights, generator = torch.from_numpy(present.weights), torch.Generator().manual_seed(0)
+    index = torch.multinomial(weights, _SAMPLE, replacement=True, generator=generator)
+    sample = torch.from_numpy(present.boxes)[index]
+    height, width = present.padded.max(axis=0).tolist()
     ratios = _ratio_candidates(sample[:, 2:] - sample[:, :2], keys)
     candidates = [AnchorKeys(*values) for values in product(_SCALES, _PER_OCTAVE, ratios)]
 
@@ -230,24 +205,9 @@ def _finalists(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> list[An
         return rates, covered + float(iou.mean()) - _PRICE * candidate.per_location
 
     now = value(keys)
-    progress: Iterable[AnchorKeys] = tqdm(candidates, desc="searching", unit="candidate")
-    values = [(candidate, value(candidate)) for candidate in progress]
-    better = [(candidate, v) for candidate, v in values if _is_better(v, now)]
-    better.sort(key=lambda pair: pair[1][1], reverse=True)
-    return [candidate for candidate, _ in better[:_FINALISTS]]
-
-
-def _sampled_boxes(coverage: Coverage, anchors: Anchors) -> tuple[Tensor, int, int]:
-    """Resized boxes (n, 4), and the largest height and width of padded images."""
-    index = _sample(coverage).numpy()
-    boxes, height, width = torch.empty(len(index), 4), 0, 0
-    for i, scale in enumerate(coverage.scales):
-        kept, all_boxes, grids = resized_boxes(coverage.data, scale, anchors.divisor)
-        rows = np.flatnonzero(coverage.scale[index] == i)
-        position = np.searchsorted(kept, coverage.box[index[rows]])
-        boxes[torch.from_numpy(rows)] = all_boxes[torch.from_numpy(position)]
-        height, width = max(height, *grids[:, 0].tolist()), max(width, *grids[:, 1].tolist())
-    return boxes, height, width
+    values = {x: value(x) for x in tqdm(candidates, desc="searching", unit="candidate")}
+    better = [candidate for candidate in candidates if _is_better(values[candidate], now)]
+    return sorted(better, key=lambda candidate: values[candidate][1], reverse=True)[:_FINALISTS]
 
 
 def _ratio_candidates(shapes: Tensor, keys: AnchorKeys) -> list[tuple[float, ...]]:

@@ -53,8 +53,6 @@ def find_unmatched(
         np.zeros(len(boxes), dtype=np.int64),
         image,
         sizes,
-        [""] * len(sizes),
-        image_ids.tolist(),
         ("box",),
     )
     coverage = measure(data, rule.anchors, rule.scales, (rule.background,), progress=progress)

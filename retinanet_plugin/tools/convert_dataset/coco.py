@@ -1,10 +1,8 @@
 """Reads COCO JSON: one file, or one per split, and finds the folder of the images."""
 
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +13,7 @@ from ...data.coco_rules import CocoDataset
 from ...data.images import names_in
 from ...errors import UserError
 from ...utils import shorten
-from .files import files_below, split_of
+from .files import absolute, files_below, folder_of, split_of
 from .labeled import Collector, LabeledDataset, common_folder, ids_by_split
 
 _KEYS = (b'"annotations"', b'"categories"', b'"images"')
@@ -26,7 +24,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
     """Reads a JSON, or all those in a folder; category ids are kept."""
     if collector.class_file is not None:
         raise UserError("--classes: not for COCO JSON, which declares its classes")
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     read = [_read(file, collector.fix) for file in _find_files(path)]
     collector.notes += [f"{coco.file}: {', '.join(coco.changes)}" for coco in read if coco.changes]
     rows: list[Row] = []
@@ -40,7 +38,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
         new_ids: dict[int, int] = {}
         for row in tqdm(coco.content["images"], desc="reading", leave=False, disable=None):
             where = f"{coco.file}: image {show(row['file_name'])}"
-            file = Path(os.path.abspath(image_folder / row["file_name"].replace("\\", "/")))
+            file = absolute(image_folder / row["file_name"].replace("\\", "/"))
             image = collector.image(file, where)
             if image is None:
                 continue
@@ -56,14 +54,13 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
             splits.append((ids[file], split))
         kept = (row for row in coco.content["annotations"] if row["image_id"] in new_ids)
         annotations += [row | {"image_id": new_ids[row["image_id"]]} for row in kept]
-    collector.raise_or_note_faults()
     if len(read) > 1:
         annotations = [row | {"id": i} for i, row in enumerate(annotations, start=1)]
     root = common_folder(list(ids))
     for row, file in zip(rows, ids, strict=True):
         row["file_name"] = file.relative_to(root).as_posix()
-    content: dict[str, Any] = {**read[0].content, "images": rows, "annotations": annotations}
-    return LabeledDataset(root, content, ids_by_split(splits), collector.notes)
+    content = {**read[0].content, "images": rows, "annotations": annotations}
+    return LabeledDataset(root, content, ids_by_split(splits), collector.all_notes())
 
 
 def _read(file: Path, fix: bool) -> CocoDataset:
@@ -76,14 +73,8 @@ def _read(file: Path, fix: bool) -> CocoDataset:
 
 def is_coco(file: Path) -> bool:
     """Whether a JSON has the keys of a detection dataset; it is not parsed."""
-    try:
-        with (
-            open(file, "rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw,
-        ):
-            return all(raw.find(key) >= 0 for key in _KEYS)
-    except (OSError, ValueError):  # ValueError: an empty file
-        return False
+    raw = file.read_bytes()
+    return all(key in raw for key in _KEYS)
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -104,7 +95,7 @@ def _find_files(path: Path) -> list[Path]:
 
 
 def _find_images(coco: CocoDataset, split: str | None) -> Path:
-    """The folder near a JSON that has most of a sample of its images."""
+    """Returns the folder near a JSON that has most of a sample of its images."""
     rows = coco.content["images"]
     sample = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int).tolist()
     names = [rows[i]["file_name"].replace("\\", "/") for i in sample]

@@ -7,21 +7,18 @@
 INPUT is a folder, a COCO JSON, a data.yaml, a CSV or an XML; docs/data-formats.md shows the
 layouts. The output folder gets train.json, val.json (test.json if the dataset has one) and
 config.yaml. An existing split is kept; otherwise images are split so that classes keep their
-shares. Images stay where they are, unless --copy is given.
+shares. Images stay where they are.
 """
 
 import argparse
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ...command_line import add_output, at_least, command_parser
 from ...config import find_config, get_config
@@ -29,20 +26,18 @@ from ...config_file import shipped_configs
 from ...errors import UserError, printable
 from ...utils import markdown_table, output_files, write_text
 from .files import SPLITS, absolute
-from .formats import FORMATS, existing, format_of, read_dataset
+from .formats import FORMATS, format_of, read_dataset
 from .labeled import LabeledDataset
 from .split import new_split
 from .training_config import training_config
-
-_IMAGES = "images"  # subfolder for --copy
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = command_parser("convert-dataset", __doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="the dataset")
-    add_output(parser, "folder to write to")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto")
+    add_output(parser, "folder to write to", required=True)
+    parser.add_argument("--format", choices=FORMATS, help="default: recognized from the files")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images")
     parser.add_argument(
         "--classes",
@@ -68,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--zero-based", action="store_true", help="pixels in the VOC files count from 0, not 1"
     )
-    parser.add_argument("--copy", action="store_true", help=f"copy the images to OUTPUT/{_IMAGES}")
     parser.add_argument(
         "--base",
         default="Base-Scratch-R18.yaml",
@@ -90,15 +84,12 @@ def _share(text: str) -> float:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Converts the dataset that the command line names."""
-    command_line = parser()
-    parsed = command_line.parse_args(args)
-    if parsed.output is None:
-        command_line.error("--output is required")
-    source, folder = existing(parsed.input), absolute(parsed.output)
+    parsed = parser().parse_args(args)
+    source, folder = absolute(parsed.input), absolute(parsed.output)
     base = get_config(parsed.base)
-    names = ["config.yaml", *(f"{split}.json" for split in SPLITS), *([_IMAGES] * parsed.copy)]
-    files = dict(zip(names, output_files(folder, names, overwrite=parsed.overwrite), strict=True))
-    format = format_of(source) if parsed.format == "auto" else parsed.format
+    format = parsed.format or format_of(source)
+    names = ["config.yaml", *(f"{split}.json" for split in SPLITS)]
+    config, *jsons = output_files(folder, names, overwrite=parsed.overwrite)
     print(f"format: {format}")
     dataset = read_dataset(
         source,
@@ -108,32 +99,27 @@ def main(args: Sequence[str] | None = None) -> None:
         fix=parsed.fix,
         zero_based=parsed.zero_based,
     )
-    _print_notes(dataset.notes)
+    for note in dataset.notes:
+        _print_note(note)
     splits = choose_splits(dataset, parsed.val, parsed.seed, resplit=parsed.resplit)
     parts = {split: dataset.subset(ids, split) for split, ids in splits.items()}
     for split, content in parts.items():
         if not content["images"] or (split == "train" and not content["annotations"]):
             missing = "boxes" if content["images"] else "images"
             raise UserError(f"{split}: no {missing}; give --resplit, or another --val")
-    images = dataset.images
-    if parsed.copy:
-        images = files[_IMAGES]
-        copy_images(dataset, images)
-    written = [files[f"{split}.json"] for split in parts]
-    for file, content in zip(written, parts.values(), strict=True):
-        write_text(file, json.dumps(content))
-    config = files["config.yaml"]
+    written = [file for file in jsons if file.stem in parts]
+    for file in written:
+        write_text(file, json.dumps(parts[file.stem]))
     name = _base_name(parsed.base, folder)
-    write_text(config, training_config(parts, folder, images, name, base))
+    write_text(config, training_config(parts, folder, dataset.images, name, base))
     print(split_table(parts))
-    print(*written, config, f"images: {images}", "next:", sep="\n")
+    print(*written, config, f"images: {dataset.images}", "next:", sep="\n")
     for command in ("check-dataset", "anchors", "train"):
         print(f"  retinanet {command} --config-file {shlex.quote(str(config))}")
 
 
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+def _print_note(note: str) -> None:
+    print(f"note: {printable(note)}", file=sys.stderr)
 
 
 def choose_splits(
@@ -149,22 +135,14 @@ def choose_splits(
     unused = len(dataset.content["images"]) - distinct
     repeated = sum(map(len, splits.values())) - distinct
     if unused:
-        _print_notes([f"{unused} images are in no split and left out"])
+        _print_note(f"{unused} images are in no split and left out")
     if repeated:
-        _print_notes([f"{repeated} images are in several splits, so AP will be too high"])
+        _print_note(f"{repeated} images are in several splits, so AP will be too high")
     return splits
 
 
-def copy_images(dataset: LabeledDataset, target: Path) -> None:
-    """Copies all images to ``target``, with the names that they have in the JSONs."""
-    for row in tqdm(dataset.content["images"], desc="copying", unit="image"):
-        destination = target / row["file_name"]
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(dataset.images / row["file_name"], destination)
-
-
 def _base_name(base: str, folder: Path) -> str:
-    """How a config in ``folder`` names its base: a shipped one, or a relative path."""
+    """Returns how a config in ``folder`` names its base: a shipped one, or a relative path."""
     path, shipped = find_config(base).resolve(), shipped_configs().resolve()
     if path.is_relative_to(shipped):
         return path.relative_to(shipped).as_posix()
@@ -177,16 +155,10 @@ def split_table(parts: Mapping[str, Mapping[str, Any]]) -> str:
     images = [len(part["images"]) for part in parts.values()]
     used = [len({x["image_id"] for x in part["annotations"]}) for part in parts.values()]
     categories = sorted(next(iter(parts.values()))["categories"], key=lambda row: row["id"])
-    numbers = [(printable(c["name"], 60), [n[c["id"]] for n in counts]) for c in categories]
-    numbers += [
-        ("all boxes", [n.total() for n in counts]),
-        ("images", images),
-        ("images without boxes", [n - m for n, m in zip(images, used, strict=True)]),
+    rows = [[printable(c["name"], 60), *(n[c["id"]] for n in counts)] for c in categories]
+    rows += [
+        ["all boxes", *(n.total() for n in counts)],
+        ["images", *images],
+        ["images without boxes", *(n - m for n, m in zip(images, used, strict=True))],
     ]
-    return markdown_table(
-        ["class", *parts, *(f"{split} %" for split in parts)],
-        [
-            [name, *row, *(f"{100 * n / max(sum(row), 1):.1f}" for n in row)]
-            for name, row in numbers
-        ],
-    )
+    return markdown_table(["class", *parts], rows)

@@ -1,4 +1,4 @@
-"""Files of a dataset: images and annotations in folders, texts, CSV rows, and class lists."""
+"""Files of a dataset: folders, texts, CSV rows, and class lists."""
 
 import csv
 import io
@@ -10,7 +10,8 @@ from typing import Any
 
 from ...config_file import load_yaml
 from ...data.coco_fields import CLASS_NAME, show
-from ...errors import UserError
+from ...data.images import names_in
+from ...errors import UserError, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -38,9 +39,17 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Returns the absolute path; ``~`` is the home folder, and links are not resolved."""
-    return Path(os.path.abspath(Path(path).expanduser()))
+def absolute(path: str | Path) -> Path:
+    """Returns the absolute path without ``..``; links are not resolved."""
+    return Path(os.path.abspath(path))
+
+
+def folder_of(path: Path) -> Path:
+    """Returns a folder, or that of a file; raises UserError if ``path`` does not exist."""
+    if not path.exists():
+        near = did_you_mean(path.name, names_in(path.parent))
+        raise UserError(f"{path}: no such file or folder{near}")
+    return path if path.is_dir() else path.parent
 
 
 def split_of(path: PurePath) -> str | None:

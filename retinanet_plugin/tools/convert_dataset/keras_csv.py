@@ -7,7 +7,6 @@ label) may change the order of the columns.
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from ...data.coco_fields import show
 from ...errors import UserError
 from ...utils import shorten
-from .files import csv_rows, files_below, is_class_row, read_classes, split_of
+from .files import absolute, csv_rows, files_below, folder_of, is_class_row, read_classes, split_of
 from .labeled import Box, Collector, LabeledDataset, number
 
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "class")
@@ -29,9 +28,9 @@ _SYNONYMS = {
 
 def read_csv(path: Path, collector: Collector) -> LabeledDataset:
     """Reads a CSV, or those in a folder; a ``name,index`` CSV fixes the order of the classes."""
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     near = list(files_below(folder, {".csv"}))
-    mappings = [file for file in near if file != path and _is_mapping(file)]
+    mappings = [file for file in near if file != path and is_class_row(_first_row(file))]
     files = [file for file in near if file not in mappings] if path.is_dir() else [path]
     boxes = [file for file in files if has_columns(file)] or files
     collector.notes += [f"skipped, not in this format: {x}" for x in files if x not in boxes]
@@ -63,18 +62,18 @@ def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
                 f"{','.join(columns)}"
             )
         cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
-        if not cells["path"]:
-            raise UserError(f"{where}: no path of an image")
+        has_box = any(cells[name] for name in COLUMNS[1:])
+        for name in ("path", "class") if has_box else ("path",):
+            if not cells[name]:
+                raise UserError(f"{where}: no {name}")
         image = collector.image(_find(cells["path"], collector.image_folder or file.parent), where)
         if image is None:
             continue
         if split:
             image.splits.add(split)
-        if any(cells[name] for name in COLUMNS[1:]):
-            if not cells["class"]:
-                raise UserError(f"{where}: no class")
+        if has_box:
             x1, y1, x2, y2 = (number(cells[name], name, where) for name in COLUMNS[1:5])
-            image.boxes.append(Box(cells["class"], (x1, y1, x2, y2), file, line))
+            image.boxes.append(Box(cells["class"], (x1, y1, x2, y2), where))
 
 
 def has_columns(file: Path) -> bool:
@@ -85,10 +84,6 @@ def has_columns(file: Path) -> bool:
     )
 
 
-def _is_mapping(file: Path) -> bool:
-    return is_class_row(_first_row(file))
-
-
 def _first_row(file: Path) -> list[str]:
     try:
         return next((row for _, row in csv_rows(file)), [])
@@ -96,11 +91,11 @@ def _first_row(file: Path) -> list[str]:
         return []
 
 
-def _standard_names(row: Iterable[str]) -> list[str]:
-    names = (cell.strip().lower() for cell in row)
+def _standard_names(row: list[str]) -> list[str]:
+    names = [cell.strip().lower() for cell in row]
     return [_SYNONYMS.get(name, name) for name in names]
 
 
 def _find(name: str, folder: Path) -> Path:
-    path = Path(os.path.abspath(folder / name))
-    return path if os.path.exists(path) else Path(os.path.abspath(folder / name.replace("\\", "/")))
+    path = absolute(folder / name)
+    return path if os.path.exists(path) else absolute(folder / name.replace("\\", "/"))

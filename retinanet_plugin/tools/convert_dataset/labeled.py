@@ -8,31 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from ...data.coco_fields import (
-    CLASS_NAME,
-    FILE_NAME,
-    MAX_COORDINATE,
-    Row,
-    show,
-)
+from ...data.coco_fields import CLASS_NAME, FILE_NAME, MAX_COORDINATE, Row, show
 from ...data.coco_rules import box_faults
 from ...data.image_rules import read_header
 from ...errors import UserError, did_you_mean
 from ...utils import shorten
 from .files import SPLITS
 
-TRAIN = SPLITS[0]
 CLIPPED, REMOVED, LEFT_OUT = "boxes clipped", "boxes removed", "images left out"
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A labeled object and where it is described."""
+    """A labeled object."""
 
     label: str
     corners: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
-    file: Path
-    line: int
+    where: str  # file and line, for errors
     difficult: bool = False
 
 
@@ -60,16 +52,16 @@ class LabeledDataset:
     images: Path
     content: dict[str, Any]
     splits: dict[str, list[int]]
-    notes: Sequence[str] = ()
+    notes: Sequence[str]
 
-    def subset(self, image_ids: Iterable[int], split: str = TRAIN) -> dict[str, Any]:
+    def subset(self, image_ids: Iterable[int], split: str) -> dict[str, Any]:
         """Returns the COCO dict of some images.
 
         As detectron2 does with VOC, difficult boxes are trained on but ignored by evaluation: in
         splits other than "train" they are crowds.
         """
         wanted = set(image_ids)
-        ignored = {"iscrowd": 1} if split != TRAIN else {}
+        ignored = {"iscrowd": 1} if split != "train" else {}
         return {
             **self.content,
             "images": [row for row in self.content["images"] if row["id"] in wanted],
@@ -80,23 +72,10 @@ class LabeledDataset:
             ],
         }
 
-    def of_split(self, split: str | None) -> dict[str, Any]:
-        """Returns the COCO dict of a split, or of all images for None.
-
-        Raises:
-            UserError: if the files do not name this split.
-        """
-        if split is None:
-            return self.subset(row["id"] for row in self.content["images"])
-        if split not in self.splits:
-            known = ", ".join(self.splits) or "none"
-            raise UserError(f"split {show(split)}: not in the dataset; its splits: {known}")
-        return self.subset(self.splits[split], split)
-
 
 @dataclass
 class Collector:
-    """Collects images, boxes and faults while a dataset is read.
+    """Collects images, boxes and notes while a dataset is read.
 
     Args:
         image_folder: folder of the images, instead of the format's usual one.
@@ -111,22 +90,21 @@ class Collector:
     zero_based: bool = False
     notes: list[str] = field(default_factory=list)
     _images: dict[Path, LabeledImage | None] = field(default_factory=dict)
-    _faults: dict[str, list[str]] = field(default_factory=dict)
+    _fixes: dict[str, list[str]] = field(default_factory=dict)
 
     def add_fault(self, fix: str, message: str) -> None:
-        """Records a fault that ``--fix`` can fix."""
-        self._faults.setdefault(fix, []).append(message)
+        """Counts a fault that is fixed; raises UserError unless ``self.fix``."""
+        if not self.fix:
+            raise UserError(f"{message}; correct it, or give --fix")
+        self._fixes.setdefault(fix, []).append(message)
 
-    def raise_or_note_faults(self) -> None:
-        """Notes how many faults were fixed, or raises UserError unless ``fix``."""
-        for fix, messages in self._faults.items():
-            if not self.fix:
-                more = f" ({len(messages) - 1} more like it)" if len(messages) > 1 else ""
-                raise UserError(f"{messages[0]}{more}; correct it, or give --fix")
-            self.notes.append(f"{fix}: {len(messages)}, such as {messages[0]}")
+    def all_notes(self) -> list[str]:
+        """Returns the notes and the number of fixes of each kind."""
+        fixes = self._fixes.items()
+        return self.notes + [f"{fix}: {len(faults)}, such as {faults[0]}" for fix, faults in fixes]
 
     def image(self, file: Path, where: str) -> LabeledImage | None:
-        """Returns the image of a file, or None after recording why it cannot be used.
+        """Returns the image of a file, or None if it is unusable and left out.
 
         Args:
             where: the annotation that names the image.
@@ -153,24 +131,22 @@ class Collector:
             classes: all names, whose ids are 1, 2, ...; None: those that occur, sorted.
 
         Raises:
-            UserError: for an unknown or invalid class, or a recorded fault without ``fix``.
+            UserError: for an unknown or invalid class, or a bad box unless ``self.fix``.
         """
         images = [image for image in self._images.values() if image is not None]
         if classes is None:
             classes = sorted({box.label for image in images for box in image.boxes})
         ids = {name: i for i, name in enumerate(classes, start=1)}
-        annotations: list[Row] = []
-        for i, image in enumerate(images, start=1):
-            annotations += self._annotations(image, i, ids)
-        self.raise_or_note_faults()
         folder = common_folder([image.file for image in images])
         if not ids:
             raise UserError(f"{folder}: no labeled objects; check the annotations")
-        rows = [
-            {"id": i, "file_name": image.file.relative_to(folder).as_posix()}
-            | dict(zip(("width", "height"), image.size, strict=True))
-            for i, image in enumerate(images, start=1)
-        ]
+        rows: list[Row] = []
+        annotations: list[Row] = []
+        for i, image in enumerate(images, start=1):
+            width, height = image.size
+            file_name = image.file.relative_to(folder).as_posix()
+            rows.append({"id": i, "file_name": file_name, "width": width, "height": height})
+            annotations += self._annotations(image, i, ids)
         content = {
             "info": {"description": "converted by retinanet convert-dataset"},
             "images": rows,
@@ -178,7 +154,7 @@ class Collector:
             "categories": [{"id": i, "name": name} for name, i in ids.items()],
         }
         splits = [(i, split) for i, image in enumerate(images, 1) for split in image.splits]
-        return LabeledDataset(folder, content, ids_by_split(splits), self.notes)
+        return LabeledDataset(folder, content, ids_by_split(splits), self.all_notes())
 
     def _annotations(self, image: LabeledImage, image_id: int, ids: dict[str, int]) -> list[Row]:
         corners = np.array([box.corners for box in image.boxes], dtype=np.float64).reshape(-1, 4)
@@ -187,20 +163,19 @@ class Collector:
         empty, outside, gone, clipped = box_faults(xywh, limits)
         rows: list[Row] = []
         for i, box in enumerate(image.boxes):
-            where = f"{box.file}, line {box.line}"
             if box.label not in ids:
                 raise UserError(
-                    f"{where}: unknown class {show(box.label)}{did_you_mean(box.label, ids)}; "
+                    f"{box.where}: unknown class {show(box.label)}{did_you_mean(box.label, ids)}; "
                     f"known: {shorten(map(show, ids), 10)}"
                 )
             if not CLASS_NAME.fits({"name": box.label}):
-                raise UserError(f"{where}: class {CLASS_NAME.fault({'name': box.label})}")
+                raise UserError(f"{box.where}: class {CLASS_NAME.fault({'name': box.label})}")
             if empty[i] or outside[i]:
                 size = "{} x {}".format(*image.size)
                 fault = "is empty" if empty[i] else f"reaches outside its image of {size}"
                 box_text = "({:g}, {:g}) to ({:g}, {:g})".format(*box.corners)
                 fix = REMOVED if gone[i] else CLIPPED
-                self.add_fault(fix, f"{where}: the box from {box_text} {fault}")
+                self.add_fault(fix, f"{box.where}: the box from {box_text} {fault}")
             if not gone[i]:
                 bbox = [round(value, 3) for value in clipped[i].tolist()]
                 row: Row = {"image_id": image_id, "category_id": ids[box.label], "bbox": bbox}

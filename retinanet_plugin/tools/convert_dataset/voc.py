@@ -8,8 +8,8 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from tqdm import tqdm
 
@@ -19,18 +19,19 @@ from .files import (
     IMAGE_SUFFIXES,
     SPLITS,
     files_below,
+    folder_of,
     read_classes,
     read_text,
     split_of,
 )
-from .labeled import LEFT_OUT, TRAIN, Box, Collector, LabeledDataset, number
+from .labeled import LEFT_OUT, Box, Collector, LabeledDataset, number
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 
 
 def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     """Reads all XMLs in a folder and its subfolders, or in the folder of one XML."""
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     files = list(files_below(folder, {".xml"}))
     if not files:
         raise UserError(f"{folder}: no .xml files; name the folder with VOC's Annotations")
@@ -44,7 +45,8 @@ def read_voc(path: Path, collector: Collector) -> LabeledDataset:
             continue
         _check_size(file, root, image.size)
         first_pixel = 0 if collector.zero_based else 1
-        image.boxes += [_read_box(file, x, first_pixel) for x in root.iterfind("object")]
+        for i, element in enumerate(root.iterfind("object"), start=1):
+            image.boxes.append(_read_box(element, f"{file}, object {i}", first_pixel))
         image.splits |= splits.get(file, set())
         from_zero += sum(min(box.corners[:2]) < 0 for box in image.boxes)
     if from_zero:
@@ -55,11 +57,14 @@ def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     return collector.dataset(classes)
 
 
-# ---------------------------------------------------------------- splits
+def is_voc(file: Path) -> bool:
+    """Whether an XML describes an image."""
+    with open(file, "rb") as stream:
+        return b"<annotation" in stream.read(4096)
 
 
 def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> dict[Path, set[str]]:
-    """The splits of each XML by ImageSets/Main, or else by the names of folders."""
+    """Returns the splits of each XML by ImageSets/Main, or else by the names of folders."""
     by_root: dict[Path, dict[str, Path]] = {}
     for file in files:
         root = next((x for x in file.parents if x.name == "Annotations"), file.parent)
@@ -68,14 +73,17 @@ def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> d
     for root, known in by_root.items():
         lists = root.parent / "ImageSets" / "Main"
         names = {name: name for name in SPLITS if (lists / f"{name}.txt").is_file()}
-        if TRAIN not in names and (lists / "trainval.txt").is_file():
-            names["trainval"] = TRAIN
+        if "train" not in names and (lists / "trainval.txt").is_file():
+            names["trainval"] = "train"
         for name, split in names.items():
             file = lists / f"{name}.txt"
-            for line, entry in _read_list(file):
+            for line, text in enumerate(read_text(file).splitlines(), start=1):
+                entry = re.sub(r"\s+(-1|0|1)$", "", text.strip())  # the label of a class's list
+                stem, suffix = os.path.splitext(entry)
+                entry = stem if suffix.lower() in IMAGE_SUFFIXES else entry
                 if entry in known:
                     splits.setdefault(known[entry], set()).add(split)
-                else:
+                elif entry:
                     collector.add_fault(LEFT_OUT, f"{file}, line {line}: no {root / entry}.xml")
     if splits:
         return splits
@@ -83,22 +91,8 @@ def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> d
     return {file: {split} for file, split in named.items() if split}
 
 
-def _read_list(file: Path) -> list[tuple[int, str]]:
-    """Line number and name of each entry, without image suffix and second column."""
-    entries = []
-    for line, text in enumerate(read_text(file).splitlines(), start=1):
-        name = re.sub(r"\s+(-1|0|1)$", "", text.strip())
-        stem, suffix = os.path.splitext(name)
-        if name:
-            entries.append((line, stem if suffix.lower() in IMAGE_SUFFIXES else name))
-    return entries
-
-
-# ---------------------------------------------------------------- images
-
-
 def _find_image(file: Path, root: Element, image_folder: Path | None) -> Path:
-    """The image with the name of the XML, or else the one that <filename> names.
+    """Returns the image with the name of the XML, or else the one that <filename> names.
 
     Folders in <filename> are ignored: they are often those of another machine.
     """
@@ -112,42 +106,26 @@ def _find_image(file: Path, root: Element, image_folder: Path | None) -> Path:
 
 
 def _check_size(file: Path, root: Element, actual: tuple[int, int]) -> None:
-    size = root.find("size")
-    if size is None:
-        return
-    where = _where(file, size)
-    width, height = (number(_text(size, x) or "0", f"<{x}>", where) for x in ("width", "height"))
+    width, height = (
+        number(_text(root, f"size/{x}") or "0", f"<{x}>", str(file)) for x in ("width", "height")
+    )
     if min(width, height) > 0 and (width, height) != actual:
         raise UserError(
-            f"{where}: <size> is {width:g} x {height:g}, but the image is {actual[0]} x "
+            f"{file}: <size> is {width:g} x {height:g}, but the image is {actual[0]} x "
             f"{actual[1]} (after EXIF rotation); correct <size> and boxes, or the image"
         )
 
 
-# ---------------------------------------------------------------- XML
-
-
 def _parse(file: Path) -> Element:
-    """The root of an XML file; each element has its line number as the attribute ``line``."""
     text = read_text(file)
     if "<!DOCTYPE" in text:  # which entities need, and these can expand to gigabytes
         raise UserError(f"{file}: has a DOCTYPE, which VOC does not need; remove it")
-    parser, builder = expat.ParserCreate(), TreeBuilder()
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        builder.start(tag, {**attributes, "line": str(parser.CurrentLineNumber)})
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(text, True)
-    except expat.ExpatError as error:
-        where = f"{file}, line {error.lineno}"
-        raise UserError(f"{where}: not valid XML ({error}); export it again") from None
-    root = builder.close()
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{file}: not valid XML ({error}); export it again") from None
     if root.tag != "annotation":
-        raise UserError(f"{_where(file, root)}: the root is <{root.tag}>, not <annotation>")
+        raise UserError(f"{file}: the root is <{root.tag}>, not <annotation>")
     return root
 
 
@@ -155,23 +133,14 @@ def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _where(file: Path, element: Element) -> str:
-    return f"{file}, line {element.get('line')}"
-
-
-def _read_box(file: Path, element: Element, first_pixel: int) -> Box:
+def _read_box(element: Element, where: str, first_pixel: int) -> Box:
     label, difficult = _text(element, "name"), _text(element, "difficult") or "0"
-    where = _where(file, element)
     if not label:
-        raise UserError(f"{where}: <object> has no <name>")
+        raise UserError(f"{where}: no <name>")
     if difficult not in {"0", "1"}:
         raise UserError(f"{where}: <difficult> is {show(difficult)}; it must be 0 or 1")
-    box = element.find("bndbox")
-    if box is None:
-        raise UserError(f"{where}: <object> has no <bndbox>")
     x1, y1, x2, y2 = (
-        number(_text(box, side), f"<{side}>", _where(file, box))
+        number(_text(element, f"bndbox/{side}"), f"<{side}>", where)
         for side in ("xmin", "ymin", "xmax", "ymax")
     )
-    corners = (x1 - first_pixel, y1 - first_pixel, x2, y2)
-    return Box(label, corners, file, int(box.get("line", "0")), difficult == "1")
+    return Box(label, (x1 - first_pixel, y1 - first_pixel, x2, y2), where, difficult == "1")

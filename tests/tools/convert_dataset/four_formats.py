@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.tools.convert_dataset import read
+from retinanet_plugin.tools.convert_dataset import read_dataset
 
 CLASSES = ["cat", "dög"]
 SIZES = {"a.jpg": (40, 30), "b.png": (30, 40), "c.JPG": (32, 32), "d e.png": (64, 48)}
@@ -44,7 +44,19 @@ def boxes_of(content: dict[str, Any], digits: int = 2) -> Boxes:
     return boxes
 
 
-def error_of(path: Path, format: str | None = None, **options: object) -> str:
+def read(path: Path, format: str | None = None, **options: Any) -> dict[str, Any]:
+    """The COCO dict of all images."""
+    return read_dataset(path, format, **options).content
+
+
+def splits_of(path: Path) -> dict[str, list[str]]:
+    """The names of the images in each split."""
+    dataset = read_dataset(path)
+    names = {row["id"]: Path(row["file_name"]).name for row in dataset.content["images"]}
+    return {split: sorted(names[i] for i in ids) for split, ids in dataset.splits.items()}
+
+
+def error_of(path: Path, format: str | None = None, **options: Any) -> str:
     """The error of reading a bad dataset, one line."""
     with pytest.raises(UserError) as raised:
         read(path, format, **options)

@@ -1,7 +1,6 @@
 """``retinanet convert-dataset``: output ready to train on, splits, and no overwriting."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +88,6 @@ def test_resplit(tmp_path: Path) -> None:
     assert boxes_of(parts[0]) | boxes_of(parts[1]) == expected()
     ids = [row["id"] for part in parts for row in part["annotations"]]
     assert len(set(ids)) == len(ids) == 6
-
-
-def test_copied_images(tmp_path: Path) -> None:
-    source, out = WRITERS["voc"](tmp_path / "set"), tmp_path / "out"
-    convert(source, out, "--copy")
-    pixels = (source / "JPEGImages" / "a.jpg").read_bytes()
-    assert (out / "images" / "a.jpg").read_bytes() == pixels
-    shutil.rmtree(source)
-    with forget_new_sets():
-        register_own_datasets(get_config(out / "config.yaml"))
 
 
 def test_overwrite_and_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,10 @@
-"""All formats give the same COCO boxes, splits and detectron2 datasets; formats are recognized."""
+"""All formats give the same COCO boxes and splits; formats are recognized."""
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from coco_sets import forget_new_sets
-from detectron2.data import DatasetCatalog
 from four_formats import (
     CLASSES,
     SIZES,
@@ -16,21 +13,14 @@ from four_formats import (
     boxes_of,
     error_of,
     expected,
+    read,
+    splits_of,
     write_images,
 )
 from PIL import ExifTags, Image
-from pycocotools.coco import COCO
 
-from retinanet_plugin.errors import UserError
-from retinanet_plugin.tools.convert_dataset import read, read_dataset, register
+from retinanet_plugin.tools.convert_dataset import read_dataset
 from retinanet_plugin.tools.convert_dataset.formats import format_of
-
-
-@pytest.fixture(autouse=True)
-def _clean_catalogs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    with forget_new_sets():
-        yield
 
 
 @pytest.mark.parametrize("format", WRITERS)
@@ -38,38 +28,13 @@ def test_same_boxes_from_each_format(tmp_path: Path, format: str) -> None:
     folder = WRITERS[format](tmp_path / "set")
     assert format_of(folder) == format
     content = read(folder)
-    assert content == read(str(folder), format)
     assert boxes_of(content) == expected()
     assert [row["name"] for row in content["categories"]] == CLASSES
     names = {row["id"]: Path(row["file_name"]).name for row in content["images"]}
     assert {names[x["id"]]: (x["width"], x["height"]) for x in content["images"]} == SIZES
     dataset = read_dataset(folder)
-    splits = {split: sorted(names[i] for i in ids) for split, ids in dataset.splits.items()}
-    assert splits == {"train": TRAIN, "val": ["b.png"]}
+    assert splits_of(folder) == {"train": TRAIN, "val": ["b.png"]}
     assert all((dataset.images / row["file_name"]).is_file() for row in content["images"])
-
-
-@pytest.mark.parametrize("format", WRITERS)
-def test_register(tmp_path: Path, format: str) -> None:
-    folder = WRITERS[format](tmp_path / "set")
-    metadata = register("theirs", folder, split="train")
-    assert metadata.thing_classes == CLASSES
-    assert metadata.evaluator_type == "coco"
-    boxes = {}
-    for record in DatasetCatalog.get("theirs"):
-        file, rows = Path(record["file_name"]), record["annotations"]
-        assert (record["width"], record["height"]) == Image.open(file).size
-        boxes[file.name] = [
-            (CLASSES[x["category_id"]], [round(side, 2) for side in x["bbox"]]) for x in rows
-        ]
-    assert boxes == {name: expected()[name] for name in TRAIN}
-    assert len(COCO(metadata.json_file).anns) == 5
-    assert Path(metadata.json_file).is_relative_to(tmp_path / "cache")
-    with pytest.raises(UserError, match="theirs"):
-        register("theirs", folder)
-    with pytest.raises(UserError, match="split"):
-        register("others", folder, split="test")
-    assert "others" not in DatasetCatalog
 
 
 def test_unknown_formats(tmp_path: Path) -> None:
@@ -78,7 +43,6 @@ def test_unknown_formats(tmp_path: Path) -> None:
     assert f"{tmp_path}/sets" in error_of(tmp_path / "sets")
     write_images(tmp_path / "sets")
     assert "a.jpg" in error_of(tmp_path / "sets" / "a.jpg")
-    assert '"voc"' in error_of(tmp_path / "sets", "vok")
 
 
 def test_folder_with_two_formats(tmp_path: Path) -> None:
@@ -93,7 +57,7 @@ def test_folder_with_two_formats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "where"), [("coco", "a.jpg"), ("voc", "line 3"), ("csv", "train.csv, line 1")]
+    ("format", "where"), [("coco", "a.jpg"), ("voc", "a.xml"), ("csv", "train.csv, line 1")]
 )
 def test_exif_rotation_counts(tmp_path: Path, format: str, where: str) -> None:
     folder = WRITERS[format](tmp_path / "set")
@@ -114,10 +78,10 @@ def test_missing_and_unreadable_images(tmp_path: Path, format: str) -> None:
         next(folder.rglob("d e.png")).unlink()
     error = error_of(folder)
     assert "a.jpg" in error and "--fix" in error
-    assert ("1 more" in error) == (format != "yolo")
     fixed = read_dataset(folder, fix=True)
     assert "a.jpg" not in boxes_of(fixed.content)
-    assert any(note.startswith("images left out: ") for note in fixed.notes)
+    count = 1 if format == "yolo" else 2
+    assert any(note.startswith(f"images left out: {count}") for note in fixed.notes)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +98,7 @@ def test_missing_and_unreadable_images(tmp_path: Path, format: str) -> None:
             "Annotations/a.xml",
             {"<xmin>1<": "<xmin>21<", "<ymin>1<": "<ymin>11<", "<ymax>30<": "<ymax>20<"}
             | {"<xmax>40<": "<xmax>80<", "<xmax>15<": "<xmax>5<"},
-            "line 5",
+            "object 1",
         ),
         (
             "yolo",
@@ -191,7 +155,7 @@ def test_classes_from_a_file(tmp_path: Path) -> None:
     assert boxes_of(content) == expected()
     names.write_text("dög\ncats\n", encoding="utf-8")
     error = error_of(folder, classes=names)
-    assert "a.xml, line 7" in error and '"cats"' in error
+    assert "a.xml, object 2" in error and '"cats"' in error
     names.write_text("cat\ncat\n")
     assert "names.txt" in error_of(folder, classes=names)
     assert "--classes" in error_of(WRITERS["coco"](tmp_path / "coco"), classes=names)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from four_formats import boxes_of, csv_rows, error_of, expected, write_csv, write_images
+from four_formats import boxes_of, csv_rows, error_of, expected, read, write_csv, write_images
 
-from retinanet_plugin.tools.convert_dataset import read, read_dataset
+from retinanet_plugin.tools.convert_dataset import read_dataset
 from retinanet_plugin.tools.convert_dataset.formats import format_of
 
 
