@@ -29,8 +29,8 @@ from .engine.amp import DTYPES, autocast
 from .engine.checkpoint import local_file, read_classes
 from .engine.setup import check_names, choose_device
 from .errors import UserError, did_you_mean
-from .runtimes.exported_files import CHANNELS, ONNX_RUNTIMES, DetectronModel, load
-from .runtimes.network import is_exported, load_network, overrides_of
+from .runtimes.exported_files import CHANNELS, ONNX_RUNTIMES, is_exported, load
+from .runtimes.network import load_network, overrides_of
 
 ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
 
@@ -96,7 +96,8 @@ class Predictor:
                 cfg.merge_from_list([*overrides_of(exported.metadata), *overrides])
             _set_threshold(cfg, exported.metadata["score_threshold"], score_threshold)
             cfg.TEST.DTYPE = "float32"  # the precision is part of the file
-            self.model: Any = DetectronModel(exported, cfg.INPUT.FORMAT)
+            exported.input_format = cfg.INPUT.FORMAT
+            self.model: Any = exported
             self.classes, self.category_ids = exported.classes, exported.metadata["category_ids"]
         else:
             check_names(cfg)

@@ -50,7 +50,8 @@ from retinanet_plugin.evaluation.timing import (
     median_shape,
     time_in_turn,
 )
-from retinanet_plugin.runtimes.network import is_exported, load_network
+from retinanet_plugin.runtimes.exported_files import is_exported
+from retinanet_plugin.runtimes.network import load_network
 from retinanet_plugin.utils import markdown_table, output_files, write_figure, write_json
 
 from .common import find_config, paper_parser

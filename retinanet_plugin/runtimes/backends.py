@@ -74,23 +74,23 @@ def _openvino_core(openvino: Any) -> Any:
     return openvino.Core()
 
 
-# Loaders of the programs that PyTorch saves as zip archives.
-_PROGRAMS: dict[str, Callable[[Path, str], Callable[..., Sequence[torch.Tensor]]]] = {
-    "pt2": lambda path, device: torch.export.load(path).module(),
-    "aotinductor": lambda path, device: torch._inductor.aoti_load_package(str(path)),
-    "torchscript": lambda path, device: torch.jit.load(path, map_location=device),
-}
-
-
-def _load_program(path: Path, device: str, name: str) -> tuple[Run, dict[str, Any]]:
+def _load_program(path: Path, device: str, load: Callable[..., Any]) -> tuple[Run, dict[str, Any]]:
     metadata = _stored_metadata(path)
-    module = _PROGRAMS[name](path, device)
+    module = load(path)
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
         return [x.cpu().numpy() for x in module(torch.from_numpy(images).to(device))]
 
     return run, metadata
+
+
+def _load_pt2(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
+    return _load_program(path, device, lambda path: torch.export.load(path).module())
+
+
+def _load_torchscript(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
+    return _load_program(path, device, functools.partial(torch.jit.load, map_location=device))
 
 
 def _stored_metadata(path: Path) -> dict[str, Any]:
@@ -103,9 +103,10 @@ def _stored_metadata(path: Path) -> dict[str, Any]:
     return {}
 
 
-# Name -> function of a path and a device that returns what runs the file, and its metadata.
+# Each takes a path and a device, and returns what runs the file and its metadata.
 BACKENDS: dict[str, Callable[[Path, str], tuple[Run, dict[str, Any]]]] = {
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,
-    **{name: functools.partial(_load_program, name=name) for name in _PROGRAMS},
+    "pt2": _load_pt2,
+    "torchscript": _load_torchscript,
 }

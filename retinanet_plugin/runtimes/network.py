@@ -1,7 +1,6 @@
 """Detectors from ``MODEL.WEIGHTS``, whether these are a checkpoint or an exported file."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,14 +11,9 @@ from ..engine import SafeCheckpointer, Trainer
 from ..engine.checkpoint import classes_in
 from ..errors import UserError
 from ..utils import shorten
-from .exported_files import FORMATS, DetectronModel, load
+from .exported_files import is_exported, load
 
 EAGER = "PyTorch"
-
-
-def is_exported(path: str | Path) -> bool:
-    """Whether a file name has the suffix of an exported model."""
-    return Path(path).suffix.removeprefix(".") in FORMATS
 
 
 def load_network(
@@ -51,7 +45,8 @@ def load_network(
             f"not the dataset's {len(classes)} ({shorten(classes)}); give a dataset with the "
             "same classes in the same order."
         )
-    return DetectronModel(exported, cfg.INPUT.FORMAT), exported.name, exported.classes
+    exported.input_format = cfg.INPUT.FORMAT
+    return exported, exported.runtime, exported.classes
 
 
 def overrides_of(metadata: Mapping[str, Any]) -> list[str]:

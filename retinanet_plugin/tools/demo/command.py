@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import cv2
 
@@ -32,11 +33,10 @@ from ...command_line import (
     positive_int,
 )
 from ...errors import UserError
-from ...evaluation.scores import highest_score
 from ...predictor import Predictor
 from ...runtimes.exported_files import ONNX_RUNTIMES
-from .inputs import Frames, find_sources
-from .outputs import DETECTIONS, open_outputs
+from .inputs import Frames, find_sources, is_video
+from .outputs import DETECTIONS, Outputs
 from .run import Demo
 
 
@@ -84,7 +84,10 @@ def main(args: Sequence[str] | None = None) -> int:
             f"--input: no image or video {', '.join(unmatched) or 'given'}; give files, folders or "
             "patterns, or --webcam 0."
         )
-    camera = None if parsed.webcam is None else Frames(parsed.webcam)
+    try:
+        camera = None if parsed.webcam is None else Frames(parsed.webcam)
+    except UserError as error:
+        raise UserError(f"--webcam: camera {parsed.webcam}: {error}; give another one.") from None
     predictor = Predictor(
         parsed.config_file,
         parsed.weights,
@@ -95,28 +98,25 @@ def main(args: Sequence[str] | None = None) -> int:
         runtime=parsed.runtime,
     )
     keep_freed_memory(predictor.cfg)
-    with (
-        open_outputs(
-            parsed.output, predictor.classes, predictor.category_ids, overwrite=parsed.overwrite
-        ) as outputs,
-        highest_score(predictor.model, predictor.kept_classes) as highest,
-    ):
-        demo = Demo(predictor, outputs)
-        for name in unmatched:
-            demo.fail(name, "no image or video")
-        try:
-            demo.run_images([x for x in sources if not x.is_video])
-            for source in sources:
-                if source.is_video:
-                    demo.run_video(source)
-            if camera:
-                demo.run_camera(camera, f"webcam_{parsed.webcam}")
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{parsed.output} has the results of {demo.num_done} inputs"
-            ) from None
-        summary = demo.summary(highest())
-    print(f"{summary}\n{parsed.output / DETECTIONS}")
+    outputs = Outputs(
+        parsed.output, predictor.classes, predictor.category_ids, overwrite=parsed.overwrite
+    )
+    demo = Demo(predictor, outputs)
+    for text in unmatched:
+        demo.fail(text, "no image or video")
+    try:
+        demo.run_images([x for x in sources.items() if not is_video(x[0])])
+        for file, name in sources.items():
+            if is_video(file):
+                demo.run_video(file, name)
+        if camera:
+            label = f"webcam_{parsed.webcam}"
+            demo.run_frames(camera, label, PurePath(label), live=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{parsed.output} has the results so far") from None
+    finally:
+        outputs.write()
+    print(f"{demo.summary()}\n{parsed.output / DETECTIONS}")
     if demo.num_failed:
         print(f"unreadable inputs: {demo.num_failed}, see above", file=sys.stderr)
     return 1 if demo.num_failed else 0

@@ -1,10 +1,8 @@
 """Inputs of the demo: images, folders, patterns, videos and cameras."""
 
 import glob
-import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import cv2
@@ -15,32 +13,18 @@ from ...data.images import FORMATS
 from ...errors import UserError
 
 _VIDEO_SUFFIX = re.compile(r"\.(avi|flv|m4v|mkv|mov|mp4|mpeg|mpg|mts|ogv|ts|webm|wmv)", re.I)
-_DEFAULT_FPS = 25.0  # for videos that do not state it
-_MAX_FPS = 1000.0  # containers without a frame rate may state absurd ones
 
 
-@dataclass(frozen=True)
-class Source:
-    """An image or a video.
-
-    Args:
-        path: the file.
-        name: relative path of the output: the file's name, or its path below the given folder.
-    """
-
-    path: Path
-    name: PurePath
-
-    @property
-    def is_video(self) -> bool:
-        return bool(_VIDEO_SUFFIX.fullmatch(self.path.suffix))
-
-    @property
-    def is_image(self) -> bool:
-        return Image.registered_extensions().get(self.path.suffix.lower()) in FORMATS
+def is_video(path: PurePath) -> bool:
+    """Whether a file name has the suffix of a video."""
+    return bool(_VIDEO_SUFFIX.fullmatch(path.suffix))
 
 
-def find_sources(inputs: Iterable[str], output: Path) -> tuple[list[Source], list[str]]:
+def _is_image(path: PurePath) -> bool:
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+
+
+def find_sources(inputs: Iterable[str], output: Path) -> tuple[dict[Path, PurePath], list[str]]:
     """Finds the images and videos that ``--input`` names, each file once.
 
     Args:
@@ -50,40 +34,32 @@ def find_sources(inputs: Iterable[str], output: Path) -> tuple[list[Source], lis
         output: the output folder, which is skipped.
 
     Returns:
-        the sources, and the inputs that match nothing.
+        the path of each file and its name in the output: the path below the given folder, else the
+        file's name; and the inputs that match nothing.
 
     Raises:
         UserError: if an input lies in ``output``.
     """
-    sources: dict[Path, Source] = {}
+    names: dict[Path, PurePath] = {}
     unmatched = []
+    seen = set()
     for text in inputs:
-        path = Path(text).expanduser()
-        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+        root = Path(text).expanduser()
+        if root.exists() and root.resolve().is_relative_to(output.resolve()):
             raise UserError(f"--output: {output} contains the input {text}; give another folder.")
-        if path.is_file():
-            matches = [Source(path, PurePath(path.name))]
-        else:
-            roots = [path] if path.exists() else map(Path, sorted(glob.glob(text, recursive=True)))
-            matches = [x for root in roots for x in _search(root)]
-            matches = [x for x in matches if not x.path.resolve().is_relative_to(output.resolve())]
-        if not matches:
+        files = [root]
+        if not root.is_file():
+            pattern = f"{glob.escape(str(root))}/**" if root.is_dir() else str(root)
+            files = [Path(x) for x in sorted(glob.glob(pattern, recursive=True))]
+            files = [x for x in files if x.is_file() and (_is_image(x) or is_video(x))]
+            files = [x for x in files if not x.resolve().is_relative_to(output.resolve())]
+        if not files:
             unmatched.append(text)
-        for source in matches:
-            sources.setdefault(source.path.resolve(), source)
-    return list(sources.values()), unmatched
-
-
-def _search(root: Path) -> Iterator[Source]:
-    """Yields the images and videos below a folder, or ``root`` itself if it is one."""
-    files = [root] if root.is_file() else []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(x for x in subfolders if not x.startswith("."))
-        files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-    for file in files:
-        source = Source(file, PurePath(file.name if file == root else file.relative_to(root)))
-        if source.is_image or source.is_video:
-            yield source
+        for file in files:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                names[file] = file.relative_to(root) if root.is_dir() else PurePath(file.name)
+    return names, unmatched
 
 
 class Frames:
@@ -101,16 +77,13 @@ class Frames:
     """
 
     def __init__(self, source: Path | int) -> None:
-        is_camera = isinstance(source, int)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            if is_camera:
-                raise UserError(f"--webcam: cannot open camera {source}; give another number.")
             raise UserError("OpenCV cannot open it as a video")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps <= _MAX_FPS else _DEFAULT_FPS
+        self.fps = fps if 0 < fps <= 1000 else 25.0  # files without a frame rate may state any
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.count = int(count) if count > 0 and not is_camera else None
+        self.count = int(count) if count > 0 else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         while True:

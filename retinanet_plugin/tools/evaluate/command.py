@@ -52,8 +52,8 @@ from ...evaluation.timing import (
     median_shape,
     time_in_turn,
 )
-from ...runtimes.exported_files import ONNX_RUNTIMES
-from ...runtimes.network import is_exported, load_network
+from ...runtimes.exported_files import ONNX_RUNTIMES, is_exported
+from ...runtimes.network import load_network
 from ...utils import markdown_table, output_files, write_json
 
 NUMBERS = "evaluate.json"

@@ -3,7 +3,7 @@ r"""Writes a trained model as one file that runs without this package.
     retinanet export --weights output/quickstart/model_final.pth \
         --format onnx --output model.onnx
     retinanet export --weights output/bccd_R18_FPN/model_final.pth \
-        --format onnx --dtype int8 --calibration 200 --evaluate --output small.onnx
+        --format onnx --dtype int8 --calibration 200 --output small.onnx
 
 The config is the config.yaml beside the weights unless --config-file names another one. The file
 maps batches of images of any size to boxes, scores, classes and num_detections, with normalization,
@@ -15,10 +15,6 @@ card, OUTPUT.md, lies beside the file. See docs/export.md.
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
-
-import torch
 
 from ...command_line import (
     add_config_file,
@@ -31,20 +27,12 @@ from ...command_line import (
     positive_int,
 )
 from ...errors import UserError
-from ...evaluation.timing import describe_machine
 from ...model_card import card_path
 from ...runtimes.exported_files import CHANNELS, FORMATS, INPUT_DTYPES, LAYOUTS
 from ...utils import output_files, write_text
 from .card import model_card
-from .exporting import (
-    PRECISIONS,
-    Options,
-    comparison_images,
-    evaluate,
-    export,
-    load_model,
-    require_dataset,
-)
+from .comparison import TOLERANCES
+from .exporting import Options, comparison_images, export, load_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add_output(result, "the exported file, whose name ends in .FORMAT", required=True)
     result.add_argument(
         "--dtype",
-        choices=sorted({x for allowed in PRECISIONS.values() for x in allowed}),
+        choices=TOLERANCES,
         default="float32",
         help="of backbone and head; default: float32",
     )
@@ -70,12 +58,6 @@ def parser() -> argparse.ArgumentParser:
     for name, choices in (("layout", LAYOUTS), ("channels", CHANNELS), ("input", INPUT_DTYPES)):
         about = f"of the input; default: {choices[0]}"
         result.add_argument(f"--{name}", choices=choices, default=choices[0], help=about)
-    result.add_argument(
-        "--compile", action="store_true", help="pt2: compile for this machine with AOTInductor"
-    )
-    result.add_argument(
-        "--evaluate", action="store_true", help="measure the AP of the model and of the file"
-    )
     add_device(result)
     add_overrides(result)
     return result
@@ -90,40 +72,21 @@ def main(args: Sequence[str] | None = None) -> None:
         layout=parsed.layout,
         channels=parsed.channels,
         input_dtype=parsed.input,
-        compiled=parsed.compile,
         calibration=parsed.calibration,
     )
-    path: Path = parsed.output
-    if path.suffix != f".{options.file_format}":
-        raise UserError(f"--output: {path}: the name must end in .{options.file_format}.")
+    path = parsed.output
+    if path.suffix != f".{parsed.format}":
+        raise UserError(f"--output: {path}: the name must end in .{parsed.format}.")
     names = path.name, card_path(path).name
     path, card = output_files(path.parent, names, overwrite=parsed.overwrite)
-    if options.file_format == "torchscript":
+    if parsed.format == "torchscript":
         _log("PyTorch has deprecated TorchScript; prefer onnx or pt2.")
     predictor = load_model(parsed.config_file, parsed.weights, parsed.opts)
-    if parsed.evaluate:
-        require_dataset(predictor.cfg)  # before the long work
-    images = comparison_images(predictor.cfg)
-    runtime, comparison = export(predictor, path, options, images, _log)
+    _log(f"writing {path} and comparing it with the model")
+    exported, comparison = export(predictor, path, options, comparison_images(predictor.cfg))
     if not comparison.detections:
         _log("warning: the model detected nothing in the compared images, so this proves little.")
-    accuracy = {}
-    if parsed.evaluate:
-        _log("evaluating the model and the file")
-        with redirect_stdout(sys.stderr):
-            accuracy = {"the model": evaluate(predictor), "this file": evaluate(predictor, runtime)}
-    text = model_card(
-        path,
-        predictor,
-        runtime,
-        comparison,
-        accuracy=accuracy,
-        image=images[0],
-        machine=describe_machine(predictor.cfg.MODEL.DEVICE, torch.get_num_threads()),
-    )
-    write_text(card, text)
-    for name, metrics in accuracy.items():
-        print(f"AP of {name}: {metrics['AP']:.2f}")
+    write_text(card, model_card(path, predictor, exported, comparison))
     print(f"{path}\n{card}")
 
 

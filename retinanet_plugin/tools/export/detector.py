@@ -23,14 +23,12 @@ class ImageDetector(nn.Module):
         layout: of the images, "nhwc" or "nchw".
         channels: of the images, "BGR" or "RGB".
         dtype: of the backbone and the head.
-        nms: non-maximum suppression, see :func:`traceable_nms.nms_top_k`.
-        compiled: prepare for AOTInductor, which requires 2 rows and columns of the last level.
 
     Attributes:
-        smallest_side: of the images, in pixels.
+        nms: non-maximum suppression, see :func:`traceable_nms.nms_top_k`.
 
     Raises:
-        UserError: if ``model`` is of another class or needs square images.
+        UserError: if ``model`` is of another class.
     """
 
     pixel_mean: Tensor
@@ -43,8 +41,6 @@ class ImageDetector(nn.Module):
         layout: str = "nhwc",
         channels: str = "BGR",
         dtype: torch.dtype = torch.float32,
-        nms: Nms = nms_top_k,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, FocalRetinaNet):
@@ -52,22 +48,12 @@ class ImageDetector(nn.Module):
                 f"MODEL.META_ARCHITECTURE: cannot export {type(model).__name__}, only "
                 "FocalRetinaNet."
             )
-        constraints = model.backbone.padding_constraints or {}
-        if constraints.get("square_size", 0) > 0:
-            raise UserError(
-                f"MODEL.BACKBONE.NAME: cannot export {type(model.backbone).__name__}, which needs "
-                "images padded to squares."
-            )
         self.backbone, self.head = model.backbone, model.head
         self.anchor_generator, self.decoder = model.anchor_generator, model.decoder
         self.features = list(model.head_in_features)
-        stride = constraints.get("size_divisibility", 0) or model.backbone.size_divisibility
-        self.stride = max(stride, 1)
-        # Of all levels that the backbone computes, used or not.
-        self.last_stride = max(x.stride for x in model.backbone.output_shape().values())
-        self.compiled = compiled
-        self.smallest_side = self.last_stride + 1 if compiled else 1
-        self.layout, self.dtype, self.nms = layout, dtype, nms
+        self.stride = max(model.backbone.size_divisibility, 1)
+        self.layout, self.dtype = layout, dtype
+        self.nms: Nms = nms_top_k
         self.flip = channels != model.input_format
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
@@ -113,7 +99,7 @@ class ImageDetector(nn.Module):
 
     def _padding(self, size: int) -> int:
         tiles = (size + self.stride - 1) // self.stride
-        if is_exporting() and not self.compiled:
+        if is_exporting():
             # A symbol of its own keeps the sizes of all features simple, and free of guards that
             # would exclude sizes of 1.
             tiles = torch.full((), tiles, dtype=torch.int64).item()

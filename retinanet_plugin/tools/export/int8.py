@@ -1,6 +1,6 @@
 """8-bit ONNX: convolutions of integers, with ranges measured on training images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from ...runtimes.backends import optional_import
 from .writers import INPUT
+
+_LAST = ("head.cls_score.weight", "head.bbox_pred.weight")
 
 
 def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
@@ -22,9 +24,11 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     onnx = optional_import("onnx", "onnx")
     quantization: Any = optional_import("onnxruntime.quantization", "onnxruntime")
     shape_inference = optional_import("onnxruntime.quantization.shape_inference", "onnxruntime")
-    prepared = target.with_name(f"{target.stem}-prepared.onnx")
+    prepared = target.with_name("prepared.onnx")
     # Fuses what the quantizer looks for. ONNX's own shape inference suffices.
     shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    convolutions = [x for x in onnx.load(str(prepared)).graph.node if x.op_type == "Conv"]
+    excluded = convolutions[:1] + [x for x in convolutions if x.input[1].startswith(_LAST)]
     inputs = iter(batches)
 
     class Reader(quantization.CalibrationDataReader):
@@ -37,7 +41,7 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "MaxPool"],
-        nodes_to_exclude=_outer_convolutions(onnx.load(str(prepared)).graph),
+        nodes_to_exclude=[x.name for x in excluded],
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
@@ -53,26 +57,3 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     del model.opset_import[:]
     model.opset_import.extend(declared)
     onnx.save(model, str(target))
-
-
-def _outer_convolutions(graph: Any) -> list[str]:
-    """Returns the names of the convolutions that none precedes or none follows."""
-    makers = {name: node for node in graph.node for name in node.output}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    preceding = {x.name: set(_preceding_convolutions(makers, x)) for x in convolutions}
-    followed = set().union(*preceding.values())
-    return [name for name, before in preceding.items() if not before or name not in followed]
-
-
-def _preceding_convolutions(makers: dict[str, Any], node: Any) -> Iterator[str]:
-    """Yields the convolutions from which a path without another one leads to the node."""
-    seen, waiting = set(), list(node.input)
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in makers:
-            continue
-        seen.add(name)
-        if makers[name].op_type == "Conv":
-            yield makers[name].name
-        else:
-            waiting += makers[name].input

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ def write(
     """Writes one file, which accepts batches of any number, height and width of images.
 
     Args:
-        detector: in eval mode; a .pt2 of a ``compiled`` one is compiled for this kind of machine.
+        detector: in eval mode.
         file_format: one of ``exported_files.FORMATS``.
         metadata: stored in the file, each value as JSON.
         input_dtype: of the images, uint8 or float32.
@@ -42,7 +41,7 @@ def write(
     Raises:
         UserError: if a required package is not installed, or the model cannot be exported.
     """
-    example = example_input(detector, input_dtype)
+    example = _example_input(detector, input_dtype)
     try:
         with _quiet_exporters():
             if file_format == "torchscript":
@@ -50,38 +49,36 @@ def write(
                 script.save(str(path), _extra_files={METADATA: _json(metadata)})
             elif file_format == "onnx":
                 _write_onnx(detector, example, path, metadata)
-            elif detector.compiled:
-                _write_compiled(detector, example, path, metadata)
             else:
-                program = export_program(detector, example)
+                program = _export_program(detector, example)
                 torch.export.save(program, path, extra_files={METADATA: _json(metadata)})
     except (UserError, OSError):
         raise
     except Exception as error:  # exporters raise nearly anything
+        first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"--format {file_format}: PyTorch {torch.__version__} cannot export this model "
-            f"({_first_line(error)}); use PyTorch 2.14, and traceable code for your own parts "
-            "(docs/export.md)."
+            f"({type(error).__name__}: {first_line}); use PyTorch 2.14, and traceable code for "
+            "your own parts (docs/export.md)."
         ) from error
 
 
-def example_input(detector: ImageDetector, dtype: torch.dtype) -> Tensor:
+def _example_input(detector: ImageDetector, dtype: torch.dtype) -> Tensor:
     """Returns two black images for tracing, with 2 rows and 3 columns in the last level.
 
     They have 224 x 288 pixels with the usual levels.
     """
-    height, width = detector.last_stride * 7 // 4, detector.last_stride * 9 // 4
-    example = torch.zeros((2, height, width, 3), dtype=dtype, device=detector.pixel_mean.device)
+    stride = max(x.stride for x in detector.backbone.output_shape().values())
+    size = (2, stride * 7 // 4, stride * 9 // 4, 3)
+    example = torch.zeros(size, dtype=dtype, device=detector.pixel_mean.device)
     return example.permute(0, 3, 1, 2).contiguous() if detector.layout == "nchw" else example
 
 
-def export_program(detector: ImageDetector, example: Tensor) -> Any:
+def _export_program(detector: ImageDetector, example: Tensor) -> Any:
     """Runs ``torch.export`` and removes stack traces, which name files of this machine."""
     dims = (0, 1, 2) if detector.layout == "nhwc" else (0, 2, 3)
-    minima = (1, detector.smallest_side, detector.smallest_side)
     dynamic = {
-        dim: torch.export.Dim(name, min=minimum)
-        for dim, name, minimum in zip(dims, _DIMENSIONS, minima, strict=True)
+        dim: torch.export.Dim(name, min=1) for dim, name in zip(dims, _DIMENSIONS, strict=True)
     }
     program = torch.export.export(detector, (example,), dynamic_shapes=(dynamic,), strict=False)
     for module in program.graph_module.modules():
@@ -89,22 +86,6 @@ def export_program(detector: ImageDetector, example: Tensor) -> Any:
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
-
-
-def _write_compiled(
-    detector: ImageDetector, example: Tensor, path: Path, metadata: Mapping[str, Any]
-) -> None:
-    program = export_program(detector, example)
-    try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except Exception as error:
-        raise UserError(
-            f"--compile: AOTInductor cannot compile the model ({_first_line(error)}); install a "
-            "C++ compiler such as g++, or omit --compile."
-        ) from None
-    with zipfile.ZipFile(path, "a") as archive:
-        top = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{top}/extra/{METADATA}", _json(metadata))
 
 
 def _write_onnx(
@@ -115,7 +96,7 @@ def _write_onnx(
     detector = copy.copy(detector)
     detector.nms = onnx_nms(detector.decoder.num_classes)
     program = torch.onnx.export(
-        export_program(detector, example),
+        _export_program(detector, example),
         dynamo=True,
         custom_translation_table=translations(),
         input_names=[INPUT],
@@ -147,11 +128,6 @@ def _clean(model: Any) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {line}"
 
 
 @contextmanager

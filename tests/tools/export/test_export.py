@@ -5,10 +5,8 @@ import json
 import sys
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,9 +15,9 @@ from exported_run import CLASSES, blocks, gray, write_run
 
 from retinanet_plugin import Predictor, UserError
 from retinanet_plugin.engine import import_code
-from retinanet_plugin.runtimes.exported_files import Detections, Runtime, load
+from retinanet_plugin.runtimes.exported_files import ExportedModel, load
 from retinanet_plugin.tools.export import command, exporting, int8, writers
-from retinanet_plugin.tools.export.comparison import Comparison, eager_detections
+from retinanet_plugin.tools.export.comparison import TOLERANCES, Comparison, compare, detect
 from retinanet_plugin.tools.export.detector import ImageDetector
 from retinanet_plugin.tools.export.exporting import Options, comparison_images, export
 
@@ -56,39 +54,41 @@ def predictor(run: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def files(run: Path) -> dict[str, Path]:
-    """Exports each format with the command, which compares the file and evaluates the last one."""
+    """Exports each format with the command, which also compares the file."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     paths = {x: run / f"model.{x}" for x in FORMATS}
     for name, path in paths.items():
-        args = ["--weights", str(run / "model_final.pth"), "--format", name, "--output", str(path)]
-        command.main([*args, "--evaluate"] if name == "torchscript" else args)
+        weights = str(run / "model_final.pth")
+        command.main(["--weights", weights, "--format", name, "--output", str(path)])
     return paths
 
 
-def compare(runtime: Runtime, predictor: Predictor, images: np.ndarray) -> Comparison:
-    comparison = Comparison(0.05, 0.7, 100)
-    expected = eager_detections(predictor.model, images)
-    for one, other in zip(runtime(images), expected, strict=True):
-        comparison.add(one, other, "", partial(Detections, *other))
-    return comparison
+def compared(
+    exported: ExportedModel, predictor: Predictor, images: np.ndarray, precision: str = "float32"
+) -> Comparison:
+    """Compares both on images (N, H, W, 3)."""
+    given = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return compare(exported, predictor.model, TOLERANCES[precision], [given])
 
 
 @each_format
 def test_detections_are_the_models_in_other_sizes_and_batches(
     files: dict[str, Path], predictor: Predictor, file_format: str
 ) -> None:
-    runtime = load(files[file_format])
-    for number in (1, 4):
-        for shape in SHAPES:
-            result = compare(runtime, predictor, blocks(number, *shape))
-            assert result.mismatches == [] and result.at_edge == 0
-            assert result.detections > 20 * number
-    assert max(len(x.scores) for x in runtime(blocks(4, *SHAPES[0]))) == 100
+    exported = load(files[file_format])
     mixed = np.concatenate([gray(2, 64, 80), blocks(1, 64, 80)])
-    assert [len(x.scores) > 0 for x in runtime(mixed)] == [False, False, True]
-    assert compare(runtime, predictor, mixed).mismatches == []
-    assert compare(runtime, predictor, blocks(1, 1, 1)).mismatches == []
+    batches = [blocks(number, *shape) for number in (1, 4) for shape in SHAPES]
+    for images in (*batches, mixed, blocks(1, 1, 1)):
+        result = compared(exported, predictor, images)
+        assert result.same == result.detections and result.images == len(images)
+        given = torch.from_numpy(images).permute(0, 3, 1, 2)
+        counts = [len(x) for x in detect(exported, given)]
+        assert counts == [len(x) for x in detect(predictor.model, given)]
+        if images is mixed:
+            assert [x > 0 for x in counts] == [False, False, True]
+        elif len(images[0]) > 1:
+            assert min(counts) > 5 and max(counts) <= 100
 
 
 @each_format
@@ -119,10 +119,7 @@ def test_metadata_can_be_read_without_the_package(files: dict[str, Path], file_f
 def test_model_card(files: dict[str, Path], run: Path, file_format: str) -> None:
     path = files[file_format]
     card = path.with_name(f"{path.name}.md").read_text(encoding="utf-8")
-    for part in ("dög", "own_test", "| the model |", "| this file, by "):
-        assert part in card, part
-    assert ("AP50" in card) == (file_format == "torchscript")
-    assert "<b>" not in card
+    assert "dög" in card and "own_test" in card and "<b>" not in card
     for file in (path, run / "model_final.pth"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() in card
 
@@ -156,40 +153,28 @@ def test_int8(files: dict[str, Path], predictor: Predictor, tmp_path: Path) -> N
 
     path = tmp_path / "small.onnx"
     int8.quantize(files["onnx"], path, [blocks(1, 64, 80), blocks(1, 90, 61)])
-    runtime = load(path)
-    assert runtime.metadata == load(files["onnx"]).metadata
+    exported = load(path)
+    assert exported.metadata == load(files["onnx"]).metadata
     assert path.stat().st_size < 0.4 * files["onnx"].stat().st_size
-    model = onnx.load(str(path))
-    assert len([x for x in model.graph.initializer if x.data_type == 3]) > 20
-    assert [x.domain for x in model.opset_import] == [""]
-    assert compare(runtime, predictor, blocks(1, 64, 80)).agreement > 0.5
+    graph = onnx.load(str(path)).graph
+    assert len([x for x in graph.initializer if x.data_type == 3]) > 20
+    weights = {x.input[1] for x in graph.node if x.op_type == "Conv"}
+    in_float = {x.name.split(".", 1)[-1] for x in graph.initializer if x.name in weights}
+    assert in_float == {"bottom_up.stem.conv1.weight", "cls_score.weight", "bbox_pred.weight"}
+    assert compared(exported, predictor, blocks(1, 64, 80), "int8").share > 0.5
 
 
 def test_bfloat16_with_float_rgb_nchw_input(predictor: Predictor, tmp_path: Path) -> None:
     options = Options("torchscript", "bfloat16", "nchw", "RGB", "float32")
     images = comparison_images(predictor.cfg)
-    runtime, _ = export(predictor, tmp_path / "half.torchscript", options, images)
-    images = blocks(1, 64, 80)
-    (one,), (expected,) = runtime(images[..., ::-1]), eager_detections(predictor.model, images)
-    result = Comparison(0.05, 0.7, 100)
-    result.add(one, expected, "", partial(Detections, *expected))
-    assert result.agreement > 0.8 > compare(runtime, predictor, images).agreement
-
-
-@needs_export
-@torch.no_grad()
-def test_program_for_the_compiler(tmp_path: Path) -> None:
-    """Compiling takes minutes; the compiler's input must be right, even with unused levels."""
-    run = write_run(tmp_path, levels=["p4"])
-    model = exporting.load_model(None, run / "model_final.pth").model
-    detector = ImageDetector(model.to(memory_format=torch.contiguous_format), compiled=True).eval()
-    assert detector.smallest_side == 129
-    program = writers.export_program(detector, writers.example_input(detector, torch.uint8))
-    for shape in ((1, 129, 129), (3, 150, 301)):
-        boxes, _, _, counts = program.module()(torch.from_numpy(blocks(*shape)))
-        expected = eager_detections(model, blocks(*shape))
-        assert counts.tolist() == [len(x.scores) for x in expected] and counts.min() > 10
-        np.testing.assert_allclose(boxes[0, : counts[0]].numpy(), expected[0].boxes, atol=0.01)
+    exported, result = export(predictor, tmp_path / "half.torchscript", options, images)
+    assert result.share > 0.9 and result.detections > 100
+    given = torch.from_numpy(blocks(1, 64, 80)[..., ::-1].transpose(0, 3, 1, 2).copy()).float()
+    boxes, *_, counts = torch.jit.load(tmp_path / "half.torchscript")(given)
+    exported.input_format = "BGR"
+    (detections,) = detect(exported, given.flip(1))
+    assert counts.tolist() == [len(detections)]
+    assert torch.equal(detections.pred_boxes.tensor, boxes[0, : counts[0]])
 
 
 def test_own_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,9 +196,8 @@ def test_untraceable_head(predictor: Predictor, tmp_path: Path) -> None:
 
     detector = ImageDetector(predictor.model).eval()
     detector.head = DataDependent()
-    with pytest.raises(UserError, match="--format pt2: PyTorch") as error:
+    with pytest.raises(UserError, match="--format pt2: PyTorch"):
         writers.write(detector, tmp_path / "model.pt2", "pt2", {})
-    assert "\n" not in str(error.value)
 
 
 def test_no_file_is_left_that_differs_from_the_model(
@@ -226,32 +210,29 @@ def test_no_file_is_left_that_differs_from_the_model(
 
     monkeypatch.setattr(exporting, "ImageDetector", shifted)
     images = comparison_images(predictor.cfg)
-    with pytest.raises(UserError, match=r"model\.torchscript: not written") as error:
+    with pytest.raises(UserError, match=r"model\.torchscript: not written"):
         export(predictor, tmp_path / "model.torchscript", Options("torchscript"), images)
-    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("args", "named"),
     [
         ("--format onnx --dtype bfloat16", "--dtype"),
-        ("--format pt2 --dtype int8", "--dtype"),
-        ("--format onnx --compile", "--compile"),
+        ("--format onnx --dtype int8", "DATASETS.TRAIN"),
         ("--format torchscript", "--output"),
-        ("--format pt2 --compile", "INPUT.MIN_SIZE_TEST"),
         ("--format onnx --weights model.onnx", "--weights"),
         ("--format onnx", "--output: .*model.onnx.md"),
     ],
 )
 def test_mistakes(run: Path, tmp_path: Path, args: str, named: str) -> None:
     """Also: an existing card is not replaced."""
-    output = tmp_path / f"model.{'pt2' if 'pt2' in args else 'onnx'}"
     if args == "--format onnx":
         (tmp_path / "model.onnx.md").touch()
     before = list(tmp_path.iterdir())
-    options = ["--weights", str(run / "model_final.pth"), *args.split(), "--output", str(output)]
+    output = ["--output", str(tmp_path / "model.onnx"), "DATASETS.TRAIN", "()"]
     with pytest.raises(UserError, match=named):
-        command.main(options)
+        command.main(["--weights", str(run / "model_final.pth"), *args.split(), *output])
     assert list(tmp_path.iterdir()) == before
 
 
@@ -260,5 +241,4 @@ def test_images_are_noise_without_a_test_dataset(predictor: Predictor) -> None:
     cfg.defrost()
     cfg.DATASETS.OWN.TEST_JSON, cfg.DATASETS.TEST = "", ("nowhere",)
     images = comparison_images(cfg)
-    assert len({x.shape for x in images}) == 1
-    assert cv2.meanStdDev(images[0])[1].min() > 10 and images[-1].std() == 0
+    assert images[0].float().std() > 10 and images[-1].float().std() == 0
