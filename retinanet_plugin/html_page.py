@@ -14,9 +14,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 _HERE = Path(__file__).parent
+_MAX_SIDE = 640  # pixels of an image
+_QUALITY = 80  # of its JPEG, up to 100
 
 
-def render(template: str | Path, *, title: str, script: str = "", **values: Any) -> str:
+def render(template: Path, *, title: str, script: str = "", **values: Any) -> str:
     """Renders a page that fetches nothing and runs no script except ``script``.
 
     All values are escaped, except those that are ``Markup`` already.
@@ -30,9 +32,8 @@ def render(template: str | Path, *, title: str, script: str = "", **values: Any)
         script: trusted JavaScript, run when the document is complete.
         values: the variables of the template.
     """
-    path = Path(template)
     environment = Environment(
-        loader=FileSystemLoader([_HERE, path.parent]),
+        loader=FileSystemLoader([_HERE, template.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -40,7 +41,7 @@ def render(template: str | Path, *, title: str, script: str = "", **values: Any)
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # JSON.parse knows no NaN
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template(path.name).render(
+    text = environment.get_template(template.name).render(
         title=title,
         page_style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         page_script=Markup(script),
@@ -51,20 +52,17 @@ def render(template: str | Path, *, title: str, script: str = "", **values: Any)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def image_tag(rgb: np.ndarray, *, alt: str, max_side: int = 640, quality: int = 80) -> Markup:
-    """An ``<img>`` with the image embedded as a JPEG.
+def image_tag(rgb: np.ndarray, *, alt: str) -> Markup:
+    """Returns an ``<img>`` with the image, (H, W, 3) uint8, embedded as a JPEG.
 
-    Args:
-        rgb: (H, W, 3), uint8.
-        max_side: in pixels; larger images are scaled down.
-        quality: of the JPEG, up to 100.
+    Images with more than 640 pixels on a side are scaled down.
     """
     height, width = rgb.shape[:2]
-    scale = min(1.0, max_side / max(height, width))
+    scale = min(1.0, _MAX_SIDE / max(height, width))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in (width, height))
         rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-    ok, jpeg = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, jpeg = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert ok
     source = base64.b64encode(jpeg.tobytes()).decode()
     tag = Markup('<img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">')
@@ -72,7 +70,7 @@ def image_tag(rgb: np.ndarray, *, alt: str, max_side: int = 640, quality: int = 
 
 
 def figure_svg(figure: Figure, *, alt: str) -> Markup:
-    """An inline ``<svg>`` of a matplotlib figure.
+    """Returns an inline ``<svg>`` of a matplotlib figure.
 
     What is black in the figure takes the page's text color, in light and dark mode.
     """

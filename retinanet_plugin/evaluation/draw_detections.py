@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,55 +41,49 @@ def draw_detections(
     """
     entries = DatasetCatalog.get(dataset)
     metadata = MetadataCatalog.get(dataset)
+    class_of = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: ids are indices
     detections = defaultdict(list)
     for detection in json.loads(results_json.read_text()):
         if detection["score"] >= min_score:
-            detections[detection["image_id"]].append(detection)
+            class_id = class_of.get(detection["category_id"], detection["category_id"])
+            detections[detection["image_id"]].append({**detection, "category_id": class_id})
     count = min(count, len(entries))
     chosen = [entries[i * len(entries) // count] for i in range(count)]
-    rows = [_row(entry, detections[entry["image_id"]], metadata) for entry in chosen]
-    half = (len(rows) + 1) // 2  # two columns, as one would be too long
-    columns = [np.concatenate(part) for part in (rows[:half], rows[half:]) if part]
-    height = max(len(column) for column in columns)
-    padded = [
-        np.pad(column, ((0, height - len(column)), (0, 16), (0, 0)), constant_values=255)
-        for column in columns
-    ]
+    shown = [box for e in chosen for box in (*e.get("annotations", ()), *detections[e["image_id"]])]
+    num_classes = max((box["category_id"] + 1 for box in shown), default=0)
+    classes = metadata.get("thing_classes") or [str(k) for k in range(num_classes)]
+    rows = [_row(entry, detections[entry["image_id"]], classes) for entry in chosen]
     output.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(output), np.concatenate(padded, axis=1)):
+    if not cv2.imwrite(str(output), np.concatenate(rows)):
         raise OSError(f"{output} cannot be written")
 
 
-def _row(entry: dict[str, Any], detections: list[dict[str, Any]], metadata: Any) -> np.ndarray:
+def _row(
+    entry: dict[str, Any], detections: list[dict[str, Any]], classes: Sequence[str]
+) -> np.ndarray:
     image = read_image(entry["file_name"], "BGR")
     scale = _WIDTH / image.shape[1]
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     size = _WIDTH, max(round(image.shape[0] * scale), 1)
     image = cv2.resize(image, size, interpolation=interpolation)
-    boxes = entry.get("annotations", [])
-    truth = _instances(boxes, [box["category_id"] for box in boxes], scale, size)
-    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: ids are class indices
-    class_ids = [ids.get(d["category_id"], d["category_id"]) for d in detections]
-    predicted = _instances(detections, class_ids, scale, size)
+    truth = _instances(entry.get("annotations", []), scale, size)
+    predicted = _instances(detections, scale, size)
     predicted.scores = as_tensor([d["score"] for d in detections])
-    labels = [*truth.pred_classes.tolist(), *class_ids]
-    classes = metadata.get("thing_classes") or [str(k) for k in range(max(labels, default=0) + 1)]
     name = printable(Path(entry["file_name"]).name, _MAX_LETTERS)
     left = _titled(draw(image, truth, classes), f"{name}: truth, {len(truth)}")
     right = _titled(draw(image, predicted, classes), f"predicted, {len(predicted)}")
     return np.concatenate([left, np.full((len(left), 4, 3), 255, np.uint8), right], axis=1)
 
 
-def _instances(
-    rows: list[dict[str, Any]], class_ids: list[int], scale: float, size: tuple[int, int]
-) -> Instances:
+def _instances(rows: list[dict[str, Any]], scale: float, size: tuple[int, int]) -> Instances:
     """Annotations, or detections (which have no ``bbox_mode``), as instances."""
     corners = [
         BoxMode.convert(row["bbox"], row.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
         for row in rows
     ]
     boxes = Boxes(as_tensor(np.array(corners, dtype=np.float32).reshape(-1, 4) * scale))
-    return Instances(size[::-1], pred_boxes=boxes, pred_classes=as_tensor(class_ids).long())
+    class_ids = as_tensor([row["category_id"] for row in rows]).long()
+    return Instances(size[::-1], pred_boxes=boxes, pred_classes=class_ids)
 
 
 def _titled(image: np.ndarray, text: str) -> np.ndarray:

@@ -58,7 +58,7 @@ def draw(
     for class_id, (x0, y0, x1, y1) in reversed(list(zip(class_ids, boxes, strict=True))):
         cv2.rectangle(canvas, (x0, y0), (x1, y1), (0, 0, 0), line + 2)  # seen on any background
         cv2.rectangle(canvas, (x0, y0), (x1, y1), _color(class_id)[::-1], line)
-    positions = _label_positions(boxes, [label.shape[:2] for label in labels], line, size)
+    positions = _label_positions(boxes, labels, line, *size)
     for label, (x, y) in reversed(list(zip(labels, positions, strict=True))):
         region = canvas[y : y + label.shape[0], x : x + label.shape[1]]
         region[:] = label[: region.shape[0], : region.shape[1]]
@@ -90,39 +90,30 @@ def font_of(height: int) -> ImageFont.FreeTypeFont:
 
 
 def _label_positions(
-    boxes: Sequence[Sequence[int]],
-    sizes: Sequence[tuple[int, ...]],
-    line: int,
-    image_size: tuple[int, ...],
+    boxes: Sequence[Sequence[int]], labels: Sequence[np.ndarray], line: int, height: int, width: int
 ) -> list[tuple[int, int]]:
     """Left and top of each label: at its box, inside the image, off other labels if possible."""
-    taken = np.empty((0, 4), dtype=np.int64)
+    taken: list[tuple[int, int, int, int]] = []
     edge = line // 2 + 1
-    positions = []
-    for (x0, y0, x1, y1), (height, width) in zip(boxes, sizes, strict=True):
-        above, below, inside = y0 - edge - height, y1 + edge, y0 + edge
-        last_x, last_y = max(image_size[1] - width, 0), max(image_size[0] - height, 0)
-        candidates = [
-            (min(max(x, 0), last_x), y)
-            for x, y in (
-                (x0 - edge, above),
-                (x0 - edge, below),
-                (x0 + edge, inside),
-                (x1 + edge, y0 - edge),
-            )
+    for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
+        h, w = label.shape[:2]
+        above, last_x, last_y = y0 - edge - h, max(width - w, 0), max(height - h, 0)
+        corners = [
+            (x0 - edge, above),
+            (x0 - edge, y1 + edge),
+            (x0 + edge, y0 + edge),
+            (x1 + edge, y0 - edge),
         ]
-        free = [
+        positions = [(min(max(x, 0), last_x), y) for x, y in corners]
+        free = (
             (x, y)
-            for x, y in candidates
-            if 0 <= y <= last_y and not _overlaps(taken, x, y, x + width, y + height)
-        ]
-        x, y = free[0] if free else (candidates[0][0], min(max(above, 0), last_y))
-        taken = np.vstack([taken, [x, y, x + width, y + height]])
-        positions.append((x, y))
-    return positions
-
-
-def _overlaps(taken: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> bool:
-    x_apart = (taken[:, 0] >= x1) | (taken[:, 2] <= x0)
-    y_apart = (taken[:, 1] >= y1) | (taken[:, 3] <= y0)
-    return not (x_apart | y_apart).all()
+            for x, y in positions
+            if 0 <= y <= last_y
+            and not any(
+                x < right and left < x + w and y < bottom and top < y + h
+                for left, top, right, bottom in taken
+            )
+        )
+        x, y = next(free, (positions[0][0], min(max(above, 0), last_y)))
+        taken.append((x, y, x + w, y + h))
+    return [(x, y) for x, y, _, _ in taken]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ METRICS = ("AP", "AP50", "AP75")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of paths, as long as needed to tell them apart: ``gamma_2.0/seed_1``."""
+    """Returns the ends of paths that tell them apart, such as ``gamma_2.0/seed_1``."""
     parts = [path.resolve().parts for path in paths]
     length = 1
     while len({p[-length:] for p in parts}) < len(set(parts)):
@@ -19,21 +18,18 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [str(Path(*p[-length:])) for p in parts]
 
 
-def read_lines(path: Path, *, last: int | None = None, since: int = 0) -> list[str]:
-    """The lines from byte ``since`` on, at most the ``last`` bytes; none if there is no file."""
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file; none if there is no file."""
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(since, 0 if last is None else size - last))
-            return file.read().decode(errors="replace").splitlines()
+        return path.read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return []
 
 
-def read_scalars(path: Path, *, last: int | None = None, since: int = 0) -> list[dict[str, Any]]:
-    """The complete lines of a ``metrics.json``, as :func:`read_lines` reads them."""
+def read_scalars(path: Path) -> list[dict[str, Any]]:
+    """Returns the complete lines of a ``metrics.json``."""
     scalars = []
-    for line in read_lines(path, last=last, since=since):
+    for line in read_lines(path):
         try:
             content = json.loads(line)
         except ValueError:  # the last line of a killed run
@@ -46,14 +42,14 @@ def read_scalars(path: Path, *, last: int | None = None, since: int = 0) -> list
 def last_metrics(
     path: Path, datasets: Sequence[str], steps: int | None = None
 ) -> dict[str, float] | None:
-    """The box metrics of the last evaluation in a ``metrics.json``, in percent.
+    """Returns the box metrics of the last evaluation in a ``metrics.json``, in percent.
 
     AP is NaN there if nothing was detected, and 0 here.
 
     Args:
         datasets: the test sets of the run; the metrics are those of the first.
-        steps: of training of the evaluated checkpoint; default: any. Its evaluation is logged with
-            this number, or with that of the last step, which is one less.
+        steps: only evaluations of the checkpoint after so many steps count, which are logged with
+            this number or, by ``--eval-only``, with that of the last step, which is one less.
     """
     # detectron2 names the test set if there are several.
     prefix = f"{datasets[0]}/bbox/" if len(datasets) > 1 else "bbox/"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluation.matching import MATCH_IOU, Matches
+from ...evaluation.matching import AREAS, IOUS, MATCH_IOU, RECALLS, Matches
 
 SCORES = np.arange(101) / 100
 
@@ -29,16 +29,19 @@ class Accuracy:
 
 def accuracies(matches: Matches) -> list[Accuracy]:
     """Those of each class, then the mean over the classes: COCOeval's numbers, to the last bit."""
-    evaluation, names = matches.evaluation, matches.class_names
-    precision = evaluation.eval["precision"][..., -1]  # (T, R, K, A), -1 where not defined
-    if not len(matches.detections.score):
-        precision = np.full_like(precision, -1)
-    areas = [list(limits) for limits in evaluation.params.areaRng]
-    class_ids = list(evaluation.params.catIds)
-    boxes = np.zeros((len(names) + 1, len(areas)), int)
-    for entry in filter(None, evaluation.evalImgs):
-        k, a = class_ids.index(entry["category_id"]), areas.index(list(entry["aRng"]))
-        boxes[[k, -1], a] += np.count_nonzero(entry["gtIgnore"] == 0)
+    names, detections = matches.class_names, matches.detections
+    num_boxes = matches.num_boxes
+    shape = len(IOUS), len(RECALLS), len(names), len(AREAS)
+    precision = np.full(shape, -1.0)  # where it is not defined
+    for k in range(len(names)):
+        rows = np.flatnonzero(detections.label == k)
+        rows = rows[np.argsort(-detections.score[rows], kind="stable")]
+        for size in range(len(AREAS)):
+            if num_boxes[size, k] and len(detections.score):
+                right, judged = detections.right[size][:, rows], detections.judged[size][:, rows]
+                curves = precision_at_recalls(right, judged, num_boxes[size, k])
+                precision[:, :, k, size] = curves
+    boxes = np.append(num_boxes, num_boxes.sum(axis=1, keepdims=True), axis=1)
     results = []
     for k, name in enumerate([*names, "all classes"]):
         own = precision[:, :, k : k + 1] if k < len(names) else precision
@@ -47,8 +50,26 @@ def accuracies(matches: Matches) -> list[Accuracy]:
         metrics = {key: _percent(part[part > -1]) for key, part in parts.items()}
         curves = own[0, :, own[0, 0, :, 0] > -1, 0]  # classes first
         curve = curves.mean(axis=0) if len(curves) else None
-        results.append(Accuracy(name, boxes[k].tolist(), metrics, curve))
+        results.append(Accuracy(name, boxes[:, k].tolist(), metrics, curve))
     return results
+
+
+def precision_at_recalls(right: np.ndarray, judged: np.ndarray, num_boxes: int) -> np.ndarray:
+    """The highest precision at or above each of the 101 recalls, as COCOeval interpolates it.
+
+    Args:
+        right, judged: (T, D) bool, true positives and all positives, by falling score.
+        num_boxes: of the ground truth, more than 0.
+
+    Returns:
+        (T, 101) float64, 0 at recalls that are not reached.
+    """
+    found = right.cumsum(axis=1, dtype=float)
+    precision = found / (judged.cumsum(axis=1) + np.spacing(1))
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    highest = np.pad(highest, ((0, 0), (0, 1)))
+    first = [np.searchsorted(recall, RECALLS) for recall in found / num_boxes]
+    return np.take_along_axis(highest, np.stack(first), axis=1)
 
 
 def _percent(precision: np.ndarray) -> float | None:
@@ -107,7 +128,7 @@ def score_counts(matches: Matches) -> ScoreCounts:
         np.add.at(count, (detections.label[kept], reached[kept]), 1)
         count[-1] = count.sum(axis=0)
         counts.append(count[:, ::-1].cumsum(axis=1)[:, ::-1])
-    boxes = matches.num_boxes
+    boxes = matches.num_boxes[0]
     return ScoreCounts(np.append(boxes, boxes.sum()), *counts)
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...evaluation.matching import BACKGROUND_IOU, MATCH_IOU, Matches, Overlaps
+from .accuracy import precision_at_recalls
 
 # Errors of detections, then the one of boxes.
 KINDS = ("class", "fit", "both", "duplicate", "background", "missed")
 _CLASS, _FIT, _BOTH, _DUPLICATE, _BACKGROUND, _RIGHT, _IGNORED = range(7)
 NAMES = (*KINDS[:-1], "right", "ignored")  # of the numbers that kinds_of returns
-_RECALLS = np.linspace(0, 1, 101)  # those of COCOeval
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def errors(matches: Matches, score: float) -> Errors:
     wrong detections are removed. Missed boxes are removed from the ground truth; a class left
     without boxes is perfect if nothing is detected as it.
     """
-    detections, boxes, labels = matches.detections, matches.num_boxes, matches.truths.label
+    detections, boxes, labels = matches.detections, matches.num_boxes[0], matches.truths.label
     label, judged, right = detections.label, ~detections.ignored, detections.truth >= 0
     kinds = kinds_of(matches)
     fixes, missed = fixes_of(matches, kinds, 0)
@@ -146,11 +146,11 @@ def _ap50(
     aps = np.zeros(len(boxes))
     for k, num_boxes in enumerate(boxes):
         rows = np.flatnonzero(kept & (label == k))
-        found = right[rows[np.argsort(-score[rows], kind="stable")]].cumsum()
+        rows = rows[np.argsort(-score[rows], kind="stable")]
         if num_boxes:
-            precision = found / np.arange(1, len(rows) + 1)
-            envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-            aps[k] = envelope[np.searchsorted(found / num_boxes, _RECALLS)].mean() * 100
+            aps[k] = (
+                precision_at_recalls(right[None, rows], kept[None, rows], num_boxes).mean() * 100
+            )
         elif not len(rows):
             aps[k] = 100
     return aps

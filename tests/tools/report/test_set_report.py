@@ -150,9 +150,8 @@ ANOTHER_IMAGE = [{"image_id": 99, "category_id": 2, "bbox": [0, 0, 1, 1], "score
     [
         (RESULTS, None, "coco_instances_results.json"),
         (RESULTS, '[{"image_id"', "coco_instances_results.json"),
-        (RESULTS, "{}", "coco_instances_results.json"),
         (RESULTS, json.dumps(ANOTHER_IMAGE), "train.json"),
-        ("train.json", None, "DATASETS.OWN.TRAIN_JSON"),
+        ("train.json", None, "DATASETS.OWN.TEST_JSON"),
     ],
 )
 def test_what_is_missing_is_named_and_the_log_still_counts(
@@ -185,15 +184,6 @@ def test_without_the_training_set_the_test_set_still_counts(tmp_path: Path) -> N
     (train,), (test_set,) = read(run)
     assert "TRAIN_JSON" in str(train.missing)
     assert test_set.results is not None and test_set.metrics["AP"] == expected["AP"]
-
-
-def test_other_evaluators_are_named(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
-    DatasetCatalog.register("voc", lambda: DatasetCatalog.get("own_test"))
-    MetadataCatalog.get("voc").set(evaluator_type="pascal_voc", thing_classes=["cat", "dög"])
-    use_test_sets(run, "voc")
-    _, (test_set,) = read(run)
-    assert "pascal_voc" in str(test_set.warning)
 
 
 def test_a_dataset_without_a_json_is_read_as_detectron2_wrote_it(tmp_path: Path) -> None:
