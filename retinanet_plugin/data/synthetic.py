@@ -6,119 +6,95 @@ same bytes with the same numpy and OpenCV, however many images are drawn.
 
 import json
 import os
-import shutil
-import uuid
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..errors import UserError
-from .shapes import (
-    CLASSES,
-    DEFAULT_DIFFICULTY,
-    DRAWING,
-    IMAGE_SIZE,
-    MIN_IMAGE_SIZE,
-    Difficulty,
-    draw_image,
-)
+from .shapes import CLASSES, DEFAULT_DIFFICULTY, DRAWING, IMAGE_SIZE, draw_image
 
 SPLITS = ("train", "test")
 DATASET_NAME = "retinanet_quickstart"
-
-NUM_TRAIN = 1800
-NUM_TEST = 150
-SEED = 0
 
 
 def draw_dataset(
     root: str | os.PathLike[str],
     *,
-    num_train: int = NUM_TRAIN,
-    num_test: int = NUM_TEST,
+    num_train: int = 1800,
+    num_test: int = 150,
     size: int = IMAGE_SIZE,
-    seed: int = SEED,
-    difficulty: Difficulty = DEFAULT_DIFFICULTY,
+    seed: int = 0,
 ) -> None:
     """Draws the dataset into the folder ``root``, unless it is already there.
 
     Writes ``{train,test}/NNNNNN.png`` of ``size`` x ``size`` pixels and the COCO JSONs
     ``annotations/{train,test}.json``, whose ``info`` holds all arguments. The folder appears when
-    everything is drawn, so an interrupted call leaves nothing behind; processes may call it at the
-    same time.
+    everything is drawn. Of several processes that call it, one draws and the others wait.
 
     Raises:
-        UserError: if ``root`` holds anything except this very dataset, complete; if an argument is
-            out of range; or if the folder cannot be written.
+        UserError: if ``root`` holds anything except this very dataset, or cannot be written.
     """
-    for name, value, minimum in (
-        *(("num_train", num_train, 1), ("num_test", num_test, 1)),
-        *(("size", size, MIN_IMAGE_SIZE), ("seed", seed, 0)),
-    ):
-        if value < minimum:
-            raise UserError(f"draw_dataset: {name} is {value}; it must be at least {minimum}")
     parameters = {
         "drawing": DRAWING,
         "pictures": {"train": num_train, "test": num_test},
         "size": size,
         "seed": seed,
-        "difficulty": json.loads(json.dumps(asdict(difficulty))),  # lists for tuples, to compare
+        "difficulty": json.loads(json.dumps(asdict(DEFAULT_DIFFICULTY))),  # lists for tuples
     }
     folder = Path(root).expanduser().resolve()
     if _is_drawn(folder, parameters):
         return
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        with tqdm(total=num_train + num_test, desc="drawing images", unit="image") as bar:
-            for split in SPLITS:
-                _draw_split(scratch, split, parameters, difficulty, bar)
-        _publish(scratch, folder, parameters)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(folder.with_name(f".{folder.name}.lock")),
+            TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch,
+            tqdm(total=num_train + num_test, desc="drawing images", unit="image") as bar,
+        ):
+            if not _is_drawn(folder, parameters):
+                for split in SPLITS:
+                    _draw_split(Path(scratch) / "dataset", split, parameters, bar)
+                Path(scratch, "dataset").rename(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the synthetic images there ({error.strerror or error}); make "
             "room, or set DETECTRON2_DATASETS to another folder"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
     """True if the dataset is there, False if nothing is, UserError if anything else is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    remedy = "move the folder away to have it drawn anew, or use another one"
-    for split in SPLITS:
-        try:
-            found = json.loads(_json_file(folder, split).read_text())["info"]["parameters"]
-            pairs = [(k, found[k], v) for k, v in parameters.items() if found[k] != v]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{folder}: not a complete synthetic dataset; {remedy}") from None
-        if pairs:
-            other = ", ".join(f"{key} {there} instead of {value}" for key, there, value in pairs)
-            raise UserError(f"{folder}: holds a dataset drawn with {other}; {remedy}")
-        count, wanted = len(list((folder / split).glob("*.png"))), parameters["pictures"][split]
-        if count != wanted:
-            raise UserError(f"{folder}: has {count} of {wanted} images in {split}/; {remedy}")
-    return True
+    try:
+        contents = [json.loads(_json_file(folder, split).read_text()) for split in SPLITS]
+        if all(content["info"]["parameters"] == parameters for content in contents):
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not drawn by this module
+    raise UserError(
+        f"{folder}: holds something other than this version's synthetic dataset; move it away to "
+        "have the dataset drawn, or use another folder"
+    )
 
 
-def _draw_split(
-    root: Path, split: str, parameters: dict[str, Any], difficulty: Difficulty, bar: "tqdm[Any]"
-) -> None:
-    size, seed = parameters["size"], parameters["seed"]
+def _draw_split(root: Path, split: str, parameters: dict[str, Any], bar: "tqdm[Any]") -> None:
+    size = parameters["size"]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (root / split).mkdir(parents=True)
     for index in range(parameters["pictures"][split]):
-        rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        image, objects = draw_image(rng, size, difficulty)
+        rng = np.random.default_rng([parameters["seed"], SPLITS.index(split), index])
+        image, objects = draw_image(rng, size)
         file_name = f"{index:06d}.png"
         (root / split / file_name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
         image_id = index + 1
@@ -149,20 +125,8 @@ def _draw_split(
     json_file.write_text(json.dumps(document))
 
 
-def _publish(scratch: Path, folder: Path, parameters: dict[str, Any]) -> None:
-    try:
-        scratch.rename(folder)
-    except OSError:
-        # Another process may have been faster; its dataset is the same.
-        if not _is_drawn(folder, parameters):
-            raise
-
-
 def _json_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"{split}.json"
-
-
-# ---------------------------------------------------------------- detectron2's catalogs
 
 
 def register() -> None:

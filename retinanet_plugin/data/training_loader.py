@@ -13,8 +13,10 @@ import random
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +24,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from ..modeling.registry import one_of
@@ -38,120 +40,30 @@ logger = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
-    """One element of the sampler's sequence."""
+    """One element of the endless sequence of training images."""
 
     position: int  # in the sequence, from 0
     image: int  # its index in the dataset
 
 
-class BatchedSampler(Sampler[Sample]):
-    """An endless sequence of samples, batch by batch; each pass over the dataset is shuffled.
-
-    Args:
-        groups: (num_images,) int64; only images of the same group share a batch.
-        batch_size: of all processes together.
-        seed: the same in all processes.
-        repeats: (num_images,), how often a pass takes each image on average; None: once.
-        rank, world_size: this process takes every ``world_size``-th sample of a batch, starting
-            at the ``rank``-th.
-
-    Attributes:
-        first_batch: where an iteration starts; earlier batches are skipped.
-    """
-
-    def __init__(
-        self,
-        groups: torch.Tensor,
-        batch_size: int,
-        seed: int,
-        *,
-        repeats: torch.Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._groups = groups.tolist()
-        self._repeats = repeats
-        self._batch_size = batch_size
-        self._rank, self._world_size = rank, world_size
-        self.seed = seed
-        self.first_batch = 0
-
-    def __iter__(self) -> Iterator[Sample]:
-        for number, batch in enumerate(self._batches()):
-            if number >= self.first_batch:
-                yield from batch[self._rank :: self._world_size]
-
-    def _batches(self) -> Iterator[list[Sample]]:
-        incomplete: dict[int, list[Sample]] = {}
-        for position, index in enumerate(self._indices()):
-            batch = incomplete.setdefault(self._groups[index], [])
-            batch.append(Sample(position, index))
-            if len(batch) == self._batch_size:
-                yield batch
-                del incomplete[self._groups[index]]
-
-    def _indices(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, _ORDER))
-        all_images = torch.arange(len(self._groups))
-        while True:
-            indices = all_images
-            if self._repeats is not None:
-                whole = self._repeats.floor()
-                more = torch.rand(len(all_images), generator=generator) < self._repeats - whole
-                indices = all_images.repeat_interleave(whole.long() + more.long())
-            yield from indices[torch.randperm(len(indices), generator=generator)].tolist()
-
-
-class SeededDataset(Dataset[dict[str, Any]]):
-    """Loads the image of a :class:`Sample`, with augmentation seeded by its position.
-
-    Args:
-        entries: detectron2's dataset dicts.
-        mapper: makes a model's input of one entry.
-        seed: that of the sampler.
-        replace_unreadable: whether to load another image in place of an unreadable one; inputs
-            list the errors under ``"unreadable"``.
-    """
-
-    def __init__(
-        self, entries: Any, mapper: DatasetMapper, seed: int, *, replace_unreadable: bool = False
-    ) -> None:
-        self._entries, self._mapper, self.seed = entries, mapper, seed
-        self._replace_unreadable = replace_unreadable
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        index, errors = sample.image, list[str]()
-        with seeded_random(_mixed(self.seed, _IMAGE, sample.position)):
-            while len(errors) < _TRIES:
-                try:
-                    return {**self._mapper(self._entries[index]), "unreadable": errors}
-                except UserError as error:
-                    if not self._replace_unreadable:
-                        raise
-                    errors.append(str(error))
-                    index = random.randrange(len(self))
-        raise UserError(f"{errors[-1]}; {_TRIES} images in a row cannot be read")
-
-
 class TrainingLoader:
-    """An endless iterable of batches, each a list of model inputs.
+    """An endless iterable of this process's share of each batch, a list of model inputs.
 
     With another loader, such as detectron2's, the trainer cannot resume at the same image.
 
     Args:
-        dataset: loads what the sampler yields.
-        sampler: that of this process.
-        batch_size: of this process.
+        entries: detectron2's dataset dicts.
+        mapper: makes a model's input of one entry.
+        seed: the same in all processes.
+        batch_size: of all processes together.
+        repeats: (num_images,), how often a pass takes each image on average; None: once.
+        group_by_shape: whether landscape images share no batch with others.
         num_workers: processes that load images; 0: this process loads them.
         max_unreadable: how many unreadable images this process replaces by others.
-        content: see below.
 
     Attributes:
         first_batch: number of the batch at which an iteration starts: the step of a resumed run.
-        seed: determines order and augmentation; set it before the first batch is loaded.
+        seed: determines order and augmentation; set it before the iteration starts.
         content: a short description that differs between datasets, stored in checkpoints to warn
             of a resumed run whose dataset has changed.
 
@@ -161,50 +73,57 @@ class TrainingLoader:
 
     def __init__(
         self,
-        dataset: SeededDataset,
-        sampler: BatchedSampler,
+        entries: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        seed: int,
+        *,
         batch_size: int,
+        repeats: torch.Tensor | None = None,
+        group_by_shape: bool = False,
         num_workers: int = 0,
         max_unreadable: int = 0,
-        content: str = "",
     ) -> None:
-        self._dataset, self._sampler, self.content = dataset, sampler, content
-        self._batch_size = batch_size
+        self.seed, self.first_batch = seed, 0
+        self._entries, self._mapper = DatasetFromList(entries, copy=False), mapper
+        self._repeats, self._batch_size, self._num_workers = repeats, batch_size, num_workers
+        self._groups = [group_by_shape and x["width"] > x["height"] for x in entries]
         self._max_unreadable = max_unreadable
         self._unreadable: set[str] = set()
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=num_workers,
+        known = "".join(f"{x.get('image_id')} {len(x.get('annotations', []))};" for x in entries)
+        self.content = f"{len(entries)} images ({zlib.crc32(known.encode()):08x})"
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        batches = islice(self.batches(), self.first_batch, None)
+        loader: DataLoader[Any] = DataLoader(
+            _SeededDataset(self._entries, self._mapper, self.seed, self._max_unreadable > 0),
+            sampler=(sample for batch in batches for sample in batch[rank::world_size]),
+            batch_size=None,  # workers prefetch single images: batches could fill /dev/shm
+            num_workers=self._num_workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=ignore_signals,
         )
+        images = iter(loader)
+        while True:
+            batch = list(islice(images, self._batch_size // world_size))
+            for image in batch:
+                self._count(image.pop("unreadable"))
+            yield batch
 
-    @property
-    def first_batch(self) -> int:
-        return self._sampler.first_batch
-
-    @first_batch.setter
-    def first_batch(self, number: int) -> None:
-        self._sampler.first_batch = number
-
-    @property
-    def seed(self) -> int:
-        return self._sampler.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._sampler.seed = self._dataset.seed = seed
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        batch = []
-        for image in self._loader:
-            self._count(image.pop("unreadable", []))
-            batch.append(image)
+    def batches(self) -> Iterator[list[Sample]]:
+        """Yields the samples of each batch of all processes, from the first batch on."""
+        seed = _mixed(self.seed, _ORDER)
+        if self._repeats is None:
+            sampler = TrainingSampler(len(self._entries), seed=seed)
+        else:
+            sampler = RepeatFactorTrainingSampler(self._repeats, seed=seed)
+        incomplete: dict[bool, list[Sample]] = defaultdict(list)
+        # Iterating over the sampler would give this process's share of the images only.
+        for position, image in enumerate(sampler._infinite_indices()):
+            batch = incomplete[self._groups[image]]
+            batch.append(Sample(position, image))
             if len(batch) == self._batch_size:
-                yield batch
-                batch = []
+                yield incomplete.pop(self._groups[image])
 
     def _count(self, errors: list[str]) -> None:
         for error in errors:
@@ -215,6 +134,31 @@ class TrainingLoader:
             if count > limit:
                 raise UserError(f"{error}; DATALOADER.SKIP_UNREADABLE allows {limit} such images")
             logger.warning("skipped (%d of DATALOADER.SKIP_UNREADABLE %d): %s", count, limit, error)
+
+
+class _SeededDataset(Dataset[dict[str, Any]]):
+    """Loads the image of a :class:`Sample`, with augmentation seeded by its position.
+
+    With ``replace_unreadable``, another image replaces one that cannot be read. Model inputs list
+    the errors under "unreadable".
+    """
+
+    def __init__(self, entries: Any, mapper: Any, seed: int, replace_unreadable: bool) -> None:
+        self._entries, self._mapper, self._seed = entries, mapper, seed
+        self._replace_unreadable = replace_unreadable
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        index, errors = sample.image, list[str]()
+        with seeded_random(_mixed(self._seed, _IMAGE, sample.position)):
+            while len(errors) < _TRIES:
+                try:
+                    return {**self._mapper(self._entries[index]), "unreadable": errors}
+                except UserError as error:
+                    if not self._replace_unreadable:
+                        raise
+                    errors.append(str(error))
+                    index = random.randrange(len(self._entries))
+        raise UserError(f"{errors[-1]}; {_TRIES} images in a row cannot be read")
 
 
 def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> TrainingLoader:
@@ -237,26 +181,15 @@ def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> Tra
         count = max(1, int(len(entries) * cfg.DATALOADER.RANDOM_SUBSET_RATIO))
         order = torch.randperm(len(entries), generator=generator)[:count]
         entries = [entries[i] for i in order.tolist()]
-    known = "".join(f"{x.get('image_id')} {len(x.get('annotations', []))};" for x in entries)
-    groups = torch.zeros(len(entries), dtype=torch.int64)
-    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups = torch.tensor([int(x["width"] > x["height"]) for x in entries])
-    world_size, max_unreadable = comm.get_world_size(), cfg.DATALOADER.SKIP_UNREADABLE
-    images = DatasetFromList(entries, copy=False)
     return TrainingLoader(
-        SeededDataset(images, mapper, seed, replace_unreadable=max_unreadable > 0),
-        BatchedSampler(
-            groups,
-            cfg.SOLVER.IMS_PER_BATCH,
-            seed,
-            repeats=repeats,
-            rank=comm.get_rank(),
-            world_size=world_size,
-        ),
-        cfg.SOLVER.IMS_PER_BATCH // world_size,
-        cfg.DATALOADER.NUM_WORKERS,
-        max_unreadable,
-        f"{len(entries)} images ({zlib.crc32(known.encode()):08x})",
+        entries,
+        mapper,
+        seed,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        repeats=repeats,
+        group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        max_unreadable=cfg.DATALOADER.SKIP_UNREADABLE,
     )
 
 
@@ -265,17 +198,17 @@ def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> Tra
 
 @contextmanager
 def seeded_random(seed: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and torch's generators for the block, then restores their state."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+    """Seeds Python's, numpy's and torch's CPU generator for the block, then restores them."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -300,9 +233,8 @@ def ignore_signals(worker: int) -> None:
     Terminals and schedulers also send Ctrl-C, SIGUSR1 and SIGTERM to the workers, which the last
     step still needs. Only the SIGTERM of the parent ends a worker.
     """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; it tells the sender
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
