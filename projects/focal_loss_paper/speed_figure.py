@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from .common import hide_frame
@@ -43,10 +44,11 @@ def draw_curves(axes: Axes, points: Sequence[Point], joined: Collection[str] | N
     colors = {**_COLORS, **dict(zip(others, cycle(_MORE_COLORS), strict=False))}
     for i, backbone in enumerate(backbones):
         curve = sorted((p for p in points if p.backbone == backbone), key=lambda p: p.x)
+        errors = [p.x_error for p in curve]
         axes.errorbar(
             [p.x for p in curve],
             [p.y for p in curve],
-            xerr=list(zip(*(p.x_error for p in curve), strict=True)),
+            xerr=list(zip(*errors, strict=True)) if np.any(errors) else None,
             fmt="o-" if joined is None or backbone in joined else "o",
             color=colors[backbone],
             capsize=3,
