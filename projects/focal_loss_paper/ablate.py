@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from retinanet_plugin.command_line import add_overrides, parse, positive_int, split_overrides
@@ -93,8 +92,10 @@ def main(args: Sequence[str] | None = None) -> int:
     output_files(options.output, [], overwrite=False)
     check_unchanged(runs)
     todo = [run for run in runs if read_result(run.folder) is None]
-    if todo:
-        _check_data(todo[0])
+    if todo:  # once for all rows
+        cfg.OUTPUT_DIR = str(options.output)
+        register_own_datasets(cfg)
+        check_datasets(cfg)
     command = ["--num-gpus", str(parsed.num_gpus), "--dist-url", "auto"]
     for name in parsed.imports:
         command += ["--import", name]
@@ -158,16 +159,6 @@ def share_machine(jobs: int, num_gpus: int, *, on_cpu: bool) -> list[dict[str, s
         )
     groups = [gpus[i * num_gpus : (i + 1) * num_gpus] for i in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
-
-
-def _check_data(run: Run) -> None:
-    """Checks the datasets once for all rows, and draws the quick start's if they are absent."""
-    cfg = run.cfg.clone()
-    register_own_datasets(cfg)
-    check_datasets(cfg)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if MetadataCatalog.get(name).get("drawn_on_demand"):
-            DatasetCatalog.get(name)
 
 
 def train_all(

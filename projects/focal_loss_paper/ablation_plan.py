@@ -175,11 +175,11 @@ def _plan(table: Table, options: Options) -> Plan:
     runs: dict[Row, list[Run]] = {}
     for row in table.rows:
         is_own = row not in TABLES[table.name].rows
-        config, lines = (base, _row_lines(row, table, data, options))
+        config, lines = base, _row_lines(row, table, data, options)
         if options.data == PAPER and not is_own:
             config, lines = row.path, {}
-        words: list[Any] = [word for line in lines.items() for word in line]
-        cfg = get_config(config, [*words, *options.overrides])
+        pairs: list[Any] = [x for pair in lines.items() for x in pair]
+        cfg = get_config(config, [*pairs, *options.overrides])
         if options.steps is not None:
             _set_steps(cfg, options.steps)
         runs[row] = [_run(row, table, cfg.clone(), seed, options) for seed in seeds]
