@@ -75,6 +75,7 @@ class Coverage:
 
     Args:
         data: the boxes.
+        anchors: the anchors.
         scales: of the images.
         thresholds: IoUs at which coverage is reported, ascending.
         positive: the one of them from which an anchor is a positive.
@@ -85,6 +86,7 @@ class Coverage:
     """
 
     data: DatasetBoxes
+    anchors: Anchors
     scales: Sequence[ImageScale]
     thresholds: tuple[float, ...]
     positive: float
@@ -170,7 +172,7 @@ def measure(
         parts.append((box, boxes.numpy(), padded, iou.numpy()))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     positive = thresholds[-1] if positive is None else positive
-    return Coverage(data, scales, tuple(thresholds), positive, *columns)
+    return Coverage(data, anchors, scales, tuple(thresholds), positive, *columns)
 
 
 def _resized_boxes(

@@ -198,13 +198,6 @@ def test_training_scales(sampling: str, sizes: str, expected: list[int] | None) 
             training_scales(cfg)
 
 
-def test_no_boxes() -> None:
-    (entry,) = entries_of(2, images=1)
-    register("bare", [entry | {"annotations": entry["annotations"][8:]}])  # a crowd
-    with pytest.raises(UserError, match="bare"):
-        read_boxes(["bare"])
-
-
 def test_positive_threshold() -> None:
     assert positive_threshold(small_config()) == 0.5
     with pytest.raises(UserError, match=r"MODEL\.RETINANET\.IOU_LABELS"):
@@ -269,7 +262,7 @@ def test_a_suggestion_covers_more(side: float, ratio: float) -> None:
     assert keys == AnchorKeys(4.0, 3, (0.5, 1.0, 2.0))
     anchors = Anchors.of(cfg)
     present = measure(data, anchors, SCALES)
-    other = suggest(present, anchors, keys)
+    other = suggest(present, keys)
     assert other is not None
     lines = yaml.safe_load(other.keys.to_yaml())["MODEL"]["ANCHOR_GENERATOR"].items()
     pasted = small_config(*(x for k, v in lines for x in (f"MODEL.ANCHOR_GENERATOR.{k}", v)))
@@ -281,6 +274,8 @@ def test_a_suggestion_covers_more(side: float, ratio: float) -> None:
     assert (iou >= 0.5).double().mean() > present.share(0.5) + 0.1
     tried = [AnchorKeys(s, p, keys.ratios) for s in (1.0, 2.0, 4.0) for p in (1, 2, 3, 4)]
     scores = [score(measure(data, k.anchors(anchors), SCALES), k.per_location) for k in tried]
+    for at in (0.4, 0.5):
+        assert other.coverage.class_mean(at) >= present.class_mean(at)
     assert score(other.coverage, other.keys.per_location) > max(scores) - 0.02
     assert max(other.keys.ratios) > 2 if ratio == 4 else other.keys.scale < 4
 
@@ -292,11 +287,11 @@ def test_no_suggestion_without_need_or_gain(monkeypatch: pytest.MonkeyPatch) -> 
     assert keys is not None
     with monkeypatch.context() as patch:
         patch.setattr(anchor_search, "_finalists", lambda *args: pytest.fail("searched"))
-        assert suggest(measure(small_boxes(50.0), anchors, SCALES), anchors, keys) is None
+        assert suggest(measure(small_boxes(50.0), anchors, SCALES), keys) is None
     monkeypatch.setattr(anchor_search, "_GOOD_COVERAGE", 2.0)
-    assert suggest(measure(small_boxes(50.0), anchors, SCALES), anchors, keys) is None
+    assert suggest(measure(small_boxes(50.0), anchors, SCALES), keys) is None
     monkeypatch.setattr(anchor_search, "_SCALES", (8, 16))
-    assert suggest(measure(small_boxes(2.0), anchors, SCALES), anchors, keys) is None
+    assert suggest(measure(small_boxes(2.0), anchors, SCALES), keys) is None
 
 
 def test_other_generators_are_measured() -> None:
@@ -307,7 +302,7 @@ def test_other_generators_are_measured() -> None:
     assert anchors.per_location == 3
     coverage = measure(small_boxes(17.0), anchors, SCALES)
     assert coverage.share(0.5) > 0.8
-    assert "RetinaNetAnchorGenerator" in Findings(coverage, anchors, None, None).verdict
+    assert "RetinaNetAnchorGenerator" in Findings(coverage, None, None).verdict
 
 
 # ---------------------------------------------------------------- the command
@@ -331,6 +326,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(*args, "--overwrite", "MODEL.ANCHOR_GENERATOR.ANCHOR_SCALE", 2.0)
 
 
-def test_unknown_dataset() -> None:
+def test_unknown_and_empty_datasets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--dataset: .*coco_2017_trian"):
         run("--dataset", "coco_2017_trian")
+    (entry,) = entries_of(2, images=1)
+    register("bare", [entry | {"annotations": entry["annotations"][8:]}])  # a crowd
+    with pytest.raises(UserError, match="bare"):
+        run("--dataset", "bare", "--output", tmp_path)

@@ -83,8 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
     thresholds = [float(t) for t in cfg.MODEL.RETINANET.IOU_THRESHOLDS]
     with tqdm(total=len(data) * len(scales), desc="measuring", unit="box") as bar:
         coverage = measure(data, anchors, scales, thresholds, positive, bar.update)
-    suggestion = None if keys is None else suggest(coverage, anchors, keys)
-    findings = Findings(coverage, anchors, keys, suggestion)
+    suggestion = None if keys is None else suggest(coverage, keys)
+    findings = Findings(coverage, keys, suggestion)
     write_figure(figure_file, draw(findings))
     write_text(table_file, findings.to_markdown())
     print(findings.to_markdown())

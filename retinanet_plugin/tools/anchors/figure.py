@@ -30,7 +30,7 @@ def draw(findings: Findings) -> Figure:
     figure.suptitle(
         f"The anchors cover {describe(coverage)}\n"
         f"{len(coverage.data):,} boxes in {len(coverage.data.image_sizes):,} images, short side "
-        f"{scales}; {findings.anchors.per_location} anchors per location",
+        f"{scales}; {coverage.anchors.per_location} anchors per location",
         size=14,
     )
     return figure
@@ -47,9 +47,11 @@ def _draw_shapes(axes: Axes, findings: Findings) -> None:
     size = np.where(iou >= coverage.positive, 5, 14)
     width, height = coverage.width[chosen], coverage.height[chosen]
     axes.scatter(width, height, s=size, c=colors, alpha=0.5, linewidth=0)
-    sides = _draw_anchors(axes, findings.anchors, "s", "black", "anchors")
+    sides = _draw_anchors(axes, coverage.anchors, "s", "black", "anchors")
     if findings.suggestion:
-        _draw_anchors(axes, findings.suggestion.anchors, "D", _SUGGESTED, "suggested anchors")
+        _draw_anchors(
+            axes, findings.suggestion.coverage.anchors, "D", _SUGGESTED, "suggested anchors"
+        )
     low, high = np.quantile([coverage.width, coverage.height], (0.002, 0.998))
     limits = min(low, sides.min()) / 1.4, max(high, sides.max()) * 1.4
     axes.set_xscale("log", base=2)

@@ -79,10 +79,9 @@ class AnchorKeys:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Other anchors, and how they cover the same boxes."""
+    """The settings of other anchors, and how these cover the same boxes."""
 
     keys: AnchorKeys
-    anchors: Anchors
     coverage: Coverage
 
 
@@ -151,7 +150,7 @@ def covers_enough(coverage: Coverage) -> bool:
     return min(coverage.share(t), coverage.class_mean(t)) >= _GOOD_COVERAGE
 
 
-def suggest(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> Suggestion | None:
+def suggest(present: Coverage, keys: AnchorKeys) -> Suggestion | None:
     """Searches for anchors with a higher :func:`score` that cover no less at any threshold.
 
     Candidates are sizes from 1 to 16 strides, 1 to 4 per level, and these ratios: the present ones,
@@ -159,18 +158,18 @@ def suggest(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> Suggestion
     of boxes. The first of the best five that also holds for all boxes is returned.
 
     Args:
-        present: coverage by the present ``anchors``, which have the settings ``keys``.
+        present: coverage by the present anchors, which have the settings ``keys``.
     """
     if covers_enough(present):
         return None
     value = _rates(present), score(present, keys.per_location)
-    for candidate in _finalists(present, anchors, keys):
-        other = candidate.anchors(anchors)
+    for candidate in _finalists(present, keys):
+        anchors = candidate.anchors(present.anchors)
         coverage = measure(
-            present.data, other, present.scales, present.thresholds, present.positive
+            present.data, anchors, present.scales, present.thresholds, present.positive
         )
         if _is_better((_rates(coverage), score(coverage, candidate.per_location)), value):
-            return Suggestion(candidate, other, coverage)
+            return Suggestion(candidate, coverage)
     return None
 
 
@@ -185,7 +184,7 @@ def _rates(coverage: Coverage) -> np.ndarray:
     return np.array([(coverage.share(t), coverage.class_mean(t)) for t in coverage.thresholds])
 
 
-def _finalists(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> list[AnchorKeys]:
+def _finalists(present: Coverage, keys: AnchorKeys) -> list[AnchorKeys]:
     """Returns the best candidates on a sample of boxes in which classes are equally frequent.
 
     All boxes of the sample are put into one image that is as large as the largest. Its anchors are
@@ -199,7 +198,8 @@ def _finalists(present: Coverage, anchors: Anchors, keys: AnchorKeys) -> list[An
     candidates = [AnchorKeys(*values) for values in product(_SCALES, _PER_OCTAVE, ratios)]
 
     def value(candidate: AnchorKeys) -> Value:
-        iou = best_iou_in_grid(candidate.anchors(anchors).grid(height, width), sample).double()
+        grid = candidate.anchors(present.anchors).grid(height, width)
+        iou = best_iou_in_grid(grid, sample).double()
         rates = np.array([float((iou >= t).double().mean()) for t in present.thresholds])
         covered = rates[present.thresholds.index(present.positive)]
         return rates, covered + float(iou.mean()) - _PRICE * candidate.per_location

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.anchor_coverage import Anchors, Coverage
+from ...evaluation.anchor_coverage import Coverage
 from ...utils import markdown_table
 from .search import AnchorKeys, Suggestion, covers_enough
 
@@ -60,12 +60,11 @@ class Findings:
     """The measured coverage and the result of the search.
 
     Args:
-        coverage: by the present ``anchors``.
+        coverage: by the present anchors.
         keys: None if the search does not apply to the anchor generator.
     """
 
     coverage: Coverage
-    anchors: Anchors
     keys: AnchorKeys | None
     suggestion: Suggestion | None
 
@@ -91,9 +90,9 @@ class Findings:
         present = describe(self.coverage)
         if self.suggestion:
             return (
-                f"The present anchors, {self.anchors.per_location} per location, cover {present}; "
-                f"the suggested ones, {self.suggestion.keys.per_location} per location, cover "
-                f"{describe(self.suggestion.coverage)}."
+                f"The present anchors, {self.coverage.anchors.per_location} per location, cover "
+                f"{present}; the suggested ones, {self.suggestion.keys.per_location} per location, "
+                f"cover {describe(self.suggestion.coverage)}."
             )
         if self.keys is None:
             advice = "suggestions need RetinaNetAnchorGenerator with one list of ASPECT_RATIOS"

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--val",
-        type=_share,
+        type=float,
         default=0.2,
         metavar="SHARE",
         help="share of images to validate on; default: 0.2",
@@ -72,19 +72,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a share from 0 to below 1")
-    return share
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Converts the dataset that the command line names."""
     parsed = parser().parse_args(args)
+    if not 0 <= parsed.val < 1:
+        raise UserError(f"--val {parsed.val}: give a share of the images from 0 to below 1")
     source, folder = absolute(parsed.input), absolute(parsed.output)
     base = get_config(parsed.base)
     format = parsed.format or format_of(source)

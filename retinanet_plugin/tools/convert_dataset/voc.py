@@ -5,7 +5,6 @@ from edge to edge: x1 = xmin - 1, x2 = xmax. So ``xmin`` 1 and ``xmax`` W are th
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -78,10 +77,7 @@ def _read_splits(folder: Path, files: Sequence[Path], collector: Collector) -> d
         for name, split in names.items():
             file = lists / f"{name}.txt"
             for line, text in enumerate(read_text(file).splitlines(), start=1):
-                entry = re.sub(r"\s+(-1|0|1)$", "", text.strip())  # the label of a class's list
-                stem, suffix = os.path.splitext(entry)
-                entry = stem if suffix.lower() in IMAGE_SUFFIXES else entry
-                if entry in known:
+                if (entry := text.strip()) in known:
                     splits.setdefault(known[entry], set()).add(split)
                 elif entry:
                     collector.add_fault(LEFT_OUT, f"{file}, line {line}: no {root / entry}.xml")

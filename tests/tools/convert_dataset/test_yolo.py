@@ -56,10 +56,8 @@ def test_rows_of_all_kinds(tmp_path: Path) -> None:
     ("row", "found"),
     [
         ("2 0.5 0.5 0.1 0.1", "class 2"),
-        ("-1 0.5 0.5 0.1 0.1", "class -1"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5"),
         ("cat 0.5 0.5 0.1 0.1", 'class is "cat"'),
-        ("0 0.5 x 0.1 0.1", 'coordinate is "x"'),
         ("0 0.5 inf 0.1 0.1", 'coordinate is "inf"'),
         ("0 0.5 0.5 0.1", "4 values"),
         ("0 0.5 0.5 0.1 0.1 0.9", "6 values"),
@@ -79,13 +77,11 @@ def test_malformed_rows(tmp_path: Path, row: str, found: str) -> None:
     [
         ("train: images\nnames: [cat, cat]\n", '"cat"'),
         ("train: images\nnames: {0: cat, 2: dog}\n", '"names"'),
-        ("train: images\nnames: 5\n", '"names"'),
         ("train: images\nnames: [[cat]]\n", '"names"'),
         ("train: image\nnames: [cat]\n", 'train is "image"'),
         ("train: 5\nnames: [cat]\n", "train is 5"),
         ("train: data.yaml\nnames: [cat]\n", 'train is "data.yaml"'),
         ("train: !!python/object/apply:os.system [exit]\nnames: [a]\n", "YAML"),
-        ("names: [cat, dog\n", "YAML"),
     ],
 )
 def test_malformed_yaml(tmp_path: Path, text: str, found: str) -> None:
