@@ -18,13 +18,11 @@ def draw(findings: Findings) -> Figure:
     """Draws shapes of boxes and anchors, and coverage by size, by ratio and by class."""
     coverage = findings.coverage
     figure = Figure(figsize=(15, 12), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.25, 1))
-    _draw_shapes(figure.add_subplot(grid[0, 0]), findings)
-    _draw_bars(figure.add_subplot(grid[0, 1]), findings, "height / width")
-    _draw_bars(figure.add_subplot(grid[1, 0]), findings, "size")
-    axes = figure.add_subplot(grid[1, 1])
-    _draw_bars(axes, findings, "class")
-    handles, labels = axes.get_legend_handles_labels()
+    shapes, *bars = figure.subplots(2, 2, height_ratios=(1.25, 1)).flat
+    _draw_shapes(shapes, findings)
+    for axes, by in zip(bars, ("height / width", "size", "class"), strict=True):
+        _draw_bars(axes, findings, by)
+    handles, labels = bars[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     scales = ", ".join(str(scale.short or "original") for scale in coverage.scales)
     figure.suptitle(

@@ -47,7 +47,7 @@ def read_dataset(
         images, classes, fix, zero_based: see :class:`~.labeled.Collector`.
 
     Raises:
-        UserError: for the first fault, with file and line.
+        UserError: for the first fault, with file and line (VOC: object).
     """
     path = absolute(path)
     folder, file = (None if x is None else absolute(x) for x in (images, classes))

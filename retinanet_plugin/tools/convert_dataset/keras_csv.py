@@ -5,7 +5,6 @@ Coordinates are pixels from the upper left corner, counted from 0; paths are rel
 label) may change the order of the columns.
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -54,6 +53,7 @@ def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
     columns: list[str] = list(COLUMNS)
     if set(COLUMNS) <= set(header := _standard_names(rows[0][1])):
         columns, rows = header, rows[1:]
+    folder = collector.image_folder or file.parent
     for line, row in tqdm(rows, desc="reading", leave=False, disable=None):
         where = f"{file}, line {line}"
         if len(row) != len(columns):
@@ -66,7 +66,7 @@ def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
         for name in ("path", "class") if has_box else ("path",):
             if not cells[name]:
                 raise UserError(f"{where}: no {name}")
-        image = collector.image(_find(cells["path"], collector.image_folder or file.parent), where)
+        image = collector.image(absolute(folder / cells["path"].replace("\\", "/")), where)
         if image is None:
             continue
         if split:
@@ -94,8 +94,3 @@ def _first_row(file: Path) -> list[str]:
 def _standard_names(row: list[str]) -> list[str]:
     names = [cell.strip().lower() for cell in row]
     return [_SYNONYMS.get(name, name) for name in names]
-
-
-def _find(name: str, folder: Path) -> Path:
-    path = absolute(folder / name)
-    return path if os.path.exists(path) else absolute(folder / name.replace("\\", "/"))
