@@ -24,10 +24,11 @@ class Field:
     key: str
     accepts: Callable[[Any], bool]
     allowed: str  # in words
+    default: Any = None  # the value of an entry without the key
 
     def fits(self, row: Row) -> bool:
         """Whether the entry has a valid value."""
-        return self.accepts(row.get(self.key))
+        return self.accepts(row.get(self.key, self.default))
 
     def fault(self, row: Row) -> str:
         """What the entry has instead, and what is allowed."""
@@ -71,10 +72,6 @@ def _is_text(value: Any) -> bool:
     return type(value) is str and bool(value.strip()) and not _CONTROL.search(value)
 
 
-def _is_name(value: Any) -> bool:
-    return _is_text(value) and len(value) <= MAX_NAME
-
-
 def _stays_inside(name: str) -> bool:
     parts = re.split(r"[/\\]", name)
     return parts[0] != "" and ".." not in parts and not re.match(r"[A-Za-z]:", name)
@@ -83,10 +80,6 @@ def _stays_inside(name: str) -> bool:
 def is_coordinates(value: Any) -> bool:
     """Whether it is a list of finite numbers below ``MAX_COORDINATE``."""
     return is_numbers(value) and all(-MAX_COORDINATE < number < MAX_COORDINATE for number in value)
-
-
-def _is_box(value: Any) -> bool:
-    return is_coordinates(value) and len(value) == 4
 
 
 def is_outline(value: Any) -> bool:
@@ -109,13 +102,13 @@ def _is_area(value: Any) -> bool:
     return value is None or (type(value) in _NUMBERS and abs(value) < MAX_COORDINATE**2)
 
 
-def _is_flag(value: Any) -> bool:
-    return value is None or value in (0, 1)
-
-
 _TEXT = "a non-empty string without line breaks and other control characters"
 _ID = "a whole number"
-CLASS_NAME = Field("name", _is_name, f"{_TEXT}, of at most {MAX_NAME} characters")
+CLASS_NAME = Field(
+    "name",
+    lambda value: _is_text(value) and len(value) <= MAX_NAME,
+    f"{_TEXT}, of at most {MAX_NAME} characters",
+)
 FILE_NAME = Field("file_name", _is_text, _TEXT)
 CATEGORY_FIELDS = (Field("id", is_id, _ID), CLASS_NAME)
 IMAGE_FIELDS = (
@@ -129,9 +122,14 @@ SIZE_FIELDS = tuple(
 BOX_FIELDS = (
     Field("image_id", is_id, 'the id of an entry of "images", a whole number'),
     Field("category_id", is_id, 'the id of an entry of "categories", a whole number'),
-    Field("bbox", _is_box, f"four finite numbers [x, y, width, height] below {MAX_COORDINATE:.0e}"),
+    Field(
+        "bbox",
+        lambda value: is_coordinates(value) and len(value) == 4,
+        f"four finite numbers [x, y, width, height] below {MAX_COORDINATE:.0e}",
+    ),
 )
 OPTIONAL_FIELDS = (
     Field("area", _is_area, "a number of square pixels, or left out"),
-    Field("iscrowd", _is_flag, "0 or 1, or left out"),
+    Field("iscrowd", lambda value: value is None or value in (0, 1), "0 or 1, or left out"),
+    Field("ignore", lambda value: value == 0, 'left out: write "iscrowd": 1 instead', default=0),
 )

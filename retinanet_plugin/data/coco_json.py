@@ -75,39 +75,19 @@ def parse(path: Path) -> tuple[Row, Counter[str]]:
             f"{MAX_BYTES / 1024**3:.0f} GiB; leave out what boxes do not need (segmentation)"
         )
     raw = path.read_bytes()
-    if not raw.strip():
-        raise UserError(f"{path}: the file is empty; export it again")
-    changes = Counter[str]()
-    if raw.startswith(codecs.BOM_UTF8):
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-        changes["byte order marks removed"] = 1  # pycocotools fails with one
-    content = _decode(path, raw)
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise UserError(f"{path}: lists or objects are nested too deeply for a COCO JSON") from None
+    except ValueError as error:  # no JSON, not UTF-8, or an integer of thousands of digits
+        raise UserError(
+            f"{path}: not valid JSON ({error}); export it again, or make one from VOC, YOLO or CSV "
+            "by `retinanet convert-dataset`"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: the top level is not an object; it must be one with "
             '"images", "annotations" and "categories"'
         )
-    return content, changes
-
-
-def _decode(path: Path, raw: bytes) -> object:
-    truncated = f"{path}: the file is cut off after {len(raw)} bytes; copy it again"
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":
-            raise UserError(truncated) from None
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        if not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string"):
-            raise UserError(truncated) from None
-        raise UserError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
-            "correct it there or export it again"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path}: lists or objects are nested too deeply for a COCO JSON") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise UserError(f"{path}: not usable as JSON ({error}); export it again") from None
+    has_mark = raw.startswith(codecs.BOM_UTF8)  # pycocotools fails with one
+    return content, Counter({"byte order marks removed": 1} if has_mark else {})

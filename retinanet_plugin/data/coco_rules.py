@@ -6,13 +6,11 @@ Training raises the first error, ``check-dataset`` lists all findings, and ``--f
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..utils import shorten
 from .coco_fields import (
     BOX_FIELDS,
     CATEGORY_FIELDS,
@@ -68,7 +66,13 @@ class CocoDataset:
             yield from self._check_list(name)
         classes: dict[int, int] = {}
         yield from self._check_ids("categories", CATEGORY_FIELDS, self.category_ids, classes)
-        yield from self._check_class_names(classes)
+        first: dict[str, int] = {}
+        for number, index in classes.items():
+            name = self.content["categories"][index]["name"]
+            if first.setdefault(name, number) != number:
+                message = f"name {show(name)} is used by id {first[name]}; give each its own"
+                yield self.finding("error", "duplicate-class-name", message, ("categories", index))
+            self.categories[number] = name
         yield from self._check_ids("images", IMAGE_FIELDS, self.image_ids, self._image_index)
         self.images = {i: self.content["images"][at] for i, at in self._image_index.items()}
         yield from self._check_annotations()
@@ -93,14 +97,6 @@ class CocoDataset:
         """Width and height of a usable image; None if they are malformed."""
         row = self.images[image_id]
         return None if first_fault(row, SIZE_FIELDS) else (row["width"], row["height"])
-
-    @cached_property
-    def annotations_of_images(self) -> dict[int, list[int]]:
-        """Indices of the usable annotations by image id."""
-        indices: dict[int, list[int]] = {}
-        for index, row in self.annotations.items():
-            indices.setdefault(row["image_id"], []).append(index)
-        return indices
 
     def finding(
         self, severity: str, rule: str, message: str, entry: Entry | None = None, **more: Any
@@ -156,27 +152,7 @@ class CocoDataset:
             if is_id(number):
                 declared.add(number)
 
-    def _check_class_names(self, usable: dict[int, int]) -> Iterator[Finding]:
-        exact: dict[str, int] = {}
-        similar: dict[str, int] = {}
-        for number, index in usable.items():
-            entry, name = ("categories", index), self.content["categories"][index]["name"]
-            other = similar.setdefault(" ".join(name.replace("_", " ").casefold().split()), number)
-            if name in exact:
-                message = f"name {show(name)} is used by id {exact[name]}; give each its own"
-                yield self.finding("error", "duplicate-class-name", message, entry)
-            elif other != number:
-                message = (
-                    f"name {show(name)} differs from {show(self.categories[other])} (id {other}) "
-                    "in case, spaces or underscores only"
-                )
-                yield self.finding("warning", "duplicate-class-name", message, entry)
-            exact.setdefault(name, number)
-            self.categories[number] = name
-
     def _check_annotations(self) -> Iterator[Finding]:
-        ids: set[int] = set()
-        known = shorten(sorted(self.category_ids), 10) or "none"
         for index, row in self.rows("annotations"):
             entry = ("annotations", index)
             fault = first_fault(row, BOX_FIELDS)
@@ -185,38 +161,24 @@ class CocoDataset:
                 numbers = is_numbers(bbox) and len(bbox) == 4 and fault.startswith("bbox")
                 yield self._error("box-not-finite" if numbers else "malformed-entry", fault, entry)
                 continue
-            yield from self._check_options(entry, row)
-            number: Any = row.get("id")
-            if is_id(number):
-                if number in ids:
-                    message = f"id {number} is used by an earlier entry"
-                    yield self.finding("warning", "duplicate-id", message, entry)
-                ids.add(number)
+            for field in OPTIONAL_FIELDS:
+                if not field.fits(row):
+                    fix = {field.key: None} | ({"iscrowd": 1} if field.key == "ignore" else {})
+                    yield self.finding(
+                        "error", "malformed-entry", field.fault(row), entry, fixes={entry: fix}
+                    )
             image_id, category_id = row["image_id"], row["category_id"]
             if image_id not in self.image_ids:
-                message = f'image_id {image_id} is not declared in "images"; declare it or remove '
-                yield self._error("unknown-image", f"{message}the annotation", entry)
+                yield self._undeclared("unknown-image", "image_id", "images", entry)
             elif category_id not in self.category_ids:
-                message = (
-                    f'category_id {category_id} is not declared in "categories" (known: {known}); '
-                    "declare it or remove the annotation"
-                )
-                yield self._error("undeclared-class", message, entry)
+                yield self._undeclared("undeclared-class", "category_id", "categories", entry)
             elif image_id in self.images and category_id in self.categories:
                 self.annotations[index] = row
 
-    def _check_options(self, entry: Entry, row: Row) -> Iterator[Finding]:
-        faults = {f.key: f.fault(row) for f in OPTIONAL_FIELDS if not f.fits(row)}
-        fixes: dict[str, Row] = {key: {key: None} for key in faults}
-        if row.get("ignore", 0) != 0:
-            faults["ignore"] = (
-                f"ignore is {show(row['ignore'])}, which detectron2 does not know; remove the "
-                'annotation, or write "iscrowd": 1 instead'
-            )
-            fixes["ignore"] = {"ignore": None, "iscrowd": 1}
-        for key, fault in faults.items():
-            fix = {entry: fixes[key]}
-            yield self.finding("error", "malformed-entry", fault, entry, fixes=fix)
+    def _undeclared(self, rule: str, key: str, name: str, entry: Entry) -> Finding:
+        number = self.content["annotations"][entry[1]][key]
+        message = f'{key} {number} is not declared in "{name}"; declare it or remove the annotation'
+        return self._error(rule, message, entry)
 
     def check_sizes(self) -> Iterator[Finding]:
         """Yields malformed widths and heights."""

@@ -5,21 +5,19 @@ decodes all images and applies the same rules.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .coco_fields import SIZE_FIELDS, Row, first_fault
+from .coco_fields import SIZE_FIELDS, first_fault
 from .coco_json import raise_first_error
 from .coco_rules import CocoDataset
 from .findings import Finding
-from .images import SIDEWAYS, names_in, open_image, orientation_of, reason_of
+from .images import is_sideways, names_in, open_image, reason_of
 
 MAX_HEADERS = 5000  # images whose header is read before training, evenly spread over the dataset
-_MAX_HINTS = 20  # missing images that are looked for elsewhere
-_MAX_HINT_FOLDERS = 50
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -31,7 +29,6 @@ class ImageFile:
     Args:
         rule: the rule that makes it unusable, with a ``message``; None: it can be used.
         stored, size: width and height before and after EXIF rotation.
-        orientation: in EXIF.
         pixels: hash of the decoded pixels; empty before decoding.
     """
 
@@ -39,24 +36,20 @@ class ImageFile:
     message: str = ""
     stored: Size = (0, 0)
     size: Size = (0, 0)
-    orientation: int = 1
     pixels: bytes = b""
-
-    def is_unrotated(self, size: Size | None) -> bool:
-        """Whether ``size`` is that of the image before EXIF rotation swaps its sides."""
-        return self.orientation in SIDEWAYS and size == self.stored != self.size
 
 
 def read_header(path: Path) -> ImageFile:
     """Looks at an image without decoding its pixels."""
     try:
         with open_image(path) as image:
-            stored, orientation = image.size, orientation_of(image)
+            width, height = image.size
+            sideways = is_sideways(image)
     except Exception as error:  # PIL's readers raise nearly everything on damaged files
         message = f"cannot be read as an image ({reason_of(error)}); replace the file or its entry"
         return ImageFile("unreadable-image", message)
-    size = stored[::-1] if orientation in SIDEWAYS else stored
-    return ImageFile(None, "", stored, size, orientation)
+    stored = (width, height)
+    return ImageFile(stored=stored, size=(height, width) if sideways else stored)
 
 
 def missing_images(folder: Path, names: Iterable[str]) -> dict[Path, ImageFile]:
@@ -68,21 +61,9 @@ def missing_images(folder: Path, names: Iterable[str]) -> dict[Path, ImageFile]:
         if parent not in listings:
             listings[parent] = set(names_in(folder / parent))
         if base not in listings[parent]:
-            hint = _where_instead(folder, name) if len(missing) < _MAX_HINTS else ""
-            message = f"is not in {folder}{hint}; add it, correct the folder or remove the entry"
+            message = f"is not in {folder}; add it, correct the folder or remove the entry"
             missing[folder / name] = ImageFile("missing-image", message)
     return missing
-
-
-def _where_instead(folder: Path, file_name: str) -> str:
-    """A hint at a file near by whose name differs in case or extension at most."""
-    parent, name = os.path.split(file_name.replace("\\", "/"))
-    below = [folder / sub for sub in names_in(folder)[:_MAX_HINT_FOLDERS]]
-    for location in (folder / parent, folder, folder.parent, *below):
-        for other in names_in(location):
-            if Path(other).stem.lower() == Path(name).stem.lower():
-                return f" (there is {location / other})"
-    return ""
 
 
 def check_image_files(dataset: CocoDataset, folder: Path) -> None:
@@ -111,60 +92,31 @@ def image_findings(
     """
     for image_id, row in dataset.images.items():
         file, entry = files.get(folder / row["file_name"]), dataset.image_entry(image_id)
-        size, size_fault = dataset.size_of(image_id), first_fault(row, SIZE_FIELDS)
-        if file is None or file.rule:
-            if file and file.rule:
-                yield dataset.finding("error", file.rule, file.message, entry, fixes={entry: None})
+        if file is None:
             continue
+        size, remove = dataset.size_of(image_id), {entry: None}
         resize = {entry: {"width": file.size[0], "height": file.size[1]}}
-        if size_fault:
-            yield dataset.finding("error", "malformed-entry", size_fault, entry, fixes=resize)
-        elif file.is_unrotated(size):
+        if file.rule:
+            yield dataset.finding("error", file.rule, file.message, entry, fixes=remove)
+        elif size is None:
+            fault = first_fault(row, SIZE_FIELDS) or ""
+            yield dataset.finding("error", "malformed-entry", fault, entry, fixes=resize)
+        elif size != file.size and size == file.stored:
             message = (
                 f"is {_by(file.size)} after its EXIF rotation, which detectron2 applies, but the "
-                f"JSON says {_by(file.stored)}, the size as stored; rotate the boxes, too"
+                f"JSON says {_by(size)}, the size as stored; if the boxes are right for that, "
+                "remove the EXIF orientation from the file"
             )
-            fixes = {**resize, **_rotate_annotations(dataset, image_id, file)}
-            yield dataset.finding("error", "exif-rotation", message, entry, fixes=fixes)
-        elif size and size != file.size:
-            rotated = " after its EXIF rotation" if file.orientation in SIDEWAYS else ""
+            yield dataset.finding("error", "exif-rotation", message, entry, fixes=remove)
+        elif size != file.size:
+            rotated = " after its EXIF rotation" if file.stored != file.size else ""
             message = (
                 f"is {_by(file.size)}{rotated}, but the JSON says {_by(size)}; correct width and "
                 "height there, or the image"
             )
             rank = abs(float(np.log(np.prod(file.size) / np.prod(size, dtype=float))))
             yield dataset.finding("error", "image-size", message, entry, rank=rank, fixes=resize)
-        elif file.orientation != 1:
-            rotated_size = file.orientation in SIDEWAYS and file.stored != file.size
-            message = f"detectron2 applies its EXIF rotation ({file.orientation}); " + (
-                "the JSON has the size of the rotated image"
-                if rotated_size
-                else "the size does not tell whether the boxes are rotated, too"
-            )
-            severity = "info" if rotated_size else "warning"
-            yield dataset.finding(severity, "exif-rotation", message, entry)
 
 
 def _by(size: Size) -> str:
     return "{} x {}".format(*size)
-
-
-def _rotate_annotations(
-    dataset: CocoDataset, image_id: int, file: ImageFile
-) -> dict[tuple[str, int], Row]:
-    return {
-        ("annotations", index): {
-            "bbox": rotated_box(dataset.annotations[index]["bbox"], file),
-            **dict.fromkeys(("segmentation", "keypoints")),
-        }
-        for index in dataset.annotations_of_images.get(image_id, ())
-    }
-
-
-def rotated_box(box: Sequence[float], file: ImageFile) -> list[float]:
-    """Rotates a box of the stored image, XYWH, like EXIF rotates the image sideways."""
-    x, y, width, height = box
-    right, below = file.stored[0] - x - width, file.stored[1] - y - height
-    assert file.orientation in SIDEWAYS
-    left, top = {5: (y, x), 6: (below, x), 7: (below, right), 8: (y, right)}[file.orientation]
-    return [left, top, height, width]

@@ -18,7 +18,6 @@ from ..errors import UserError
 # Formats that Pillow decodes in this process: for EPS it would start Ghostscript, which runs
 # programs. Phones' MPO counts as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ReadableDatasetMapper(DatasetMapper):
@@ -105,14 +104,14 @@ def _fault_when_decoded(dataset_dict: dict[str, Any], image_format: str) -> str 
     return None
 
 
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, that detectron2's ``read_image`` applies; 1: none."""
+def is_sideways(image: Image.Image) -> bool:
+    """Whether detectron2's ``read_image`` swaps width and height, as the EXIF orientation says."""
     try:
         # PngImageFile's own getexif would decode the whole image
-        orientation: Any = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:
-        return 1  # detectron2, too, ignores broken EXIF data
-    return int(orientation) if orientation in range(2, 9) else 1
+        return False  # detectron2, too, ignores broken EXIF data
+    return orientation in (5, 6, 7, 8)
 
 
 def reason_of(error: Exception) -> str:

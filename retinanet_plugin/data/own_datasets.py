@@ -28,7 +28,6 @@ from .images import names_in
 OWN_TRAIN = "own_train"
 OWN_TEST = "own_test"
 FROM_DATA = -1  # MODEL.RETINANET.NUM_CLASSES: as many as the dataset declares
-_OTHER_FORMATS = (".xml", ".csv", ".yaml", ".yml", ".txt")
 _PATHS = ("json_file", "image_root", "dirname", "image_dir")  # metadata of detectron2's datasets
 
 logger = logging.getLogger(__name__)
@@ -86,12 +85,13 @@ def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 
 
 @dataclass(frozen=True)
-class OwnDataset:
-    """A dataset of the user: its name in detectron2's catalogs, and where it is."""
+class CocoFiles:
+    """Where a dataset is: its COCO JSON and the folder of its images."""
 
-    name: str
+    name: str  # in detectron2's catalogs
     json_file: Path
     images: Path
+    training: bool  # whether it is trained on, otherwise tested on
 
 
 def names_own_datasets(cfg: CfgNode) -> bool:
@@ -100,7 +100,7 @@ def names_own_datasets(cfg: CfgNode) -> bool:
     return bool(own.TRAIN_JSON or own.TEST_JSON or own.TRAIN_IMAGES or own.TEST_IMAGES)
 
 
-def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDataset]:
+def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[CocoFiles]:
     """Yields the training and the test set that DATASETS.OWN names.
 
     Raises:
@@ -121,11 +121,6 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDatase
         json_key, images_key = f"{split}_JSON", f"{split}_IMAGES"
         if not own[json_key] or (split == "TRAIN" and not training):
             continue
-        if own[json_key].lower().endswith(_OTHER_FORMATS):
-            raise UserError(
-                f'DATASETS.OWN.{json_key}: "{own[json_key]}" is no COCO JSON; '
-                "`retinanet convert-dataset` makes one from VOC, YOLO and CSV"
-            )
         images_key = images_key if own[images_key] else "TRAIN_IMAGES"
         if not own[images_key]:
             raise UserError(
@@ -133,7 +128,7 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[OwnDatase
                 'image folder, "." for DATASETS.OWN.ROOT itself'
             )
         json_file, images = _existing(own, json_key, "file"), _existing(own, images_key, "folder")
-        yield OwnDataset(name, json_file, images)
+        yield CocoFiles(name, json_file, images, name == OWN_TRAIN)
 
 
 def _existing(own: CfgNode, key: str, kind: str) -> Path:
@@ -149,19 +144,16 @@ def _existing(own: CfgNode, key: str, kind: str) -> Path:
     )
 
 
-def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> None:
+def _register(cfg: CfgNode, own_datasets: list[CocoFiles], training: bool) -> None:
     names = {own.name for own in own_datasets}
     if OWN_TEST not in names and not training:
         raise UserError(
             "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON"
         )
     try:
+        bad_boxes = cfg.DATASETS.OWN.BAD_BOXES
         read = [
-            read_coco(
-                own.json_file,
-                for_training=own.name == OWN_TRAIN,
-                bad_boxes=cfg.DATASETS.OWN.BAD_BOXES,
-            )
+            read_coco(own.json_file, for_training=own.training, bad_boxes=bad_boxes)
             for own in own_datasets
         ]
         for own, coco in zip(own_datasets, read, strict=True):
@@ -184,22 +176,18 @@ def _register(cfg: CfgNode, own_datasets: list[OwnDataset], training: bool) -> N
         logger.warning("DATASETS.OWN.TEST_JSON is not set: nothing will be evaluated")
 
 
-def _file_to_use(cfg: CfgNode, own: OwnDataset, coco: CocoDataset) -> Path:
+def _file_to_use(cfg: CfgNode, own: CocoFiles, coco: CocoDataset) -> Path:
     """The JSON itself if it is complete, otherwise a copy, which is written now."""
     if not coco.changes:
         return own.json_file
     copy = Path(cfg.OUTPUT_DIR).absolute() / "datasets" / f"{own.name}.json"
-    if copy.exists() and copy.samefile(own.json_file):
-        raise UserError(
-            f"{copy}: its completed copy would replace it; set OUTPUT_DIR to another folder"
-        )
     copy.parent.mkdir(parents=True, exist_ok=True)
     write_text(copy, json.dumps(coco.content))
     logger.info("%s: %s; using the copy %s", own.json_file, ", ".join(coco.changes), copy)
     return copy
 
 
-def _enter_in_catalogs(own: OwnDataset, coco: CocoDataset, json_file: Path) -> None:
+def _enter_in_catalogs(own: CocoFiles, coco: CocoDataset, json_file: Path) -> None:
     classes = list(coco.classes.values())
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(own.name, None)  # metadata cannot be set to another value

@@ -87,17 +87,6 @@ def test_missing(folder: Path) -> None:
     assert "images[0]" in error_of(dataset(), folder / "a.png")
 
 
-@pytest.mark.parametrize("name", ["sub/a.png", "a.PNG", "a.jpg", "../a.png"])
-def test_missing_but_near_by(folder: Path, name: str) -> None:
-    (folder / "a.png").rename(folder / name)
-    assert f"(there is {(folder / name).resolve()})" in error_of(dataset(), folder)
-
-
-def test_name_with_too_many_folders(folder: Path) -> None:
-    row = {"id": 1, "file_name": "images/a.png", "width": 40, "height": 30}
-    assert f"(there is {folder}/a.png)" in error_of(dataset(row), folder)
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", huge_png(60_000), None]
 )

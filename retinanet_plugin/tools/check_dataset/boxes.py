@@ -1,4 +1,4 @@
-"""Boxes that are labeled twice or suspiciously large, and how they are spread over classes."""
+"""Boxes that are labeled twice or suspiciously large, and classes and images without boxes."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,6 @@ from .checked_set import CheckedSet
 
 SAME_BOX = 0.95  # IoU of two boxes of one object; nobody draws the same box twice this precisely
 LARGE = 0.9  # of the image's area
-RARE = 10  # boxes: LVIS calls a class rare that is in at most so many images ...
-RARE_SHARE = 0.2  # ... and, so that not all classes of a small dataset are, of the largest class
 
 
 def find_suspicious(dataset: CocoDataset) -> Iterator[Finding]:
@@ -69,7 +67,7 @@ def count_boxes(dataset: CocoDataset) -> Counter[int]:
 
 
 def find_class_problems(sets: Sequence[CheckedSet]) -> Iterator[tuple[CheckedSet, Finding]]:
-    """Yields classes that differ between datasets or have few boxes, and images without boxes.
+    """Yields classes that differ between datasets or have no boxes, and images without boxes.
 
     The finding is about the dataset that it is yielded with.
     """
@@ -82,19 +80,13 @@ def find_class_problems(sets: Sequence[CheckedSet]) -> Iterator[tuple[CheckedSet
             yield one, finding
     trained = [one for one in sets if one.source.training] or sets
     # Faulty boxes count as well: they are reported already.
-    rows = (row for one in trained for _, row in one.dataset.rows("annotations"))
-    numbers = (row.get("category_id") for row in rows if not is_crowd(row))
-    counts = Counter(number for number in numbers if is_id(number))
-    largest = max(counts.values(), default=0)
+    rows = [row for one in trained for _, row in one.dataset.rows("annotations")]
+    used = {number for row in rows if is_id(number := row.get("category_id")) and not is_crowd(row)}
     named = {number: one for one in reversed(trained) for number in one.dataset.categories}
     for number, one in named.items():
-        count, name = counts[number], f"{show(one.dataset.categories[number])} (id {number})"
-        if not count:
-            yield one, one.dataset.finding("warning", "unused-class", f"{name} has no box")
-        elif count <= RARE and count <= RARE_SHARE * largest:
-            message = f"{name}: {count} {'box' if count == 1 else 'boxes'}, the largest {largest:,}"
-            finding = one.dataset.finding("warning", "rare-class", message, rank=-float(count))
-            yield one, finding
+        if number not in used:
+            message = f"{show(one.dataset.categories[number])} (id {number}) has no box"
+            yield one, one.dataset.finding("warning", "unused-class", message)
     for one in sets:
         ids = (row.get("image_id") for _, row in one.dataset.rows("annotations"))
         with_boxes = {number for number in ids if is_id(number)}

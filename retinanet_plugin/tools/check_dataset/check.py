@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...data.findings import Finding
 from ...data.image_rules import image_findings
-from .anchors import AnchorRule, find_unmatched
+from ...data.own_datasets import CocoFiles
 from .boxes import find_class_problems, find_suspicious
 from .checked_set import CheckedSet, Files
 from .images import decode_images, find_repeated
-from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Checked:
 
     def path_of(self, finding: Finding) -> Path | None:
         """The image file that a finding is about, if any."""
-        folders = {one.source.file: one.source.folder for one in self.sets}
+        folders = {one.source.json_file: one.source.images for one in self.sets}
         return folders[finding.file] / finding.image if finding.image else None
 
     def count(self, severity: str) -> int:
@@ -37,7 +34,7 @@ class Checked:
         return sum(finding.severity == severity for finding in self.findings)
 
 
-def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
+def check(sources: Sequence[CocoFiles], workers: int) -> Checked:
     """Checks all datasets, past every error; shows progress on the standard error output.
 
     Args:
@@ -46,15 +43,9 @@ def check(sources: Sequence[Source], rule: AnchorRule, workers: int) -> Checked:
     sets = [CheckedSet.read(source) for source in sources]
     files = decode_images(sets, workers)
     for one in sets:
-        one.findings += image_findings(one.dataset, one.source.folder, files)
+        one.findings += image_findings(one.dataset, one.source.images, files)
         one.findings += one.dataset.check_boxes()
         one.findings += find_suspicious(one.dataset)
     for one, finding in [*find_class_problems(sets), *find_repeated(sets, files)]:
         one.findings.append(finding)
-    trained = [one for one in sets if one.source.training] or sets
-    boxes = sum(len(one.dataset.annotations) for one in trained)
-    with tqdm(total=boxes * len(rule.scales), desc="anchors", unit="box") as bar:
-        for one in trained:
-            one.findings += find_unmatched(one, files, rule, bar.update)
-        bar.update(bar.total - bar.n)
     return Checked(sets, files)

@@ -7,15 +7,13 @@
 Checks the datasets of a config, or COCO JSONs of which the first is the training set: every image
 is decoded, every box is looked at. Prints a table, and writes check_dataset.html, with the worst
 cases drawn, and check_dataset.json, with all findings. Exits with 1 if there are errors, else with
-0; --fix does not change that. Anchors and image sizes come from the config.
+0; --fix does not change that.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from detectron2.config import CfgNode
 
 from ...command_line import (
     add_config_file,
@@ -26,19 +24,13 @@ from ...command_line import (
     positive_int,
 )
 from ...config import get_config
-from ...data.dataset_boxes import training_scales
-from ...engine.setup import check_names
 from ...errors import UserError
-from ...evaluation.anchor_coverage import Anchors, positive_threshold
 from ...utils import cpu_count, output_files, write_json, write_text
-from .anchors import AnchorRule
 from .check import check
 from .fix import fix, paths_of_copies, write_copies
 from .page import html
 from .report import as_json, table
-from .sources import Source, sources_of_config, sources_of_files
-
-_DEFAULT_CONFIG = "Base-RetinaNet.yaml"
+from .sources import sources_of_config, sources_of_files
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,40 +57,18 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(args: argparse.Namespace) -> tuple[CfgNode, list[Source]]:
-    """The config and the datasets.
-
-    Raises:
-        UserError: for a mistake in either.
-    """
-    if bool(args.json) != bool(args.images):
-        raise UserError("--json and --images: give both, a COCO JSON and its image folder.")
-    if not args.json and not args.config_file:
-        raise UserError("--config-file: not given; give it, or --json and --images.")
-    cfg = get_config(args.config_file or _DEFAULT_CONFIG, args.opts)
-    check_names(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RETINANET.NUM_CLASSES = 1  # not needed for anchors, and may be -1
-    sources = sources_of_files(args.json, args.images) if args.json else sources_of_config(cfg)
-    return cfg, sources
-
-
-def anchor_rule(cfg: CfgNode) -> AnchorRule:
-    """What the config's anchor assignment requires of a box."""
-    retinanet = cfg.MODEL.RETINANET
-    return AnchorRule(
-        Anchors.of(cfg),
-        training_scales(cfg),
-        float(retinanet.IOU_THRESHOLDS[0]),
-        positive_threshold(cfg),
-        retinanet.ALLOW_LOW_QUALITY_MATCHES,
-    )
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = parse(parser(), args)
-    cfg, sources = prepare(options)
+    if bool(options.json) != bool(options.images):
+        raise UserError("--json and --images: give both, a COCO JSON and its image folder")
+    if not options.json and not options.config_file:
+        raise UserError("--config-file: not given; give it, or --json and --images")
+    cfg = get_config(options.config_file or "Base-RetinaNet.yaml", options.opts)
+    if options.json:
+        sources = sources_of_files(options.json, options.images)
+    else:
+        sources = sources_of_config(cfg)
     page, listing = output_files(
         options.output or Path(cfg.OUTPUT_DIR) / "check_dataset",
         ["check_dataset.html", "check_dataset.json"],
@@ -107,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     copies: list[Path] = []
     if options.fix:
         copies = paths_of_copies(sources, options.fix, overwrite=options.overwrite)
-    checked = check(sources, anchor_rule(cfg), options.workers)
+    checked = check(sources, options.workers)
     write_text(page, html(checked))
     write_json(listing, as_json(checked))
     print(table(checked))

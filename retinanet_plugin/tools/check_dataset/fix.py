@@ -4,34 +4,33 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 
 from ...data.coco_fields import Row
 from ...data.coco_rules import CocoDataset
 from ...data.findings import Finding, apply_fixes, complete
 from ...data.image_rules import image_findings
+from ...data.own_datasets import CocoFiles
 from ...errors import UserError
 from ...utils import output_files, write_text
 from .boxes import find_suspicious
 from .check import Checked
 from .checked_set import CheckedSet
 from .images import find_repeated
-from .sources import Source
 
 
 class FixedSet(CheckedSet):
     """A dataset that is being fixed, with counts of its changes."""
 
-    def __init__(self, source: Source, content: Row) -> None:
-        super().__init__(source, CocoDataset(source.file, content))
+    def __init__(self, source: CocoFiles, content: Row) -> None:
+        super().__init__(source, CocoDataset(source.json_file, content))
         self.changes = Counter[str]()
         self.update(content, Counter())
 
     def update(self, content: Row, changes: Counter[str]) -> None:
         """Takes new content, whose malformed entries are removed."""
         self.changes += changes
-        self.dataset = CocoDataset(self.source.file, content)
+        self.dataset = CocoDataset(self.source.json_file, content)
         findings = [finding for finding in self.dataset.check() if finding.fixes]
         if findings:
             self.update(*apply_fixes(content, findings))
@@ -52,7 +51,7 @@ def fix(checked: Checked) -> list[FixedSet]:
             raise UserError(f"--fix: {one.findings[0]}.")
     sets = [FixedSet(one.source, one.dataset.content) for one in checked.sets]
     for one in sets:
-        one.apply(list(image_findings(one.dataset, one.source.folder, checked.files)))
+        one.apply(list(image_findings(one.dataset, one.source.images, checked.files)))
     repeated = list(find_repeated(sets, checked.files))
     for one in sets:
         one.apply([finding for other, finding in repeated if other is one])
@@ -63,7 +62,7 @@ def fix(checked: Checked) -> list[FixedSet]:
         one.apply(list(find_suspicious(one.dataset)))
         if isinstance(one.dataset.content.get("annotations"), list):
             one.update(*complete(one.dataset.content))
-        dataset = CocoDataset(one.source.file, one.dataset.content)
+        dataset = CocoDataset(one.source.json_file, one.dataset.content)
         remaining = [*dataset.check(), *dataset.check_boxes()]
         remaining += dataset.check_training() if one.source.training else ()
         errors = [finding for finding in remaining if finding.severity == "error"]
@@ -102,29 +101,17 @@ def _use_classes(one: FixedSet, classes: dict[str, Row]) -> None:
     one.update(content, changes)
 
 
-def changes_of(one: FixedSet) -> list[str]:
-    """What was changed, in words, with counts."""
-    return [f"{what}: {number}" for what, number in one.changes.items() if number]
-
-
-def paths_of_copies(sources: Sequence[Source], folder: Path, *, overwrite: bool) -> list[Path]:
-    """Creates ``folder`` and returns the paths of the copies in it, named like the originals.
+def paths_of_copies(sources: Sequence[CocoFiles], folder: Path, *, overwrite: bool) -> list[Path]:
+    """Creates ``folder`` and returns the path of a copy of each dataset in it.
 
     Raises:
         UserError: if a file exists and ``overwrite`` is False, or it is an original.
     """
-    names: list[str] = []
-    for source in sources:
-        stem = source.file.name.removesuffix(".json")
-        candidates = chain([f"{stem}.json"], (f"{stem}_{i}.json" for i in count(2)))
-        names.append(next(name for name in candidates if name not in names))
+    names = [f"{source.name}.json" for source in sources]
+    originals = {source.json_file.resolve() for source in sources}
     for path in (folder / name for name in names):
-        for source in sources:
-            if path.exists() and source.file.exists() and path.samefile(source.file):
-                raise UserError(
-                    f"--fix: {path} is one of the datasets to be checked, and originals are never "
-                    "replaced; give another folder."
-                )
+        if path.resolve() in originals:
+            raise UserError(f"--fix: {path} is an original; give another folder")
     return output_files(folder, names, overwrite=overwrite, option="--fix")
 
 
@@ -133,9 +120,9 @@ def write_copies(fixed: Sequence[FixedSet], paths: Sequence[Path]) -> str:
     lines, overrides = [], []
     for one, path in zip(fixed, paths, strict=True):
         write_text(path, json.dumps(one.dataset.content))
-        lines.append(f"\n{path}, from {one.source.file}:")
-        lines += [f"  {change}" for change in changes_of(one) or ["no changes"]]
+        lines.append(f"\n{path}, from {one.source.json_file}:")
+        lines += [f"  {what}: {count}" for what, count in one.changes.items()] or ["  no changes"]
         split = "TRAIN" if one.source.training else "TEST"
-        for key, value in (("JSON", path), ("IMAGES", one.source.folder)):
+        for key, value in (("JSON", path), ("IMAGES", one.source.images)):
             overrides.append(f"  DATASETS.OWN.{split}_{key} {shlex.quote(str(value.absolute()))}")
     return "\n".join([*lines, "", "To train with it, add to the command:", *overrides])

@@ -28,8 +28,8 @@ def decode_images(sets: Sequence[CheckedSet], workers: int) -> Files:
     paths: dict[Path, None] = {}
     for one in sets:
         names = [row["file_name"] for row in one.dataset.images.values()]
-        files |= missing_images(one.source.folder, names)
-        paths |= dict.fromkeys(one.source.folder / name for name in names)
+        files |= missing_images(one.source.images, names)
+        paths |= dict.fromkeys(one.source.images / name for name in names)
     present = [path for path in paths if path not in files]
     with warnings.catch_warnings(), tqdm(total=len(present), desc="images", unit="image") as bar:
         warnings.simplefilter("ignore")  # PIL's, about what is reported here anyway

@@ -17,7 +17,7 @@ def table(checked: Checked) -> str:
     """What was checked, a line for each rule that is broken, and a summary."""
     lines = [
         f"{one.source.name}: {one.count('images'):,} images, {one.count('annotations'):,} boxes, "
-        f"{one.count('categories')} classes, {one.source.file}"
+        f"{one.count('categories')} classes, {one.source.json_file}"
         for one in checked.sets
     ]
     rows = [
@@ -48,8 +48,8 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "datasets": [
             {
                 "name": one.source.name,
-                "json": str(one.source.file),
-                "folder": str(one.source.folder),
+                "json": str(one.source.json_file),
+                "folder": str(one.source.images),
                 "training": one.source.training,
                 "images": one.count("images"),
                 "boxes": one.count("annotations"),

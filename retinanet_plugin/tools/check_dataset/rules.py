@@ -11,17 +11,13 @@ RULES = {
         "Training refuses the file. --fix takes sizes from the images, derives area and iscrowd, "
         "and removes other malformed entries with their boxes."
     ),
-    "duplicate-id": (
-        "References to the id are ambiguous. --fix keeps the first entry of an id and numbers "
-        "annotations anew."
-    ),
+    "duplicate-id": "References to the id are ambiguous. --fix keeps the first entry of an id.",
     "duplicate-class-name": "One class is split in two. --fix merges classes of the same name.",
     "classes-differ": (
         "Training and test set would mix up classes. --fix gives both the same classes, by name."
     ),
     "undeclared-class": "Training refuses the file. --fix removes the box.",
     "unused-class": "The class has outputs, but nothing to train them.",
-    "rare-class": "The class will be learned badly, and its AP depends on a few boxes.",
     "unknown-image": "The box belongs to no image. --fix removes it.",
     "missing-image": "Training stops at it. --fix removes the entry with its boxes.",
     "unreadable-image": "Training stops at it. --fix removes the entry with its boxes.",
@@ -35,7 +31,7 @@ RULES = {
     ),
     "exif-rotation": (
         "detectron2 rotates such an image when it reads it, and expects boxes of the rotated one. "
-        "--fix rotates size and boxes if the JSON has the size of the image as stored."
+        "--fix removes the entry with its boxes."
     ),
     "duplicate-image": "It counts twice in training and in AP.",
     "image-in-both-splits": (
@@ -52,11 +48,6 @@ RULES = {
         "One object counts as two, and in AP as one found and one missed. --fix keeps the first."
     ),
     "large-box": "It covers nearly the whole image, which often is a slip of the labeling tool.",
-    "unmatched-box": (
-        "At no training size does an anchor reach a positive's IoU with it: it is too small, too "
-        "large or too narrow. Info: the best anchor at least is not background. "
-        "The command retinanet anchors suggests others."
-    ),
     "no-boxes": (
         "An image without objects is not a fault. Training leaves it out unless "
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False."
