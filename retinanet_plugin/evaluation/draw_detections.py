@@ -19,12 +19,11 @@ from .drawing import draw, font_of
 
 _WIDTH = 420  # pixels of each image
 _CAPTION = 28  # pixels of the line above it
+_MIN_SCORE = 0.4  # of what is drawn
 _MAX_LETTERS = 36  # of a file name there
 
 
-def draw_detections(
-    dataset: str, results_json: Path, output: Path, *, count: int = 8, min_score: float = 0.4
-) -> None:
+def draw_detections(dataset: str, results_json: Path, output: Path, *, count: int) -> None:
     """Draws test images in rows: ground truth on the left, detections on the right.
 
     The images are spread evenly over the dataset, so they are the same each time.
@@ -34,7 +33,6 @@ def draw_detections(
         results_json: detections in COCO's result format, as COCOEvaluator writes them.
         output: PNG to write.
         count: number of images.
-        min_score: detections below it are not drawn.
 
     Raises:
         OSError: if ``output`` cannot be written.
@@ -44,7 +42,7 @@ def draw_detections(
     class_of = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: ids are indices
     detections = defaultdict(list)
     for detection in json.loads(results_json.read_text()):
-        if detection["score"] >= min_score:
+        if detection["score"] >= _MIN_SCORE:
             class_id = class_of.get(detection["category_id"], detection["category_id"])
             detections[detection["image_id"]].append({**detection, "category_id": class_id})
     count = min(count, len(entries))

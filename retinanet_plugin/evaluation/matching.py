@@ -136,10 +136,19 @@ def match(dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> M
     order = np.lexsort((-score, label, image))
     group = (image * len(names) + label)[order]
     order = order[np.arange(len(order)) - np.searchsorted(group, group) < _MAX_DETECTIONS]
-    columns = [column[order] for column in (image, label, box, score)]
-    detections, overlaps = _match(truths, matchable, *columns)
-    names_by_label = [names[class_id] for class_id in label_of]
-    return Matches(list(image_of), names_by_label, truths, detections, overlaps)
+    of_size = _of_sizes(box[order, 2] * box[order, 3])
+    unmatched = np.repeat(of_size[:, None], len(IOUS), axis=1)
+    detections = Detections(
+        image[order],
+        label[order],
+        box[order],
+        score[order],
+        truth=np.full(len(order), -1),
+        right=np.zeros(unmatched.shape, bool),
+        judged=unmatched,
+    )
+    overlaps = _match(truths, matchable, detections)
+    return Matches(list(image_of), [names[k] for k in label_of], truths, detections, overlaps)
 
 
 def _columns(
@@ -158,44 +167,35 @@ def _of_sizes(area: np.ndarray) -> np.ndarray:
     return (area >= AREAS[:, :1]) & (area <= AREAS[:, 1:])
 
 
-def _match(
-    truths: Truths,
-    matchable: np.ndarray,
-    image: np.ndarray,
-    label: np.ndarray,
-    box: np.ndarray,
-    score: np.ndarray,
-) -> tuple[Detections, Overlaps]:
-    of_size = _of_sizes(box[:, 2] * box[:, 3])
-    right = np.zeros((len(AREAS), len(IOUS), len(score)), bool)
-    judged = np.repeat(of_size[:, None], len(IOUS), axis=1)  # if they stay unmatched
-    truth = np.full(len(score), -1)
+def _match(truths: Truths, matchable: np.ndarray, detections: Detections) -> Overlaps:
+    """Fills in what unmatched ``detections`` lack."""
+    image, right, judged = detections.image, detections.right, detections.judged
     pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for i in np.intersect1d(image, truths.image):
         first, last = np.searchsorted(image, [i, i + 1])
         start, stop = np.searchsorted(truths.image, [i, i + 1])
         crowd, counted = truths.crowd[start:stop], truths.counted[:, start:stop]
-        iou = mask.iou(box[first:last], truths.box[start:stop], crowd.astype(np.uint8))
+        boxes = detections.box[first:last], truths.box[start:stop]
+        iou = mask.iou(*boxes, crowd.astype(np.uint8))
         rows, columns = np.nonzero((iou >= BACKGROUND_IOU) & ~crowd)
         pairs.append((rows + first, columns + start, iou[rows, columns]))
-        iou[label[first:last, None] != truths.label[start:stop]] = 0
+        iou[detections.label[first:last, None] != truths.label[start:stop]] = 0
         free = np.ones((len(AREAS), len(IOUS), stop - start), bool)
-        for n in np.flatnonzero((iou >= MATCH_IOU).any(axis=1)):
+        for row in np.flatnonzero((iou >= MATCH_IOU).any(axis=1)):
             # A box of this size that fits comes first, then the IoU, then the last of equal ones.
-            fitting = free & (iou[n] >= IOUS[:, None])
+            fitting = free & (iou[row] >= IOUS[:, None])
             preferred = fitting & counted[:, None]
             fitting = np.where(preferred.any(axis=-1, keepdims=True), preferred, fitting)
-            best = stop - start - 1 - np.where(fitting, iou[n], -1)[..., ::-1].argmax(axis=-1)
+            best = stop - start - 1 - np.where(fitting, iou[row], -1)[..., ::-1].argmax(axis=-1)
             fits = fitting.any(axis=-1)
             free &= ~(fitting & (np.arange(stop - start) == best[..., None])) | crowd
             matched = fits & matchable[start + best]
             is_counted = np.take_along_axis(counted, best, axis=1)
-            n += first
+            n = first + row
             right[..., n] = matched & is_counted
-            judged[..., n] = (matched | of_size[:, n, None]) & (is_counted | ~fits)
+            judged[..., n] = (matched | judged[..., n]) & (is_counted | ~fits)
             if right[0, 0, n]:
-                truth[n] = start + best[0, 0]
-    detection, box_row, iou = map(np.concatenate, zip(*pairs, strict=True))
-    same_class = label[detection] == truths.label[box_row]
-    detections = Detections(image, label, box, score, truth, right, judged)
-    return detections, Overlaps(detection, box_row, iou, same_class)
+                detections.truth[n] = start + best[0, 0]
+    detection, truth, iou = map(np.concatenate, zip(*pairs, strict=True))
+    same_class = detections.label[detection] == truths.label[truth]
+    return Overlaps(detection, truth, iou, same_class)

@@ -59,19 +59,14 @@ class ValidationLoss(DatasetEvaluator):
 
         Empty without ground truth, and in all processes except the main one.
         """
-        sums = {name: float(x) for name, x in self._sums.items()}
-        parts = comm.gather((sums, dict(self._counts)))
-        if not comm.is_main_process():
+        own = {name: (float(x), self._counts[name]) for name, x in self._sums.items()}
+        parts = comm.gather(own)
+        if not any(count for part in parts for _, count in part.values()):
             return {}
-        count: dict[str, int] = defaultdict(int)
-        total: dict[str, float] = defaultdict(float)
-        for sums, counts in parts:
-            for name in sums:
-                total[name] += sums[name]
-                count[name] += counts[name]
-        if not any(count.values()):
-            return {}
-        losses = {name: total[name] / max(count[name], 1) for name in total}
+        losses = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            sums, counts = zip(*(part[name] for part in parts if name in part), strict=True)
+            losses[name] = sum(sums) / max(sum(counts), 1)
         return {"validation": {"total_loss": sum(losses.values()), **losses}}
 
 

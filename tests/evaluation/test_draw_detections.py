@@ -40,7 +40,7 @@ def drawn(name: str, folder: Path, **detection: object) -> np.ndarray:
     results = folder / "results.json"
     one = {"image_id": 2, "bbox": [10, 20, 30, 40], "category_id": 7, "score": 0.9, **detection}
     results.write_text(json.dumps([one]))
-    draw_detections(name, results, folder / "out" / "images.png")
+    draw_detections(name, results, folder / "out" / "images.png", count=8)
     return cv2.imread(str(folder / "out" / "images.png"))[:, :, ::-1]
 
 

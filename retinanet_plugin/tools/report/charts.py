@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import ArrayLike
 
 from ...html_page import figure_svg
 from .accuracy import SCORES, Accuracy, ScoreCounts
@@ -17,7 +17,10 @@ from .set_report import SetReport
 # Readable on white and on black, and for the color-blind together with the line styles.
 _COLORS = ("#2f86d1", "#e0703a", "#26a17b", "#a868c4", "#b8901c", "#7d8b99", "#d9569a")
 _STYLES = ("-", "--", "-.", ":", (0, (6, 2)), (0, (1, 1)), (0, (8, 2, 1, 2)))
-_PARTS = {"total_loss": "total", "loss_cls": "classification", "loss_box_reg": "boxes"}
+_LOSSES = {
+    "Loss": {"total_loss": ""},
+    "Loss by part": {"loss_cls": "classification, ", "loss_box_reg": "boxes, "},
+}
 
 Chart = tuple[str, Markup]  # title, SVG
 
@@ -25,23 +28,21 @@ Chart = tuple[str, Markup]  # title, SVG
 def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
     """Losses, AP and the learning rate over the steps, as far as the run logged them."""
     charts = []
-    parts = [key for key in _PARTS if key in run.series or f"validation/{key}" in run.series]
-    for title, keys in (("Loss", parts[:1]), ("Loss by part", parts[1:])):
+    for title, parts in _LOSSES.items():
         lines = {
-            f"{_PARTS[key]}, {split}" if len(keys) > 1 else split: run.series[start + key]
-            for key in keys
+            part + split: run.series[start + key]
+            for key, part in parts.items()
             for start, split in (("", "training"), ("validation/", "validation"))
             if start + key in run.series
         }
         if lines:
             charts.append(_over_steps(title, lines, "loss"))
     for test_set in test_sets:
-        curves = {
-            key: {step: metrics[key] for step, metrics in test_set.history.items()}
-            for key in ("AP50", "AP", "AP75")
-            if all(key in metrics for metrics in test_set.history.values())
-        }
-        if len(test_set.history) > 1 and curves:
+        if len(test_set.history) > 1:
+            curves = {
+                key: {step: metrics[key] for step, metrics in test_set.history.items()}
+                for key in ("AP50", "AP", "AP75")
+            }
             title = f"AP on {test_set.name}" if len(test_sets) > 1 else "AP"
             charts.append(_over_steps(title, curves, "AP", limits=(0, 100)))
     if run.series.get("lr"):
@@ -50,11 +51,7 @@ def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
 
 
 def _over_steps(
-    title: str,
-    lines: dict[str, Series],
-    label: str,
-    *,
-    limits: tuple[float, float | None] = (0, None),
+    title: str, lines: dict[str, Series], label: str, limits: tuple[float, float | None] = (0, None)
 ) -> Chart:
     figure, axes = _axes("step", label)
     for i, (name, series) in enumerate(lines.items()):
@@ -117,14 +114,7 @@ def _axes(x: str, y: str, *, prefix: str | None = None) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(
-    axes: Axes,
-    i: int,
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
-    name: str,
-    **style: Any,
-) -> None:
+def _line(axes: Axes, i: int, x: ArrayLike, y: ArrayLike, name: str, **style: Any) -> None:
     color, line = _COLORS[i % len(_COLORS)], _STYLES[i % len(_STYLES)]
     axes.plot(x, y, color=color, linestyle=line, label=name or None, clip_on=False, **style)
 

@@ -23,6 +23,7 @@ class Errors:
     """The errors by kind.
 
     Args:
+        kinds: (N,) of each detection, as indices of :data:`NAMES`.
         ap50: in percent; 0 if nothing was detected, None without boxes.
         score: detections below it are not counted as errors.
         counts: (K,) by kind of :data:`KINDS`: errors by class of the detection (of the box for
@@ -31,6 +32,7 @@ class Errors:
             "false positives" and all "false negatives". None without boxes.
     """
 
+    kinds: np.ndarray
     ap50: float | None
     score: float
     counts: dict[str, list[int]]
@@ -116,7 +118,17 @@ def errors(matches: Matches, score: float) -> Errors:
     def ap50(
         right: np.ndarray, kept: np.ndarray, label: np.ndarray = label, left: np.ndarray = boxes
     ) -> np.ndarray:
-        return _ap50(detections.score, label, right, kept, left)
+        """(K,) AP50 in percent of the kept detections, given ``left[k]`` boxes of class k."""
+        aps = np.zeros(len(left))
+        for k, num_boxes in enumerate(left):
+            rows = np.flatnonzero(kept & (label == k))
+            rows = rows[np.argsort(-detections.score[rows], kind="stable")]
+            if num_boxes:
+                curve = precision_at_recalls(right[None, rows], kept[None, rows], num_boxes)
+                aps[k] = curve.mean() * 100
+            elif not len(rows):
+                aps[k] = 100
+        return aps
 
     counts, after = {}, {}
     for number, kind in enumerate(KINDS[:-1]):
@@ -132,28 +144,12 @@ def errors(matches: Matches, score: float) -> Errors:
     after["false negatives"] = ap50(right, judged, left=count(label[right]))
     before = ap50(right, judged)
     return Errors(
+        kinds,
         _mean(before, boxes),
         score,
         {kind: by_class.tolist() for kind, by_class in counts.items()},
         {kind: _mean(np.maximum(aps - before, 0), boxes) for kind, aps in after.items()},
     )
-
-
-def _ap50(
-    score: np.ndarray, label: np.ndarray, right: np.ndarray, kept: np.ndarray, boxes: np.ndarray
-) -> np.ndarray:
-    """(K,) AP50 in percent of the kept detections, where class k has ``boxes[k]`` boxes."""
-    aps = np.zeros(len(boxes))
-    for k, num_boxes in enumerate(boxes):
-        rows = np.flatnonzero(kept & (label == k))
-        rows = rows[np.argsort(-score[rows], kind="stable")]
-        if num_boxes:
-            aps[k] = (
-                precision_at_recalls(right[None, rows], kept[None, rows], num_boxes).mean() * 100
-            )
-        elif not len(rows):
-            aps[k] = 100
-    return aps
 
 
 def _mean(values: np.ndarray, boxes: np.ndarray) -> float | None:

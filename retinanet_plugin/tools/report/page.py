@@ -1,21 +1,19 @@
 """The values that ``report.html`` shows."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from tqdm import tqdm
 
 from ...data.images import read_image
-from ...evaluation.matching import Matches
 from ...html_page import image_tag, render
 from .charts import recall_chart, score_chart, training_charts
 from .datasets import Dataset
-from .error_kinds import KINDS, NAMES, kinds_of
-from .examples import Example
-from .run import Run, finite
+from .error_kinds import KINDS, NAMES
+from .run import Run
 from .set_report import Results, SetReport
 
 _HERE = Path(__file__).parent
@@ -41,18 +39,18 @@ _KINDS = {
 def report_page(
     run: Run, train: Sequence[Dataset], test: Sequence[Dataset], test_sets: Sequence[SetReport]
 ) -> str:
-    """The HTML of a report."""
+    """Returns the HTML of a report."""
     training_boxes: dict[str, int] = next((d.boxes_by_class for d in train if not d.missing), {})
-    sets = [
-        {
+    sets = []
+    for i, (dataset, test_set) in enumerate(zip(test, test_sets, strict=True)):
+        values = {
             "prefix": f"set-{i}",
             "heading": test_set.name if len(test_sets) > 1 else "",
             "test_set": test_set,
-            "results": test_set.results,
-            **(_values(test_set.results, f"set-{i}", training_boxes) if test_set.results else {}),
         }
-        for i, test_set in enumerate(test_sets)
-    ]
+        if test_set.results:
+            values |= _values(test_set.results, f"set-{i}", dataset.files, training_boxes)
+        sets.append(values)
     return render(
         _HERE / "report.html",
         title=f"Report of {'/'.join(Path(run.folder).parts[-2:])}",  # the last is often "output"
@@ -70,10 +68,8 @@ def report_page(
 
 
 def _lead(run: Run, train: Sequence[Dataset], test: Sequence[Dataset]) -> str:
-    steps = f"{run.steps:,} steps"
-    if run.steps < run.max_steps:
-        steps += f" of {run.max_steps:,}"
-    parts = [f"Trained for {steps}"]
+    of_all = f" of {run.max_steps:,}" if run.steps < run.max_steps else ""
+    parts = [f"Trained for {run.steps:,} steps{of_all}"]
     for datasets, word in ((train, "on"), (test, "tested on")):
         sizes = [f"{len(d.files):,} images" for d in datasets if not d.missing]
         if sizes:
@@ -81,7 +77,9 @@ def _lead(run: Run, train: Sequence[Dataset], test: Sequence[Dataset]) -> str:
     return f"{', '.join(parts)}."
 
 
-def _values(results: Results, prefix: str, training_boxes: dict[str, int]) -> dict[str, Any]:
+def _values(
+    results: Results, prefix: str, files: Mapping[Any, str], training_boxes: dict[str, int]
+) -> dict[str, Any]:
     """What the template shows of one test set, in addition to its results."""
     counts, names, score = results.counts, results.matches.class_names, results.counts.best_score
     at_best = round(100 * score)
@@ -105,16 +103,12 @@ def _values(results: Results, prefix: str, training_boxes: dict[str, int]) -> di
             s: _mistakes(m, [*names, "(background)"]) for s, m in results.confusions.items()
         },
         "examples": {
-            title: _images(results.matches, examples)
-            for title, examples in (("Worst", results.worst), ("Best", results.best))
-            if examples
+            title: images
+            for title, indices in (("Worst", results.worst), ("Best", results.best))
+            if (images := _images(results, files, indices))
         },
         "first": _FIRST,
-        "data": {
-            "boxes": counts.boxes.tolist(),
-            "right": counts.right.tolist(),
-            "detections": counts.detections.tolist(),
-        },
+        "data": {key: values.tolist() for key, values in vars(counts).items()},
     }
 
 
@@ -138,36 +132,37 @@ def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, 
     return [(names[row], names[k], int(wrong[row, k])) for row, k in cells if wrong[row, k]]
 
 
-def _images(matches: Matches, examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Images and the boxes to draw in them; an image that cannot be read any more is gray."""
-    truths, detections = matches.truths, matches.detections
-    kinds = [NAMES[kind] for kind in kinds_of(matches)]
+def _images(
+    results: Results, files: Mapping[Any, str], indices: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Images and the boxes to draw in them, except images that cannot be read."""
+    truths, detections = results.matches.truths, results.matches.detections
+    kinds = [NAMES[kind] for kind in results.errors.kinds]
     found = dict(zip(detections.truth.tolist(), detections.score.tolist(), strict=True))
     images = []
-    for example in tqdm(examples, desc="images", leave=False):
-        name, readable = Path(example.file).name, True
+    for i in indices:
+        path = Path(files[results.matches.image_ids[i]])
         try:
-            rgb = read_image(example.file, "RGB")
+            rgb = read_image(str(path), "RGB")
         except Exception:  # PIL's decoders raise nearly everything on damaged files
-            rgb, readable = np.full((480, 640, 3), 128, np.uint8), False
+            continue
         boxes = [
             ("crowd" if truths.crowd[m] else "truth", found.get(m), truths.label[m], truths.box[m])
-            for m in example.truths
+            for m in np.flatnonzero(truths.image == i)
         ]
+        rows = np.flatnonzero(detections.image == i)
         drawn = [
             (kinds[n], float(detections.score[n]), detections.label[n], detections.box[n])
-            for n in example.detections[:_MAX_BOXES]
+            for n in rows[np.argsort(-detections.score[rows], kind="stable")][:_MAX_BOXES]
             if kinds[n] != "ignored" and detections.score[n] >= _MIN_SCORE
         ]
         # High scores are drawn over low ones, and mistakes over everything.
         drawn.sort(key=lambda box: (box[0] != "right", box[1]))
         images.append(
             {
-                "name": name,
-                "readable": readable,
-                "tag": image_tag(rgb, alt=f"test image {name}"),
+                "name": path.name,
+                "tag": image_tag(rgb, alt=f"test image {path.name}"),
                 "size": rgb.shape[:2],
-                "errors": example.errors,
                 "boxes": [(*box, xywh.round(1).tolist()) for *box, xywh in (*boxes, *drawn)],
             }
         )
@@ -175,4 +170,4 @@ def _images(matches: Matches, examples: Sequence[Example]) -> list[dict[str, Any
 
 
 def _show(value: float | None, digits: int = 1) -> str:
-    return f"{value:,.{digits}f}" if finite(value) else _DASH
+    return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else _DASH

@@ -1,17 +1,14 @@
 """What the folder of a run says about its training: curves, evaluations, speed, settings."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeVar
 
 from detectron2.config import CfgNode, get_cfg
-
-import retinanet_plugin
 
 from ...config import add_retinanet_config, get_config
 from ...errors import UserError
@@ -22,8 +19,7 @@ from ...utils import flatten
 _TRAINED = re.compile(r"Total training time: (?:(\d+) days?, )?(\d+):(\d+):(\d+)")
 _INFERENCE = re.compile(r"Total inference time: .*\(([\d.e-]+) s / iter per device")
 _NETWORK = re.compile(r"inference pure compute time: .*\(([\d.e-]+) s / iter per device")
-_VERSION = re.compile(r"(Python|numpy|detectron2|PyTorch|torchvision|fvcore|Pillow|cv2)  +(\S+)")
-_GPU = re.compile(r"GPU 0[\d,]*  +(.+?)(?: \(arch=.*)?")
+_GPU = re.compile(r"^GPU 0[\d,]*  +(.+?)(?: \(arch=.*)?$", re.MULTILINE)
 
 _T = TypeVar("_T")
 Series = dict[int, float]  # values by step, ascending; NaN and infinity are kept
@@ -42,7 +38,6 @@ class Run:
         steps: that were trained, SOLVER.MAX_ITER if it finished.
         device: name of the GPU, or MODEL.DEVICE.
         speed: times to show, by what they measure.
-        versions: of Python, PyTorch, detectron2 and so on, as logged, and the plugin's now.
         settings: the keys that differ from the defaults of detectron2 and the plugin.
         config: content of config.yaml.
     """
@@ -55,18 +50,12 @@ class Run:
     max_steps: int
     device: str
     speed: dict[str, str]
-    versions: dict[str, str]
     settings: dict[str, str]
     config: str
 
-    def metrics(self, start: str, step: int | None) -> dict[str, float]:
-        """The metrics of an evaluation whose names begin with ``start``, without it."""
-        metrics = self.evaluations[step] if step is not None else {}
-        return {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
-
 
 def read_config(folder: Path) -> CfgNode:
-    """The config of the run in ``folder``, with OUTPUT_DIR set to it, wherever it was written.
+    """Reads the config of the run in ``folder``, and sets OUTPUT_DIR to it, as it may have moved.
 
     Raises:
         UserError: if the folder holds no run, or its config is not valid.
@@ -87,12 +76,11 @@ def read_config(folder: Path) -> CfgNode:
 def read_run(folder: Path, cfg: CfgNode) -> Run:
     """Reads what a run wrote; ``cfg`` is from :func:`read_config`."""
     series, evaluations, last = _read_metrics(folder / "metrics.json")
-    log = read_lines(folder / "log.txt")
-    versions = {found[1]: found[2] for line in log if (found := _VERSION.match(line))}
+    log = "\n".join(read_lines(folder / "log.txt"))
     defaults = get_cfg()
     add_retinanet_config(defaults)
     usual = dict(flatten(defaults))
-    gpus = [found[1] for line in log if (found := _GPU.fullmatch(line.strip()))]
+    gpus = _GPU.findall(log) if cfg.MODEL.DEVICE.startswith("cuda") else []
     return Run(
         str(folder.resolve()),
         series,
@@ -100,9 +88,8 @@ def read_run(folder: Path, cfg: CfgNode) -> Run:
         last,
         max(series.get("total_loss", {}), default=-1) + 1,
         cfg.SOLVER.MAX_ITER,
-        gpus[-1] if gpus and cfg.MODEL.DEVICE.startswith("cuda") else cfg.MODEL.DEVICE,
+        gpus[-1] if gpus else cfg.MODEL.DEVICE,
         _speed(log, series.get("time", {}), cfg.SOLVER.IMS_PER_BATCH),
-        {**versions, "retinanet_plugin": retinanet_plugin.__version__},
         {key: str(value) for key, value in flatten(cfg) if usual.get(key) != value},
         "\n".join(read_lines(folder / "config.yaml")),
     )
@@ -118,32 +105,28 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], dict[int, dict[str, fl
     evaluations: dict[int, dict[str, float]] = {}
     trained, last = -1, None
     for line in read_scalars(path):
-        step = line.pop("iteration", None)
-        if not isinstance(step, int):
-            continue
+        step = line.pop("iteration")
         if "total_loss" in line:  # of training; evaluations have lines of their own
             if step < trained:
                 series = {key: _until(step, values) for key, values in series.items()}
                 evaluations = _until(step, evaluations)
             trained = step
         for key, value in line.items():
-            if not isinstance(value, int | float):
-                continue
             if "bbox" in key.split("/")[:-1]:
-                evaluations.setdefault(step, {})[key] = float(value)
+                evaluations.setdefault(step, {})[key] = value
                 last = step
             else:
-                series.setdefault(key, {})[step] = float(value)
+                series.setdefault(key, {})[step] = value
     series = {key: dict(sorted(values.items())) for key, values in series.items() if values}
-    return series, dict(sorted(evaluations.items())), last if last in evaluations else None
+    return series, dict(sorted(evaluations.items())), last
 
 
 def _until(step: int, by_step: dict[int, _T]) -> dict[int, _T]:
     return {i: value for i, value in by_step.items() if i <= step}
 
 
-def _speed(log: Sequence[str], times: Mapping[int, float], batch_size: int) -> dict[str, str]:
-    sessions = [[int(n or 0) for n in found] for found in _all(_TRAINED, log)]
+def _speed(log: str, times: Mapping[int, float], batch_size: int) -> dict[str, str]:
+    sessions = [[int(n or 0) for n in session] for session in _TRAINED.findall(log)]
     seconds = sum(((d * 24 + h) * 60 + m) * 60 + s for d, h, m, s in sessions)
     speed = {"training in total": str(timedelta(seconds=seconds))} if seconds else {}
     if times:
@@ -154,16 +137,6 @@ def _speed(log: Sequence[str], times: Mapping[int, float], batch_size: int) -> d
         ("per image in evaluation, with data loading", _INFERENCE),
         ("of it in the network", _NETWORK),
     ):
-        if found := _all(pattern, log):
-            speed[label] = f"{1000 * float(found[-1]):,.1f} ms"
+        if evaluations := pattern.findall(log):
+            speed[label] = f"{1000 * float(evaluations[-1]):,.1f} ms"
     return speed
-
-
-def _all(pattern: re.Pattern[str], lines: Sequence[str]) -> list[Any]:
-    """The groups of each match."""
-    return [found for line in lines for found in pattern.findall(line)]
-
-
-def finite(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number to show."""
-    return value is not None and math.isfinite(value)

@@ -1,5 +1,6 @@
 """What a run achieves on one of its test sets."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,11 @@ from ...evaluation.matching import Matches
 from .accuracy import Accuracy, ScoreCounts, accuracies, confusion, score_counts
 from .datasets import Dataset, match_detections
 from .error_kinds import Errors, errors
-from .examples import Example, choose_examples
-from .run import Run, finite
+from .examples import choose_examples
+from .run import Run
 
 _CONFUSION_SCORES = np.arange(1, 10) / 10
+_NUM_IMAGES = 24  # the worst and the best together
 _SAME_AP = 1e-3  # percent; detectron2's compiled evaluation rounds in another order
 
 
@@ -24,6 +26,7 @@ class Results:
     Args:
         accuracies: of each class, then of all classes.
         confusions: (K + 1, K + 1) by score, at 0.1, 0.2 .. 0.9.
+        worst, best: indices of images.
     """
 
     matches: Matches
@@ -31,8 +34,8 @@ class Results:
     counts: ScoreCounts
     confusions: dict[float, np.ndarray]
     errors: Errors
-    best: list[Example]
-    worst: list[Example]
+    worst: list[int]
+    best: list[int]
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,15 @@ class SetReport:
     results: Results | None
 
 
-def read_set_report(cfg: CfgNode, dataset: Dataset, run: Run, *, num_images: int) -> SetReport:
-    """Computes the numbers of a test set, as far as its data and detections can still be read.
-
-    Args:
-        num_images: examples, the best and the worst together.
-    """
+def read_set_report(cfg: CfgNode, dataset: Dataset, run: Run) -> SetReport:
+    """Computes the numbers of a test set, as far as its data and detections can still be read."""
     start = f"{dataset.name}/bbox/" if len(cfg.DATASETS.TEST) > 1 else "bbox/"
-    history = {step: run.metrics(start, step) for step in run.evaluations}
+    history = {
+        step: {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+        for step, metrics in run.evaluations.items()
+    }
     history = {step: metrics for step, metrics in history.items() if metrics}
-    logged = run.metrics(start, run.last)
+    logged = history.get(run.last, {}) if run.last is not None else {}
     try:
         matches = match_detections(cfg, dataset)
     except UserError as error:
@@ -74,20 +76,16 @@ def read_set_report(cfg: CfgNode, dataset: Dataset, run: Run, *, num_images: int
         counts,
         {score: confusion(matches, score) for score in _CONFUSION_SCORES.tolist()},
         errors(matches, counts.best_score),
-        *choose_examples(matches, dataset.files, counts.best_score, count=num_images),
+        *choose_examples(matches, dataset.files, counts.best_score, count=_NUM_IMAGES),
     )
     metrics = results.accuracies[-1].metrics
-    return SetReport(dataset.name, metrics, history, _disagreement(metrics["AP"], logged), results)
-
-
-def _disagreement(ap: float | None, logged: dict[str, float]) -> str | None:
-    """Tells if ``metrics.json`` has another AP, which belongs to other detections then."""
-    if "AP" not in logged:
-        return None
-    values = [value if finite(value) else 0.0 for value in (ap, logged["AP"])]
-    if abs(values[0] - values[1]) < _SAME_AP:
-        return None
-    return (
-        f"The detections on disk give an AP of {values[0]:.3f}, but metrics.json says "
-        f"{values[1]:.3f}: they are of another checkpoint or dataset."
-    )
+    ap = metrics["AP"] or 0.0
+    logged_ap = logged.get("AP", ap)
+    logged_ap = logged_ap if math.isfinite(logged_ap) else 0.0
+    warning = None
+    if abs(ap - logged_ap) >= _SAME_AP:
+        warning = (
+            f"The detections on disk give an AP of {ap:.3f}, but metrics.json says "
+            f"{logged_ap:.3f}: they are of another checkpoint or dataset."
+        )
+    return SetReport(dataset.name, metrics, history, warning, results)

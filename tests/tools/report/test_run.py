@@ -12,17 +12,12 @@ from retinanet_plugin.tools.report.run import Run, read_config, read_run
 LOG = """\
 [11/24 21:50:58] detectron2 INFO: Environment info:
 -------------------------------  -----------------------------------------
-sys.platform                     linux
-Python                           3.11.7 (main, May  9 2026) [GCC 12.2.0]
-detectron2                       0.6 @/somewhere/detectron2
-PyTorch                          2.14.1+cu130 @/somewhere/torch
 GPU available                    Yes
 GPU 0,1                          NVIDIA H100 80GB HBM3 (arch=9.0)
 -------------------------------  -----------------------------------------
 [11/24 21:56:14] d2.engine.hooks INFO: Total training time: 0:05:15 (0:00:00 on hooks)
 [11/24 21:56:17] d2.evaluation.evaluator INFO: Total inference time: 0:00:02.6 (0.5 s / iter per device, on 1 devices)
 [11/25 21:50:58] detectron2 INFO: Environment info:
-detectron2                       0.7.2 @/somewhere/detectron2
 [11/25 21:56:14] d2.engine.hooks INFO: Total training time: 1 day, 0:00:05 (0:00:00 on hooks)
 [11/25 21:56:17] d2.evaluation.evaluator INFO: Total inference time: 0:00:02.635537 (0.018176 s / iter per device, on 1 devices)
 [11/25 21:56:17] d2.evaluation.evaluator INFO: Total inference pure compute time: 0:00:02 (0.016160 s / iter per device, on 1 devices)
@@ -80,7 +75,7 @@ def test_evaluating_an_old_checkpoint_removes_no_training(tmp_path: Path) -> Non
     assert (list(run.evaluations), run.last) == ([19, 40], 19)
 
 
-def test_the_log_tells_speed_and_versions(tmp_path: Path) -> None:
+def test_the_log_tells_the_speed(tmp_path: Path) -> None:
     run = run_of(
         tmp_path,
         step(19, 3.0),
@@ -92,8 +87,6 @@ def test_the_log_tells_speed_and_versions(tmp_path: Path) -> None:
     # 5 min 15 s, then a day and 5 s; 16 images a step; the times of the last evaluation.
     numbers = ["1 day, 0:05:20", "600.0 ms", f"{16 / 0.6:.1f}", "18.2 ms", "16.2 ms"]
     assert list(run.speed.values()) == numbers
-    versions = {key: run.versions[key] for key in ("Python", "PyTorch", "detectron2")}
-    assert versions == {"Python": "3.11.7", "PyTorch": "2.14.1+cu130", "detectron2": "0.7.2"}
 
 
 def test_an_empty_run_has_nothing_to_show(tmp_path: Path) -> None:
