@@ -48,26 +48,16 @@ def shares(image: np.ndarray, color: tuple[int, int, int]) -> float:
     return float((image == color).all(axis=-1).mean())
 
 
-def test_each_image_of_a_small_set_is_drawn_once(shapes: str, tmp_path: Path) -> None:
+def test_each_image_is_drawn_once_with_its_boxes(shapes: str, tmp_path: Path) -> None:
     image = drawn(shapes, tmp_path)
     for ground in GROUNDS:
         assert 0.2 < shares(image, ground) < 1 / 3
-
-
-def test_boxes_are_where_they_should_be(shapes: str, tmp_path: Path) -> None:
-    image = drawn(shapes, tmp_path)
     truth, predicted = image[-500:, :420], image[-500:, 424:]
-    for part, class_id, (left, top, right, bottom) in (
-        (truth, 1, TRUTH),
-        (predicted, 0, (10, 20, 40, 60)),
-    ):
+    for part, class_id, box in ((truth, 1, TRUTH), (predicted, 0, (10, 20, 40, 60))):
         seen = (part == COLORS[class_id]).all(axis=-1)
-        for y, x in (
-            (top + bottom, 2 * left),
-            (top + bottom, 2 * right),
-            (2 * bottom, left + right),
-        ):
-            y, x = y * 5 // 2, x * 5 // 2
+        left, top, right, bottom = (5 * x for x in box)
+        middle = (left + right) // 2, (top + bottom) // 2
+        for x, y in ((left, middle[1]), (right, middle[1]), (middle[0], bottom)):
             assert seen[y - 2 : y + 3, x - 2 : x + 3].any(), (class_id, y, x)
         assert shares(part, COLORS[1 - class_id]) == 0
 

@@ -76,7 +76,7 @@ def test_workers_of_unequal_shares(monkeypatch) -> None:
     """Each counts alone, for they do not keep step; the first puts the parts together."""
 
     def waits_for_ever(*_: object) -> None:
-        raise AssertionError("asked the other worker within a image")
+        raise AssertionError("asked the other worker within an image")
 
     parts: list[Any] = []
     expected = losses_of(*detector("ohem"), images())["validation"]

@@ -45,21 +45,6 @@ def test_an_iou_of_a_half_finds_a_box() -> None:
     assert [NAMES[i] for i in kinds] == ["right", "duplicate"]
 
 
-def test_detections_in_crowds_are_no_errors_and_crowds_no_boxes() -> None:
-    matches = match(one_image([(CAT, 0)], crowds=(0,)), detections_of((CAT, 0, 0.9), (DOG, 0, 0.8)))
-    kinds = kinds_of(matches)
-    assert [NAMES[i] for i in kinds] == ["ignored", "background"]
-    assert not fixes_of(matches, kinds, 0)[1].any()
-
-
-def test_of_those_that_would_find_the_same_box_the_highest_score_is_fixed() -> None:
-    results = detections_of((DOG, 0, 0.6), (DOG, 1, 0.9), (BIRD, 1, 0.7), (CAT, 5, 0.1))
-    matches = match(one_image([(CAT, 0)]), results)
-    fixes, _ = fixes_of(matches, kinds_of(matches), 0)
-    by_score = dict(zip(matches.detections.score, fixes, strict=True))
-    assert by_score == {0.6: -1, 0.9: 0, 0.7: -1, 0.1: 0}  # class and fit each on their own
-
-
 def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
     return float(mask.iou([a["bbox"]], [b["bbox"]], [0])[0, 0])
 
@@ -148,19 +133,20 @@ def test_counts_with_crowds_are_those_of_brute_force(seed: int, threshold: float
         assert counts == [class_ids.count(row["id"]) for row in coco["categories"]], kind
 
 
-def test_without_detections_all_is_missed() -> None:
-    found = errors(match(one_image([(CAT, 0), (DOG, 100)]), []), 0.5)
-    assert found.ap50 == 0 and found.counts["missed"] == [1, 1, 0]
-    gains = {kind: gain for kind, gain in found.gains.items() if gain}
-    assert gains == {"missed": 100, "false negatives": 100}
-
-
-def test_a_class_whose_boxes_are_all_missed_is_not_perfect_while_others_are_taken_for_it() -> None:
-    found = errors(match(one_image([(CAT, 0)]), detections_of((CAT, 50, 0.9))), 0.5)
-    assert found.gains["missed"] == 0
-
-
-def test_without_boxes_there_is_nothing_to_gain() -> None:
-    found = errors(match(one_image([]), detections_of((CAT, 0, 0.9))), 0.5)
-    assert found.ap50 is None and set(found.gains.values()) == {None}
-    assert sum(found.counts["background"]) == 1
+@pytest.mark.parametrize(
+    ("boxes", "detections", "ap50", "gains"),
+    [
+        ([(CAT, 0), (DOG, 100)], [], 0, {"missed": 100, "false negatives": 100}),
+        # All boxes of a class are missed, but it is not perfect as others are taken for it.
+        ([(CAT, 0)], [(CAT, 50, 0.9)], 0, {}),
+        ([], [(CAT, 0, 0.9)], None, {}),
+    ],
+)
+def test_gains_where_nothing_is_right(
+    boxes: list, detections: list, ap50: float | None, gains: dict[str, float]
+) -> None:
+    found = errors(match(one_image(boxes), detections_of(*detections)), 0.5)
+    assert found.ap50 == ap50
+    assert {kind: gain for kind, gain in found.gains.items() if gain} == gains
+    assert sum(found.counts["missed"]) == len(boxes)
+    assert sum(found.counts["background"]) == len(detections)

@@ -89,14 +89,11 @@ def test_the_log_tells_the_speed(tmp_path: Path) -> None:
     assert list(run.speed.values()) == numbers
 
 
-def test_an_empty_run_has_nothing_to_show(tmp_path: Path) -> None:
-    run = run_of(tmp_path, overrides=("MODEL.DEVICE", "cpu"))
+def test_a_run_without_a_step_and_its_settings(tmp_path: Path) -> None:
+    keys = ("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "7", "OUTPUT_DIR", "elsewhere")
+    run = run_of(tmp_path, overrides=keys)
     assert (run.last, run.series, run.evaluations, run.steps) == (None, {}, {}, 0)
     assert (run.device, run.speed) == ("cpu", {})
-
-
-def test_settings_are_what_differs_from_the_defaults(tmp_path: Path) -> None:
-    run = run_of(tmp_path, overrides=("SOLVER.MAX_ITER", "7", "OUTPUT_DIR", "elsewhere"))
     assert run.settings["SOLVER.MAX_ITER"] == "7" and "MAX_ITER: 7" in run.config
     assert "SOLVER.MOMENTUM" not in run.settings
     assert read_config(tmp_path).OUTPUT_DIR == str(tmp_path)  # the folder may have been moved

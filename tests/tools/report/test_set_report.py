@@ -28,15 +28,16 @@ def _forget() -> Iterator[None]:
         yield
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, **own: str) -> Path:
     """A run on a small own dataset, tested on the same, without an evaluation."""
     content = valid_content()
     content["annotations"] += [
         box(5 + i, 12, (2, 7)[i % 2], [4 * i, 3, 8 + i, 12]) for i in range(6)
     ]
     write_set(folder, content)
-    own = {"TRAIN_JSON": "train.json", "TEST_JSON": "train.json", "TRAIN_IMAGES": "images"}
-    cfg = own_config(folder, CLASSES, **own)
+    (folder / "test.json").write_text((folder / "train.json").read_text())
+    defaults = {"TRAIN_JSON": "train.json", "TEST_JSON": "train.json", "TRAIN_IMAGES": "images"}
+    cfg = own_config(folder, CLASSES, **{**defaults, **own})
     register_own_datasets(cfg)
     run = folder / "output"
     (run / "inference").mkdir(parents=True)
@@ -170,17 +171,9 @@ def test_what_is_missing_is_named_and_the_log_still_counts(
 
 
 def test_without_the_training_set_the_test_set_still_counts(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
-    (tmp_path / "test.json").write_text((tmp_path / "train.json").read_text())
-    own = {"TRAIN_JSON": "train.json", "TEST_JSON": "test.json", "TRAIN_IMAGES": "images"}
-    cfg = own_config(tmp_path, CLASSES, **own)
-    register_own_datasets(cfg)
-    (run / "config.yaml").write_text(cfg.dump())
+    run = write_run(tmp_path, TEST_JSON="test.json")
     expected = evaluate(run)
     (tmp_path / "train.json").unlink()
-    for name in ("own_train", "own_test"):  # as in a new process
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name)
     (train,), (test_set,) = read(run)
     assert "TRAIN_JSON" in str(train.missing)
     assert test_set.results is not None and test_set.metrics["AP"] == expected["AP"]
