@@ -6,9 +6,9 @@ predictor = Predictor("output/run/config.yaml", "output/run/model_final.pth")
 detections = predictor("street.jpg")
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -23,7 +23,6 @@ from PIL import Image, ImageOps
 
 from .config import find_config, get_config
 from .data import register_own_datasets
-from .data.coco_json import read_coco
 from .data.images import read_image, reason_of, require_8_bit
 from .engine.amp import DTYPES, autocast
 from .engine.checkpoint import local_file, read_classes
@@ -54,7 +53,7 @@ class Predictor:
         runtime: runs ``.onnx`` files, "onnxruntime" or "openvino".
 
     Attributes:
-        classes: names by class index, from the checkpoint or the config's dataset, else numbers.
+        classes: names by class index, from the checkpoint or a registered dataset, else numbers.
         category_ids: by class index, of a registered dataset with these classes, else 1, 2, ...
         kept_classes: indices of the classes to keep. None: all.
         score_threshold: of the detections.
@@ -80,8 +79,6 @@ class Predictor:
     ) -> None:
         if channels not in CHANNELS:
             raise UserError(f'Predictor: unknown channels "{channels}"; give "BGR" or "RGB".')
-        if batch_size < 1:
-            raise UserError(f"Predictor: batch_size is {batch_size}; give at least 1.")
         self.cfg = cfg = _load_config(config, weights, overrides)
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
@@ -138,19 +135,10 @@ class Predictor:
         self, images: Iterable[ImageLike], batch_size: int | None = None
     ) -> Iterator[Instances]:
         """Yields the detections of each image; only one batch is in memory at a time."""
-        batch_size = batch_size or self.batch_size
-        batch: list[dict[str, Any]] = []
-        for image in images:
-            prepared = self._prepare(image)
-            if batch and batch[0]["image"].shape != prepared["image"].shape:
+        prepared = map(self._prepare, images)
+        for _, group in itertools.groupby(prepared, key=lambda x: x["image"].shape):
+            while batch := list(itertools.islice(group, batch_size or self.batch_size)):
                 yield from self._detect(batch)
-                batch = []
-            batch.append(prepared)
-            if len(batch) == batch_size:
-                yield from self._detect(batch)
-                batch = []
-        if batch:
-            yield from self._detect(batch)
 
     def _prepare(self, image: ImageLike) -> dict[str, Any]:
         """Resizes an image like the test loader; ``image`` is (C, H, W) in the model's channels."""
@@ -177,10 +165,9 @@ class Predictor:
                     f"Predictor: got an array of {image.dtype} and shape {image.shape}; give uint8 "
                     "of shape (H, W, 3) or (H, W)."
                 )
-            if image.ndim == 3 and self._channels == target:
-                return image
-            is_bgr = image.ndim == 3 and self._channels == "BGR"
-            image = Image.fromarray(image[..., ::-1] if is_bgr else image)
+            if image.ndim == 3:
+                return image if self._channels == target else image[:, :, ::-1]
+            image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise UserError(
                 f"Predictor: got a {type(image).__name__}; give a path, an array, a PIL image, or "
@@ -266,15 +253,10 @@ def _resolve_num_classes(cfg: CfgNode) -> None:
 
 def _class_names(cfg: CfgNode, stored: list[str] | None) -> list[str]:
     """Returns the checkpoint's class names, else those of the config's dataset, else numbers."""
-    own, names = cfg.DATASETS.OWN, stored or []
-    if not names and (file := own.TRAIN_JSON or own.TEST_JSON):
-        with suppress(UserError):  # the dataset need not be on this machine
-            json_file = Path(own.ROOT).expanduser() / Path(file).expanduser()
-            names = list(read_coco(json_file, bad_boxes="fix").classes.values())
-    elif not names:
-        names = next((x.thing_classes for x in _metadata(cfg) if x.get("thing_classes")), [])
     num_classes = int(cfg.MODEL.RETINANET.NUM_CLASSES)
-    return names if len(names) == num_classes else [str(i) for i in range(num_classes)]
+    known = [stored or [], *(x.get("thing_classes", []) for x in _metadata(cfg))]
+    numbers = [str(i) for i in range(num_classes)]
+    return next((names for names in known if len(names) == num_classes), numbers)
 
 
 def _category_ids(cfg: CfgNode, classes: list[str]) -> list[int]:

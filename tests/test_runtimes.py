@@ -70,11 +70,9 @@ def test_in_place_of_the_network(tmp_path: Path, name: str) -> None:
 def test_images_of_one_size_form_a_batch(tmp_path: Path) -> None:
     model, sizes = toy(tmp_path, "onnxruntime"), []
     run, model._run = model._run, lambda x: sizes.append(len(x)) or run(x)
-    images = torch.arange(0, 250, 50, dtype=torch.uint8).reshape(5, 1, 1, 1).repeat(1, 3, 4, 6)
-    results = [x["instances"] for x in model([{"image": image} for image in images])]
-    assert sizes == [5] and len(results[0]) == 0
-    assert [x.scores[0].item() * 255 for x in results[1:]] == pytest.approx([50, 100, 150, 200])
-    model([{"image": images[0]}, {"image": images[1, :, 1:]}])
+    image = torch.zeros((3, 4, 6), dtype=torch.uint8)
+    for images in ([image] * 5, [image, image[:, 1:]]):
+        model([{"image": x} for x in images])
     assert sizes == [5, 1, 1]
 
 

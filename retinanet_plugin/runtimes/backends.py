@@ -22,7 +22,7 @@ _MAX_METADATA_BYTES = 2**24  # the names of a thousand classes are far fewer
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
-def optional_import(module: str, package: str) -> ModuleType:
+def optional_import(module: str) -> ModuleType:
     """Imports an optional dependency.
 
     Raises:
@@ -31,11 +31,12 @@ def optional_import(module: str, package: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
+        package = module.partition(".")[0]
         raise UserError(f"{package} is not installed; run `pip install {package}`.") from None
 
 
 def _load_onnxruntime(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    onnxruntime = optional_import("onnxruntime", "onnxruntime")
+    onnxruntime = optional_import("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
@@ -48,7 +49,7 @@ def _load_onnxruntime(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
 
 
 def _load_openvino(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    core = _openvino_core(optional_import("openvino", "openvino"))
+    core = _openvino_core(optional_import("openvino"))
     model = core.read_model(path)
     # Without the hint it computes in bfloat16 on processors that support it.
     threads = torch.get_num_threads()
@@ -76,21 +77,13 @@ def _openvino_core(openvino: Any) -> Any:
 
 def _load_program(path: Path, device: str, load: Callable[..., Any]) -> tuple[Run, dict[str, Any]]:
     metadata = _stored_metadata(path)
-    module = load(path)
+    module = load(path, device)
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> list[np.ndarray]:
         return [x.cpu().numpy() for x in module(torch.from_numpy(images).to(device))]
 
     return run, metadata
-
-
-def _load_pt2(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    return _load_program(path, device, lambda path: torch.export.load(path).module())
-
-
-def _load_torchscript(path: Path, device: str) -> tuple[Run, dict[str, Any]]:
-    return _load_program(path, device, functools.partial(torch.jit.load, map_location=device))
 
 
 def _stored_metadata(path: Path) -> dict[str, Any]:
@@ -107,6 +100,6 @@ def _stored_metadata(path: Path) -> dict[str, Any]:
 BACKENDS: dict[str, Callable[[Path, str], tuple[Run, dict[str, Any]]]] = {
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,
-    "pt2": _load_pt2,
-    "torchscript": _load_torchscript,
+    "pt2": functools.partial(_load_program, load=lambda path, _: torch.export.load(path).module()),
+    "torchscript": functools.partial(_load_program, load=torch.jit.load),
 }

@@ -14,7 +14,6 @@ so far.
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -84,10 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
             f"--input: no image or video {', '.join(unmatched) or 'given'}; give files, folders or "
             "patterns, or --webcam 0."
         )
-    try:
-        camera = None if parsed.webcam is None else Frames(parsed.webcam)
-    except UserError as error:
-        raise UserError(f"--webcam: camera {parsed.webcam}: {error}; give another one.") from None
+    camera = None if parsed.webcam is None else Frames(parsed.webcam)
     predictor = Predictor(
         parsed.config_file,
         parsed.weights,
@@ -116,7 +112,8 @@ def main(args: Sequence[str] | None = None) -> int:
         raise KeyboardInterrupt(f"{parsed.output} has the results so far") from None
     finally:
         outputs.write()
-    print(f"{demo.summary()}\n{parsed.output / DETECTIONS}")
-    if demo.num_failed:
-        print(f"unreadable inputs: {demo.num_failed}, see above", file=sys.stderr)
+    print(
+        f"{len(outputs.detections)} detections above {predictor.score_threshold:g} in "
+        f"{len(outputs.images)} images and frames\n{parsed.output / DETECTIONS}"
+    )
     return 1 if demo.num_failed else 0

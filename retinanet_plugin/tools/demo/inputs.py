@@ -79,7 +79,9 @@ class Frames:
     def __init__(self, source: Path | int) -> None:
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            raise UserError("OpenCV cannot open it as a video")
+            if isinstance(source, int):
+                raise UserError(f"--webcam: OpenCV cannot open camera {source}.")
+            raise UserError("OpenCV cannot open it as a video.")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0 < fps <= 1000 else 25.0  # files without a frame rate may state any
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)

@@ -12,7 +12,6 @@ from ...errors import UserError
 from ...utils import write_json
 
 DETECTIONS, IMAGES = "detections.json", "images.json"
-_LOSSLESS = frozenset((".bmp", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"))
 
 
 class Outputs:
@@ -57,8 +56,8 @@ class Outputs:
 
     def path_for(self, name: PurePath, *, is_video: bool) -> Path:
         """Returns an unused path for the drawing of a source and creates its folder."""
-        lossless = name.suffix.lower() in _LOSSLESS
-        name = name.with_suffix(".mp4" if is_video else ".png" if lossless else ".jpg")
+        is_jpeg = name.suffix.lower() in (".jpg", ".jpeg")
+        name = name.with_suffix(".mp4" if is_video else ".jpg" if is_jpeg else ".png")
         stem, numbers = name.stem, count(2)
         while name.as_posix().casefold() in self._taken:  # many disks ignore case
             name = name.with_stem(f"{stem}_{next(numbers)}")

@@ -102,16 +102,6 @@ class Demo:
                 writer.release()
         return num_frames
 
-    def summary(self) -> str:
-        """Returns how many detections there are."""
-        outputs, threshold = self._outputs, self._predictor.score_threshold
-        count = len(outputs.detections)
-        advice = "" if count else "; a lower --score-threshold may show some"
-        return (
-            f"{count} detections above {threshold:g} in {len(outputs.images)} images and frames"
-            f"{advice}."
-        )
-
 
 def _open_writer(path: Path, fps: float, frame: np.ndarray) -> cv2.VideoWriter:
     """Opens an MP4 file for frames of one size, in the codec that OpenCV always has."""

@@ -32,7 +32,7 @@ from ...runtimes.exported_files import CHANNELS, FORMATS, INPUT_DTYPES, LAYOUTS
 from ...utils import output_files, write_text
 from .card import model_card
 from .comparison import TOLERANCES
-from .exporting import Options, comparison_images, export, load_model
+from .exporting import PRECISIONS, comparison_images, export, load_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,14 +66,11 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Runs ``retinanet export``."""
     parsed = parse(parser(), args)
-    options = Options(
-        file_format=parsed.format,
-        precision=parsed.dtype,
-        layout=parsed.layout,
-        channels=parsed.channels,
-        input_dtype=parsed.input,
-        calibration=parsed.calibration,
-    )
+    if parsed.dtype not in PRECISIONS[parsed.format]:
+        raise UserError(
+            f"--dtype: --format {parsed.format} has no {parsed.dtype}; give "
+            f"{', '.join(PRECISIONS[parsed.format])}, or another --format."
+        )
     path = parsed.output
     if path.suffix != f".{parsed.format}":
         raise UserError(f"--output: {path}: the name must end in .{parsed.format}.")
@@ -83,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _log("PyTorch has deprecated TorchScript; prefer onnx or pt2.")
     predictor = load_model(parsed.config_file, parsed.weights, parsed.opts)
     _log(f"writing {path} and comparing it with the model")
-    exported, comparison = export(predictor, path, options, comparison_images(predictor.cfg))
+    exported, comparison = export(predictor, path, parsed, comparison_images(predictor.cfg))
     if not comparison.detections:
         _log("warning: the model detected nothing in the compared images, so this proves little.")
     write_text(card, model_card(path, predictor, exported, comparison))

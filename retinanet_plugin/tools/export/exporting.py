@@ -2,9 +2,9 @@
 
 import copy
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,36 +42,6 @@ _EAGER_OVERRIDES = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to export.
-
-    Args:
-        file_format: one of ``exported_files.FORMATS``.
-        precision: one of ``PRECISIONS`` of the format.
-        layout, channels: of the images, see :class:`ImageDetector`.
-        input_dtype: of the images, "uint8" or "float32".
-        calibration: number of training images to measure the ranges of int8 on.
-
-    Raises:
-        UserError: if the format does not have the precision.
-    """
-
-    file_format: str = "onnx"
-    precision: str = "float32"
-    layout: str = "nhwc"
-    channels: str = "BGR"
-    input_dtype: str = "uint8"
-    calibration: int = 100
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS[self.file_format]:
-            raise UserError(
-                f"--dtype: --format {self.file_format} has no {self.precision}; give "
-                f"{', '.join(PRECISIONS[self.file_format])}, or another --format."
-            )
-
-
 def load_model(
     config: str | Path | None, weights: str | Path, overrides: Sequence[str] = ()
 ) -> Predictor:
@@ -85,13 +55,14 @@ def load_model(
 
 
 def export(
-    predictor: Predictor, path: Path, options: Options, images: Sequence[Tensor]
+    predictor: Predictor, path: Path, options: Namespace, images: Sequence[Tensor]
 ) -> tuple[ExportedModel, Comparison]:
     """Writes a file, provided that its detections are those of the model.
 
     Args:
         predictor: from :func:`load_model`.
         path: an existing file is replaced.
+        options: of the command.
         images: to compare both on, from :func:`comparison_images`.
 
     Returns:
@@ -100,7 +71,7 @@ def export(
     Raises:
         UserError: if the file cannot be written or differs from the model; none is left then.
     """
-    tolerance = TOLERANCES[options.precision]
+    tolerance = TOLERANCES[options.dtype]
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         _write(predictor, scratch, options)
@@ -117,9 +88,9 @@ def export(
     return exported, result
 
 
-def _write(predictor: Predictor, path: Path, options: Options) -> None:
-    cfg, dtype = predictor.cfg, DTYPES.get(options.precision, torch.float32)
-    is_int8 = options.precision == "int8"
+def _write(predictor: Predictor, path: Path, options: Namespace) -> None:
+    cfg, dtype = predictor.cfg, DTYPES.get(options.dtype, torch.float32)
+    is_int8 = options.dtype == "int8"
     training_images = _calibration_batches(cfg, options) if is_int8 else []  # before the long work
     model = copy.deepcopy(predictor.model)
     fold_norms(model)
@@ -127,20 +98,20 @@ def _write(predictor: Predictor, path: Path, options: Options) -> None:
         part.to(dtype).to(memory_format=torch.contiguous_format)
     detector = ImageDetector(model, layout=options.layout, channels=options.channels, dtype=dtype)
     target = path.with_name("float32.onnx") if is_int8 else path
-    input_dtype = getattr(torch, options.input_dtype)
+    input_dtype = getattr(torch, options.input)
     metadata = _metadata(predictor, options)
-    writers.write(detector.eval(), target, options.file_format, metadata, input_dtype)
+    writers.write(detector.eval(), target, options.format, metadata, input_dtype)
     if is_int8:
         quantize(target, path, training_images)
 
 
-def _calibration_batches(cfg: CfgNode, options: Options) -> Iterator[np.ndarray]:
+def _calibration_batches(cfg: CfgNode, options: Namespace) -> Iterator[np.ndarray]:
     images = load_images(cfg, registered_dataset(cfg, "TRAIN"), options.calibration)
 
     def convert(image: np.ndarray) -> np.ndarray:
         image = image[::-1] if options.channels != cfg.INPUT.FORMAT else image
         image = image.transpose(1, 2, 0) if options.layout == "nhwc" else image
-        return np.ascontiguousarray(image[None], dtype=options.input_dtype)
+        return np.ascontiguousarray(image[None], dtype=options.input)
 
     bar = tqdm(images, desc="calibration", unit="image", disable=None)
     return (convert(x["image"].numpy()) for x in bar)
@@ -171,7 +142,7 @@ def comparison_images(cfg: CfgNode) -> list[Tensor]:
     return [*images, torch.full_like(images[0], 114)]
 
 
-def _metadata(predictor: Predictor, options: Options) -> dict[str, Any]:
+def _metadata(predictor: Predictor, options: Namespace) -> dict[str, Any]:
     """Returns the metadata of the file, see docs/deploy.md."""
     cfg = predictor.cfg
     return {
@@ -182,14 +153,14 @@ def _metadata(predictor: Predictor, options: Options) -> dict[str, Any]:
             "name": writers.INPUT,
             "layout": options.layout,
             "channels": options.channels,
-            "dtype": options.input_dtype,
+            "dtype": options.input,
         },
         "outputs": list(OUTPUTS),
         "resize": {"short_side": cfg.INPUT.MIN_SIZE_TEST, "long_side": cfg.INPUT.MAX_SIZE_TEST},
         "score_threshold": predictor.score_threshold,
         "nms_threshold": cfg.MODEL.RETINANET.NMS_THRESH_TEST,
         "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "precision": options.precision,
+        "precision": options.dtype,
         "weights_sha256": sha256(cfg.MODEL.WEIGHTS),
         "versions": versions(),
     }

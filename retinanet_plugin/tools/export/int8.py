@@ -21,9 +21,9 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     Args:
         batches: inputs of the file, to measure ranges on.
     """
-    onnx = optional_import("onnx", "onnx")
-    quantization: Any = optional_import("onnxruntime.quantization", "onnxruntime")
-    shape_inference = optional_import("onnxruntime.quantization.shape_inference", "onnxruntime")
+    onnx = optional_import("onnx")
+    quantization: Any = optional_import("onnxruntime.quantization")
+    shape_inference = optional_import("onnxruntime.quantization.shape_inference")
     prepared = target.with_name("prepared.onnx")
     # Fuses what the quantizer looks for. ONNX's own shape inference suffices.
     shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)

@@ -31,22 +31,24 @@ def _(boxes: Tensor, scores: Tensor, *_: object) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
 
 
-def onnx_nms(num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Returns a replacement for :func:`traceable_nms.nms_top_k` in graphs that become ONNX."""
-
-    def nms(
-        boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int, threshold: float
-    ) -> tuple[Tensor, Tensor]:
-        mask = nms_mask(boxes, scores, classes, num_classes, max_detections, threshold)
-        kept, index = (scores * mask).topk(max_detections)
-        return index, kept
-
-    return nms
+def onnx_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    max_detections: int,
+    threshold: float,
+    *,
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Replaces :func:`traceable_nms.nms_top_k` in graphs that become ONNX."""
+    mask = nms_mask(boxes, scores, classes, num_classes, max_detections, threshold)
+    kept, index = (scores * mask).topk(max_detections)
+    return index, kept
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Returns the ``custom_translation_table`` of ``torch.onnx.export``."""
-    op: Any = optional_import("onnxscript", "onnxscript").opset18
+    op: Any = optional_import("onnxscript").opset18
 
     def translate(
         boxes: Any, scores: Any, classes: Any, num_classes: int, count: int, threshold: float

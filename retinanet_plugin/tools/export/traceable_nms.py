@@ -5,9 +5,6 @@ steps do so for all images of a batch at once. The result is that of torchvision
 cut to the D best, with the first of equal scores first.
 """
 
-import functools
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -25,13 +22,9 @@ def nms_top_k(
         max_detections: D.
         threshold: the lower scored of two boxes with an IoU above it is dropped.
     """
-    if torch.jit.is_tracing():
-        result: tuple[Tensor, Tensor] = _scripted_loop()(
-            boxes, scores, classes, max_detections, threshold
-        )
-        return result
     loop = _exported_loop if is_exporting() else _loop
-    return loop(boxes, scores, classes, max_detections, threshold)
+    result: tuple[Tensor, Tensor] = loop(boxes, scores, classes, max_detections, threshold)
+    return result
 
 
 def is_exporting() -> bool:
@@ -39,6 +32,7 @@ def is_exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
+@torch.jit.script_if_tracing
 def _loop(
     boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -49,11 +43,6 @@ def _loop(
             indices[:, step] = index[:, 0]
             kept[:, step] = best[:, 0]
     return indices, kept
-
-
-@functools.cache
-def _scripted_loop() -> Any:
-    return torch.jit.script(_loop)
 
 
 def _exported_loop(

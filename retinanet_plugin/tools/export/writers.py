@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,17 @@ def write(
         UserError: if a required package is not installed, or the model cannot be exported.
     """
     example = _example_input(detector, input_dtype)
+    extra = {METADATA: json.dumps(metadata, ensure_ascii=False)}
     try:
         with _quiet_exporters():
             if file_format == "torchscript":
                 script = torch.jit.trace(detector, example, check_trace=False)
-                script.save(str(path), _extra_files={METADATA: _json(metadata)})
+                script.save(str(path), _extra_files=extra)
             elif file_format == "onnx":
                 _write_onnx(detector, example, path, metadata)
             else:
                 program = _export_program(detector, example)
-                torch.export.save(program, path, extra_files={METADATA: _json(metadata)})
+                torch.export.save(program, path, extra_files=extra)
     except (UserError, OSError):
         raise
     except Exception as error:  # exporters raise nearly anything
@@ -91,10 +93,10 @@ def _export_program(detector: ImageDetector, example: Tensor) -> Any:
 def _write_onnx(
     detector: ImageDetector, example: Tensor, path: Path, metadata: Mapping[str, Any]
 ) -> None:
-    onnx = optional_import("onnx", "onnx")
-    optional_import("onnxscript", "onnxscript")
+    onnx = optional_import("onnx")
+    optional_import("onnxscript")
     detector = copy.copy(detector)
-    detector.nms = onnx_nms(detector.decoder.num_classes)
+    detector.nms = partial(onnx_nms, num_classes=detector.decoder.num_classes)
     program = torch.onnx.export(
         _export_program(detector, example),
         dynamo=True,
@@ -107,7 +109,7 @@ def _write_onnx(
     model = program.model_proto
     _clean(model)
     for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=_json(value))
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     onnx.save(model, str(path))
 
 
@@ -124,10 +126,6 @@ def _clean(model: Any) -> None:
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = re.sub(r"\w+", lambda x: names.get(x[0], x[0]), size.dim_param)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
-import numpy as np
 import pytest
 
 from retinanet_plugin import UserError
@@ -49,16 +48,6 @@ def test_unmatched_inputs_and_those_in_the_output_folder() -> None:
     for path in ("out", "out/a.jpg", "shots/../out/a.jpg"):
         with pytest.raises(UserError, match="--output: out"):
             find_sources([path], Path("out"))
-
-
-def test_frames_of_a_video() -> None:
-    writer = cv2.VideoWriter("v.mp4", cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 48))
-    for i in range(5):
-        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
-    writer.release()
-    frames = Frames(Path("v.mp4"))
-    assert (frames.fps, frames.count) == (12.5, 5)
-    assert [round(frame.mean(), -1) for frame in frames] == [0, 40, 80, 120, 160]
 
 
 @pytest.mark.parametrize("stated", [0.0, float("nan"), 90000.0])

@@ -26,7 +26,7 @@ def detections(*scores: float) -> Instances:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("a.jpg a.webp A.JPG a_2.jpg", "a.jpg a_2.jpg A_3.jpg a_2_2.jpg"),
+        ("a.jpg a.webp A.JPG a_2.jpg", "a.jpg a.png A_2.jpg a_2_2.jpg"),
         ("x/a.png x/a.tif y/a.png", "x/a.png x/a_2.png y/a.png"),
         ("a.mov a.mp4", "a.mp4 a_2.mp4"),
     ],

@@ -72,12 +72,10 @@ def test_boxes_outside_the_image_are_clipped_and_empty_ones_dropped() -> None:
     assert sum(len(x) for x in detect(model, images)) < sum(decoded)
 
 
-@pytest.mark.parametrize("channels", ["BGR", "RGB"])
-def test_input_options(channels: str) -> None:
+def test_input_options() -> None:
     model, images = build_model("INPUT.FORMAT", "RGB"), blocks(2, 40, 70)
-    given = torch.from_numpy(images if channels == "RGB" else images[..., ::-1].copy())
-    given = given.permute(0, 3, 1, 2).float()
-    assert count_of_equal(model, images, given, layout="nchw", channels=channels) > 0
+    given = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2).float()
+    assert count_of_equal(model, images, given, layout="nchw", channels="BGR") > 0
 
 
 def test_other_models_are_refused() -> None:
