@@ -5,9 +5,9 @@
 
 The kind of file is recognized by its keys: a RetinaNet of detectron2 or this plugin, of torchvision
 (retinanet_resnet50_fpn and version 2) or of mmdetection, or a torchvision ResNet to train from. The
-folder gets the weights, a config with which they detect the same (for torchvision, a script),
-conversion.json, which lists every key, and a model card. Files that do not match completely are
-refused. See docs/weights.md.
+folder gets the weights, a config with which they detect the same (for torchvision, a script), and
+conversion.json, which lists every key. Files that do not match completely are refused. See
+docs/weights.md.
 """
 
 import argparse
@@ -69,13 +69,14 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Converts weights."""
     parsed = parse(parser(), args)
-    options = Options(parsed.classes, not parsed.no_background, parsed.norm_eps, parsed.caffe_style)
     summary = convert(
         Path(local_file(parsed.weights, "--weights")),
         parsed.output,
         to=parsed.to,
         config=parsed.config_file,
-        options=options,
+        options=Options(
+            parsed.classes, not parsed.no_background, parsed.norm_eps, parsed.caffe_style
+        ),
         overwrite=parsed.overwrite,
     )
     print(summary)

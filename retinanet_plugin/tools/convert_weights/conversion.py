@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ...errors import UserError
-from ...model_card import card_path
 from ...utils import atomic_writer, output_files, sha256, write_json, write_text
-from . import to_detectron2, to_torchvision, torchvision_model
-from .card import model_card
-from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit, nested
+from . import detectron2_model, to_torchvision, torchvision_model
+from .model import BOTTOM_UP, Keys, Model, NoRandomValues, Options, check_fit
 from .reading import read_model
 
 RECORD = "conversion.json"
-
-
-@dataclass
-class Converted:
-    """What is written besides the record and the model card.
-
-    Args:
-        model: with the record of the second conversion, if there was one.
-        checkpoint: the content of the file of weights.
-        others: file name -> text, or what becomes JSON.
-        usage: a command or code for the next step.
-    """
-
-    model: Model
-    checkpoint: Mapping[str, Any]
-    others: dict[str, Any]
-    usage: str
 
 
 def convert(
@@ -71,35 +51,32 @@ def convert(
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     weights = output / ("model.pth" if to == "torchvision" else "model_final.pth")
-    result = _TARGETS[to](model, cfg, weights)
-    names = [weights.name, *result.others, RECORD, card_path(weights).name]
-    paths = output_files(output, names, overwrite=overwrite)
+    result, others, usage = _translate(model, cfg, to, weights)
+    keys = model.keys if result is model else model.keys.then(result.keys)
+    paths = output_files(output, [weights.name, *others, RECORD], overwrite=overwrite)
     if any(path.exists() and path.samefile(file) for path in paths):
         raise UserError(f"--output: {output} holds {file.name} itself; name another folder.")
-    keys = model.keys if to == "plugin" else model.keys.then(result.model.keys)
-    digest = sha256(file)
+    record = {
+        "file": file.name,
+        "sha256": sha256(file),
+        "source": model.source,
+        "to": to,
+        **_rows(keys, result.weights),
+        "classes": model.classes,
+        "settings": result.settings,
+        "notes": result.notes,
+    }
+    checkpoint: dict[str, Any] = {"model": result.weights}
+    if model.classes:
+        checkpoint["classes"] = model.classes
     with atomic_writer(weights) as opened:
-        torch.save(dict(result.checkpoint), opened)
-    for name, content in result.others.items():
+        torch.save(result.weights if to == "torchvision" else checkpoint, opened)
+    for name, content in {**others, RECORD: record}.items():
         write = write_text if isinstance(content, str) else write_json
         write(output / name, content)
-    write_json(output / RECORD, _record(file, digest, to, model, result.model, keys))
-    model.notes = result.model.notes
-    write_text(paths[-1], model_card(paths, file, digest, to, model, cfg, keys))
-    notes = [f"- {note}" for note in model.notes]
-    return "\n".join(
-        [f"{file}: {model.source}", summary(keys), *notes, *map(str, paths), result.usage]
-    )
-
-
-def summary(keys: Keys) -> str:
-    """Counts the weights that were used, made, left to training or left out, with the reasons."""
-    lines = [f"used: {len(keys.used)}"]
-    for what, reasons in (("made", keys.made), ("unused", keys.unused)):
-        lines += [f"{what}: {n} ({reason})" for reason, n in Counter(reasons.values()).items()]
-    if keys.missing:
-        lines.append(f"missing: {len(keys.missing)} (left to training)")
-    return "\n".join(lines)
+    notes = [f"- {note}" for note in result.notes]
+    header = f"{file}: {model.source}"
+    return "\n".join([header, *_summary(keys), *notes, *map(str, paths), usage])
 
 
 def _check_complete(model: Model, cfg: CfgNode) -> None:
@@ -114,50 +91,33 @@ def _check_complete(model: Model, cfg: CfgNode) -> None:
     check_fit(model.weights, expected, "the RetinaNet" if model.is_detector else "the backbone")
 
 
-def _to_plugin(model: Model, cfg: CfgNode, path: Path) -> Converted:
-    whole = cfg.clone()
-    whole.MODEL.WEIGHTS = str(path.resolve())
-    text = whole.dump()
-    if model.settings:
-        settings = {**model.settings, "MODEL.WEIGHTS": whole.MODEL.WEIGHTS}
-        text = f'# {model.source}.\n_BASE_: "Base-RetinaNet.yaml"\n{_yaml(nested(settings))}'
-    config = path.with_name("config.yaml")
-    usage = f"detect objects: retinanet demo --weights {path} --input IMAGES --output FOLDER"
+def _translate(
+    model: Model, cfg: CfgNode, to: str, weights: Path
+) -> tuple[Model, dict[str, Any], str]:
+    """Returns the model in the target's format, texts or JSON by file name, and the next step."""
+    if to == "torchvision":
+        result = to_torchvision.convert(model, cfg)
+        script = Path(torchvision_model.__file__).read_text(encoding="utf-8")
+        usage = f"python {weights.with_name('model.py')} IMAGE, or from model import build"
+        others = {"model.json": result.settings, "model.py": script}
+        return result, others, f"in torchvision: {usage}"
+    config, location = weights.with_name("config.yaml"), {"MODEL.WEIGHTS": str(weights.resolve())}
+    if to == "detectron2":
+        result = detectron2_model.convert(model, cfg)
+        text = _yaml({**result.settings, **location})
+        usage = f"in detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
+        return result, {config.name: text}, usage
+    usage = f"detect objects: retinanet demo --weights {weights} --input IMAGES --output FOLDER"
     if not model.is_detector:
         usage = f"train from it: retinanet train --config-file {config}"
-    return Converted(model, _checkpoint(model), {config.name: text}, usage)
-
-
-def _to_detectron2(model: Model, cfg: CfgNode, path: Path) -> Converted:
-    converted, values = to_detectron2.convert(model, cfg)
-    text = _yaml(nested({**values, "MODEL.WEIGHTS": str(path.resolve())}))
-    config = path.with_name("config.yaml")
-    usage = f"in detectron2: cfg = get_cfg(); cfg.merge_from_file('{config}')"
-    return Converted(converted, _checkpoint(converted), {config.name: text}, usage)
-
-
-def _to_torchvision(model: Model, cfg: CfgNode, path: Path) -> Converted:
-    converted, settings = to_torchvision.convert(model, cfg)
-    script = Path(torchvision_model.__file__).read_text(encoding="utf-8")
-    usage = f"in torchvision: python {path.with_name('model.py')} IMAGE, or from model import build"
-    if name := to_torchvision.factory(settings):
-        usage += (
-            f"; torchvision.models.detection.{name}(weights=None, weights_backbone=None, "
-            f"num_classes={settings['num_classes']}) can load the weights too"
-        )
-    others = {"model.json": settings, "model.py": script}
-    return Converted(converted, converted.weights, others, usage)
-
-
-_TARGETS = {
-    "plugin": _to_plugin,
-    "detectron2": _to_detectron2,
-    "torchvision": _to_torchvision,
-}
-
-
-def _checkpoint(model: Model) -> dict[str, Any]:
-    return {"model": model.weights, **({"classes": model.classes} if model.classes else {})}
+    if model.settings:
+        text = _yaml({**model.settings, **location})
+        text = f'# {model.source}.\n_BASE_: "Base-RetinaNet.yaml"\n{text}'
+    else:
+        cfg = cfg.clone()
+        cfg.MODEL.WEIGHTS = location["MODEL.WEIGHTS"]
+        text = cfg.dump()
+    return model, {config.name: text}, usage
 
 
 class _Dumper(yaml.SafeDumper):
@@ -170,26 +130,33 @@ for _type in (list, tuple):
     )
 
 
-def _yaml(content: Mapping[str, Any]) -> str:
-    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, default_flow_style=False)
+def _yaml(settings: Mapping[str, Any]) -> str:
+    """Returns ``A: {B: 1}``, in YAML's block style, for ``{"A.B": 1}``."""
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False)
 
 
-def _record(
-    file: Path, digest: str, to: str, model: Model, result: Model, keys: Keys
-) -> dict[str, Any]:
-    def shape(name: str) -> list[int]:
-        return list(result.weights[name].shape)
+def _summary(keys: Keys) -> list[str]:
+    """Counts the weights that were used, made, left to training or left out, with the reasons."""
+    lines = [f"used: {len(keys.used)}"]
+    for what, reasons in (("made", keys.made), ("unused", keys.unused)):
+        lines += [f"{what}: {n} ({reason})" for reason, n in Counter(reasons.values()).items()]
+    if keys.missing:
+        lines.append(f"missing: {len(keys.missing)} (left to training)")
+    return lines
 
+
+def _rows(keys: Keys, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
     return {
-        "file": file.name,
-        "sha256": digest,
-        "source": model.source,
-        "to": to,
-        "used": [{"from": old, "to": new, "shape": shape(new)} for new, old in keys.used.items()],
-        "made": [{"to": x, "value": what, "shape": shape(x)} for x, what in keys.made.items()],
+        "used": [{"from": old, "to": x, "shape": shapes[x]} for x, old in keys.used.items()],
+        "made": [{"to": x, "value": value, "shape": shapes[x]} for x, value in keys.made.items()],
         "missing": keys.missing,
-        "unused": [{"from": key, "reason": why} for key, why in keys.unused.items()],
-        "classes": model.classes,
-        "settings": result.settings,
-        "notes": result.notes,
+        "unused": [{"from": key, "reason": reason} for key, reason in keys.unused.items()],
     }

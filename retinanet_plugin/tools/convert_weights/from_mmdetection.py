@@ -2,9 +2,10 @@
 
 They have no ReLU between P6 and P7, clip boxes before NMS, and order anchors by ratio, then size.
 Channel order, normalization, stride placement, anchor sizes and thresholds are only in the config
-that mmdetection stores in the file.
+that mmdetection stores in the file: Python source, which is parsed but never run.
 """
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import UserError
-from . import head_rows
-from .mmdetection_config import read_config
-from .model import Model, Options, add_zero_biases, foreign_settings, num_classes_of, rename
+from .model import (
+    Model,
+    Options,
+    add_zero_biases,
+    foreign_settings,
+    num_classes_of,
+    rename,
+    swap_anchors,
+)
 from .names import mmdetection_name
 
 _CAFFE = {
@@ -66,7 +73,7 @@ def read_detector(tensors: Mapping[str, Tensor], meta: object, options: Options)
     keys.unused |= dict.fromkeys(sorted(copies), "not averaged; the averaged weights are used")
     num_classes_of(weights)  # refuses other heads
     for name in [name for name in weights if name.startswith(("head.cls_score", "head.bbox_pred"))]:
-        weights[name] = head_rows.sizes_first(weights[name], 3, 3)
+        weights[name] = swap_anchors(weights[name], 3, 3)
     if has_norms:
         add_zero_biases(weights, keys)
     config, classes = _config_and_classes(meta)
@@ -93,7 +100,7 @@ def _config_and_classes(meta: object) -> tuple[dict[str, Any], list[str] | None]
     if not isinstance(meta, dict):
         return {}, None
     text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")
-    config = read_config(text)
+    config = _read_config(text)
     # Before version 2.4, test_cfg was not part of the model.
     config |= {f"model.{k}": v for k, v in config.items() if k.startswith("test_cfg.")}
     dataset: Any = meta.get("dataset_meta")
@@ -102,6 +109,40 @@ def _config_and_classes(meta: object) -> tuple[dict[str, Any], list[str] | None]
         if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
             return config, list(names)
     return config, None
+
+
+def _read_config(text: str) -> dict[str, Any]:
+    """Returns ``{"model.backbone.depth": 50}`` for ``model = dict(backbone=dict(depth=50))``.
+
+    Tuples become lists. Anything but literals, lists and calls of dict is left out; text that is
+    not Python gives an empty config.
+    """
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    values: dict[str, Any] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            values |= _flatten(statement.targets[0].id, statement.value)
+    return values
+
+
+def _flatten(name: str, node: ast.expr) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if isinstance(node, ast.Call):  # of dict
+        for keyword in node.keywords:
+            values |= _flatten(f"{name}.{keyword.arg}", keyword.value) if keyword.arg else {}
+    elif isinstance(node, ast.List | ast.Tuple) and any(isinstance(x, ast.Call) for x in node.elts):
+        for i, element in enumerate(node.elts):
+            values |= _flatten(f"{name}.{i}", element)
+    else:
+        try:
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError, RecursionError):
+            return {}
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _check_config(config: Mapping[str, Any], p6_input: str) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from . import head_rows
 from .model import (
+    COCO_CLASSES,
+    COCO_IDS,
     RGB,
+    TORCHVISION_COCO,
     Model,
     Options,
     add_zero_biases,
@@ -21,6 +23,7 @@ from .model import (
     num_classes_of,
     rename,
     resnet_settings,
+    swap_anchors,
 )
 from .names import modern_torchvision_name, resnet_name, torchvision_name
 
@@ -38,22 +41,18 @@ def read_detector(tensors: Mapping[str, Tensor], options: Options, sha256: str) 
     Raises:
         UserError: if it cannot be converted completely.
     """
-    modern = {modern_torchvision_name(key): key for key in tensors}
-    has_norms = "head.classification_head.conv.0.1.weight" in modern
+    has_norms = "head.classification_head.conv.0.1.weight" in tensors
     weights, keys = rename(
-        {new: tensors[old] for new, old in modern.items()},
-        lambda key: torchvision_name(key, head_has_norms=has_norms),
+        tensors,
+        lambda key: torchvision_name(modern_torchvision_name(key), head_has_norms=has_norms),
         "RetinaNet of torchvision",
     )
-    keys.used = {name: modern[key] for name, key in keys.used.items()}
-    keys.unused = {modern[key]: why for key, why in keys.unused.items()}
     classes, indices, notes = _classes(num_classes_of(weights), options)
     for part in ("weight", "bias"):
         scores, boxes = (f"head.{layer}.{part}" for layer in ("cls_score", "bbox_pred"))
-        if scores in weights and boxes in weights:
-            selected = head_rows.select_classes(weights[scores], 9, indices)
-            weights[scores] = head_rows.sizes_first(selected, 3, 3)
-            weights[boxes] = head_rows.sizes_first(weights[boxes], 3, 3)
+        selected = weights[scores].unflatten(0, (9, -1))[:, indices].flatten(0, 1)
+        weights[scores] = swap_anchors(selected, 3, 3)
+        weights[boxes] = swap_anchors(weights[boxes], 3, 3)
     if has_norms:
         add_zero_biases(weights, keys)
     if not any(key.endswith(".num_batches_tracked") for key in tensors):
@@ -88,15 +87,11 @@ def read_backbone(tensors: Mapping[str, Tensor]) -> Model:
 
 def _classes(num_outputs: int, options: Options) -> tuple[list[str] | None, list[int], list[str]]:
     """Returns the class names, their indices among the outputs, and notes."""
-    if (num_outputs, options.has_background, options.classes) == (
-        head_rows.TORCHVISION_COCO,
-        True,
-        None,
-    ):
-        note = "output 0 (background) and those of ids that COCO does not use are left out: 80 stay"
-        return list(head_rows.COCO_CLASSES), list(head_rows.COCO_IDS), [note]
     if not options.has_background:
         return options.classes, list(range(num_outputs)), []
+    if num_outputs == TORCHVISION_COCO and options.classes is None:
+        note = "output 0 (background) and those of ids that COCO does not use are left out: 80 stay"
+        return list(COCO_CLASSES), list(COCO_IDS), [note]
     if num_outputs < 2:
         raise UserError("it has one output, which would be the background; give --no-background.")
     return options.classes, list(range(1, num_outputs)), ["output 0, the background, is left out"]

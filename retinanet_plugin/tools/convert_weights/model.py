@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ...errors import UserError, printable
 from ...utils import flatten, shorten
+
+_COCO = MetadataCatalog.get("coco_2017_val")
+COCO_CLASSES: list[str] = _COCO.thing_classes
+# The COCO id, 1 to 90, of each of the 80 classes: torchvision's output index.
+COCO_IDS: list[int] = sorted(_COCO.thing_dataset_id_to_contiguous_id)
+TORCHVISION_COCO = 91
 
 BOTTOM_UP = "backbone.bottom_up."
 RGB = {  # the means and deviations of ImageNet for values from 0 to 255
@@ -19,7 +26,6 @@ RGB = {  # the means and deviations of ImageNet for values from 0 to 255
 }
 _DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _NUM_ANCHORS = 9  # 3 sizes x 3 ratios, as every framework's RetinaNet has
-_P6, _P5 = "backbone.top_block.p6.weight", "backbone.fpn_output5.weight"
 
 
 @dataclass
@@ -132,6 +138,15 @@ def add_zero_biases(weights: dict[str, Tensor], keys: Keys) -> None:
             keys.made[bias] = "zeros: the source has no bias there"
 
 
+def swap_anchors(rows: Tensor, outer: int, inner: int) -> Tensor:
+    """Reorders the anchors of a location: by size, then ratio, here; vice versa elsewhere.
+
+    Args:
+        rows: of one of the head's last two convolutions, (outer * inner * outputs, ...).
+    """
+    return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+
+
 # ---------------------------------------------------------------- config keys from shapes
 
 
@@ -141,9 +156,7 @@ def num_classes_of(weights: Mapping[str, Tensor]) -> int:
     Raises:
         UserError: for other heads.
     """
-    boxes, scores = weights.get("head.bbox_pred.weight"), weights.get("head.cls_score.weight")
-    if boxes is None or scores is None:
-        raise UserError("the last convolution of the class or box subnet is missing.")
+    boxes, scores = weights["head.bbox_pred.weight"], weights["head.cls_score.weight"]
     if len(boxes) != 4 * _NUM_ANCHORS or len(scores) % _NUM_ANCHORS:
         raise UserError(
             f"the head has {len(boxes)} box and {len(scores)} class outputs per location; only "
@@ -165,10 +178,7 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the backbone has {blocks} blocks per stage; only ResNets of 18, 34, 50, 101 and 152 "
             "layers can be converted."
         )
-    stem = weights.get(f"{BOTTOM_UP}stem.conv1.weight")
-    middle = weights.get(f"{BOTTOM_UP}res2.0.conv2.weight")
-    if stem is None or middle is None:
-        raise UserError("the first convolutions of the backbone are missing.")
+    middle = weights[f"{BOTTOM_UP}res2.0.conv2.weight"]
     last = weights.get(f"{BOTTOM_UP}res2.0.conv3.weight")
     depth = _DEPTHS[blocks]
     groups = len(middle) // middle.shape[1]
@@ -176,7 +186,7 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     settings = {
         "MODEL.RESNETS.DEPTH": 34 if depth == 50 and last is None else depth,
         "MODEL.RESNETS.NORM": "FrozenBN" if has_statistics else "GN",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": len(stem),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": len(weights[f"{BOTTOM_UP}stem.conv1.weight"]),
         "MODEL.RESNETS.RES2_OUT_CHANNELS": len(middle if last is None else last),
     }
     if last is not None:
@@ -186,20 +196,12 @@ def resnet_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def detector_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the config keys that shapes tell of a RetinaNet.
-
-    Raises:
-        UserError: if it is not one.
-    """
-    settings = resnet_settings(weights)
-    num_classes = num_classes_of(weights)
-    if _P6 not in weights or _P5 not in weights:
-        raise UserError("the pyramid has no P5 or P6.")
+    """Returns the config keys that shapes tell of a RetinaNet."""
     return {
-        **settings,
-        "MODEL.FPN.OUT_CHANNELS": len(weights[_P5]),
+        **resnet_settings(weights),
+        "MODEL.FPN.OUT_CHANNELS": len(weights["backbone.fpn_output5.weight"]),
         "MODEL.FPN.NORM": _norm_of(weights, "backbone.fpn_output5.norm"),
-        "MODEL.RETINANET.NUM_CLASSES": num_classes,
+        "MODEL.RETINANET.NUM_CLASSES": num_classes_of(weights),
         "MODEL.RETINANET.NUM_CONVS": sum(
             "head.cls_subnet." in name and tensor.ndim == 4 for name, tensor in weights.items()
         ),
@@ -210,7 +212,8 @@ def detector_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def foreign_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the config keys that torchvision's and mmdetection's RetinaNets share."""
     settings = detector_settings(weights)
-    from_p5 = weights[_P6].shape[1] == settings["MODEL.FPN.OUT_CHANNELS"]
+    p6 = weights["backbone.top_block.p6.weight"]
+    from_p5 = p6.shape[1] == settings["MODEL.FPN.OUT_CHANNELS"]
     return {
         **RGB,
         **settings,
@@ -226,18 +229,6 @@ def _norm_of(weights: Mapping[str, Tensor], name: str) -> str:
     if f"{name}.weight" not in weights:
         return ""
     return "FrozenBN" if f"{name}.running_var" in weights else "GN"
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``{"A": {"B": 1}}`` for ``{"A.B": 1}``."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        *groups, last = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = value
-    return tree
 
 
 # ---------------------------------------------------------------- checks
@@ -275,11 +266,10 @@ def check_values(weights: Mapping[str, Tensor]) -> None:
         if name.endswith(".num_batches_tracked"):
             continue
         if not values.is_floating_point():
-            fault = f"holds {str(values.dtype).removeprefix('torch.')} numbers"
-        elif not bool(values.isfinite().all()):
-            fault = "holds NaN or infinite numbers"
-        elif name.endswith(".running_var") and bool((values < 0).any()):
-            fault = "holds negative variances"
-        else:
-            continue
-        raise UserError(f"{name} {fault}: the file is damaged or its training diverged.")
+            raise UserError(f"{name}: {values.dtype} found; weights must be floating-point.")
+        is_variance = name.endswith(".running_var")
+        if not bool(values.isfinite().all()) or (is_variance and bool((values < 0).any())):
+            raise UserError(
+                f"{name}: NaN, infinite numbers or negative variances; the file is damaged or its "
+                "training diverged."
+            )

@@ -1,6 +1,5 @@
 """Reads a file of weights safely, and recognizes its framework by its keys."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from ...config import get_config
 from ...engine.checkpoint import classes_in, read_safely
 from ...errors import UserError, printable
 from ...utils import sha256, shorten
-from . import from_detectron2, from_mmdetection, from_torchvision
-from .head_rows import COCO_CLASSES
-from .model import Model, Options, check_values
-from .to_torchvision import factory
+from . import detectron2_model, from_mmdetection, from_torchvision
+from .model import COCO_CLASSES, Model, Options, check_values
 from .training_state import ignore_training_state
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that hold the weights
@@ -32,11 +29,6 @@ def read_model(file: Path, config: str | None, options: Options) -> tuple[Model,
     Raises:
         UserError: if the file cannot be read, is of an unknown kind, or not known completely.
     """
-    if file.suffix == ".safetensors":
-        raise UserError(
-            f"--weights: {file} is in safetensors' format; save its content as .pth by "
-            "torch.save(safetensors.torch.load_file(FILE), OTHER)."
-        )
     try:
         with ignore_training_state():
             content = read_safely(str(file))
@@ -44,25 +36,27 @@ def read_model(file: Path, config: str | None, options: Options) -> tuple[Model,
         raise UserError(str(error).replace("MODEL.WEIGHTS", "--weights", 1)) from None
     try:
         tensors, others = _tensors(content)
+        cfg = None
         if "head.cls_score.weight" in tensors:
             classes = classes_in(dict(content))
             cfg = _own_config(config, file, classes)
-            model = from_detectron2.read_model(tensors, classes, cfg)
+            model = detectron2_model.read(tensors, classes, cfg)
         elif config is not None:
             raise UserError("--config-file: only for weights with detectron2's names.")
         else:
-            cfg, model = None, _read_foreign(tensors, content, file, options)
+            model = _read_foreign(tensors, content, file, options)
         check_values(model.weights)
-        cfg = cfg or _config_of(model)
+        pairs = model.settings.items()
+        cfg = cfg or get_config(overrides=[x for k, v in pairs for x in (k, str(v) or "''")])
         model.classes = options.classes or model.classes
         if model.classes is None and _is_coco(cfg):
             model.classes = list(COCO_CLASSES)
         _check_options(model, cfg, options)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    except (RuntimeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = printable(str(error), 200)
-        raise UserError(f"{file}: its shapes are not a RetinaNet's ({reason}).") from None
+        raise UserError(f"{file}: keys or shapes are not a RetinaNet's ({reason}).") from None
     model.keys.unused |= others
     return model, cfg
 
@@ -71,34 +65,20 @@ def _read_foreign(
     tensors: dict[str, Tensor], content: Mapping[str, Any], file: Path, options: Options
 ) -> Model:
     if any(key.startswith("head.classification_head.") for key in tensors):
-        _refuse_own_export(file)
+        if file.with_name("model.json").exists():
+            raise UserError(
+                "written by --to torchvision: model.json beside it has settings that the weights "
+                "do not tell; convert the original weights instead."
+            )
         return from_torchvision.read_detector(tensors, options, sha256(file))
     if "bbox_head.retina_cls.weight" in tensors:
         return from_mmdetection.read_detector(tensors, content.get("meta"), options)
     if "conv1.weight" in tensors and "layer1.0.conv1.weight" in tensors:
         return from_torchvision.read_backbone(tensors)
-    if "conv1_w" in tensors:
-        raise UserError("ImageNet weights of Caffe2; MODEL.WEIGHTS accepts them unconverted.")
     raise UserError(
         f"unknown kind of model ({printable(shorten(tensors))}); known: RetinaNets of detectron2, "
         "torchvision and mmdetection, and torchvision's ResNets."
     )
-
-
-def _refuse_own_export(file: Path) -> None:
-    """Refuses what ``--to torchvision`` wrote, if its settings are not torchvision's defaults."""
-    path = file.with_name("model.json")
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if isinstance(settings, dict) and "stride_in_1x1" in settings and not factory(settings):
-        raise UserError(
-            f"{path.name} beside it has settings that weights do not tell; convert the original "
-            "weights instead."
-        )
-
-
-def _config_of(model: Model) -> CfgNode:
-    pairs = model.settings.items()
-    return get_config(overrides=[x for key, value in pairs for x in (key, str(value) or "''")])
 
 
 def _own_config(config: str | None, file: Path, classes: list[str] | None) -> CfgNode | None:
@@ -119,53 +99,33 @@ def _is_coco(cfg: CfgNode) -> bool:
 
 def _check_options(model: Model, cfg: CfgNode, options: Options) -> None:
     """Raises a UserError for an option of another kind of file, or a wrong number of classes."""
-    for option, is_given, framework in (
+    for option, is_given, source in (
         ("--no-background", not options.has_background, "torchvision RetinaNet"),
         ("--norm-eps", options.norm_eps is not None, "torchvision RetinaNet"),
         ("--caffe-style", options.caffe_style is not None, "mmdetection RetinaNet"),
+        ("--classes", options.classes is not None and not model.is_detector, "RetinaNet"),
     ):
-        if is_given and not model.source.startswith(framework):
-            raise UserError(f"{option}: only for a {framework}; this is a {model.source}.")
-    if options.classes and not model.is_detector:
-        raise UserError("--classes: only for detectors; this is a backbone.")
-    if options.classes and len(set(options.classes)) < len(options.classes):
-        raise UserError("--classes: a name is given twice; give each class a name of its own.")
-    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-    if model.is_detector and model.classes and len(model.classes) != num_classes:
+        if is_given and not model.source.startswith(source):
+            raise UserError(f"{option}: only for a {source}; this is a {model.source}.")
+    names, num_classes = model.classes, cfg.MODEL.RETINANET.NUM_CLASSES
+    if model.is_detector and names and len(names) != num_classes:
         where = "--classes" if options.classes else "class names in the file"
         note = " besides the background" if model.source.startswith("torchvision") else ""
         raise UserError(
-            f"{where}: {len(model.classes)} names, but the model has {num_classes} classes{note}."
+            f"{where}: {len(names)} names, but the model has {num_classes} classes{note}."
         )
 
 
 def _tensors(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the weights without a data-parallel wrapper's prefix, and why others are left out.
-
-    Raises:
-        UserError: if there are none, or two with the same name.
-    """
+    """Returns the weights without a data-parallel wrapper's prefix, and why others are left out."""
     state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     tensors: dict[str, Tensor] = {}
     others = {}
     for key, value in state.items():
-        name = str(key).removeprefix("module.")
-        if not isinstance(key, str) or not _is_array(value):
+        if not isinstance(key, str) or not isinstance(value, np.ndarray | Tensor):
             others[str(key)] = f"not a tensor, but a {type(value).__name__}"
-        elif name in tensors:
-            raise UserError(f"{name} is there twice, with and without the prefix module.")
         else:
-            tensors[name] = torch.as_tensor(value)
+            tensors[key.removeprefix("module.")] = torch.as_tensor(value)
     if not tensors:
         raise UserError(f"it has no tensors ({printable(shorten(state)) or 'it is empty'}).")
     return tensors, others
-
-
-def _is_array(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_quantized or value.is_complex() or value.is_meta)
-    )

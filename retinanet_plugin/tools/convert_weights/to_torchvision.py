@@ -1,6 +1,6 @@
 """Converts a model to torchvision's RetinaNet: a state dictionary, and settings to build it."""
 
-import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,20 +10,23 @@ from detectron2.modeling import build_anchor_generator
 from torch import Tensor
 
 from ...errors import UserError
-from . import head_rows
-from .model import BOTTOM_UP, Keys, Model, NoRandomValues, check_config, check_fit
+from .detectron2_model import COMMON
+from .model import (
+    BOTTOM_UP,
+    COCO_CLASSES,
+    COCO_IDS,
+    TORCHVISION_COCO,
+    Keys,
+    Model,
+    NoRandomValues,
+    check_config,
+    check_fit,
+    swap_anchors,
+)
 from .names import torchvision_name
-from .to_detectron2 import COMMON
 from .torchvision_model import NORMS, assemble
 
-_LAYERS = {
-    18: [2, 2, 2, 2],
-    34: [3, 4, 6, 3],
-    50: [3, 4, 6, 3],
-    101: [3, 4, 23, 3],
-    152: [3, 8, 36, 3],
-}
-_ALLOWED: dict[str, list[Any]] = {
+_ALLOWED: dict[str, Collection[Any]] = {
     **COMMON,
     "MODEL.BACKBONE.NAME": [
         "build_retinanet_resnet_fpn_backbone",
@@ -45,51 +48,44 @@ _ALLOWED: dict[str, list[Any]] = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": [64],
     "INPUT.FORMAT": ["BGR", "RGB"],
 }
-_FACTORY: dict[str, Any] = {  # what retinanet_resnet50_fpn and its version 2 share
-    "block": "Bottleneck",
-    "layers": [3, 4, 6, 3],
-    "groups": 1,
-    "width_per_group": 64,
-    "stride_in_1x1": False,
-    "out_channels": 256,
-    "fpn_norm": "",
-    "num_convs": 4,
-    "head_bias": False,
-    "box_weights": [1.0, 1.0, 1.0, 1.0],
-    "anchors": {
-        "rounded": True,
-        "sizes": [[int(x * 2 ** (i / 3)) for i in range(3)] for x in (32, 64, 128, 256, 512)],
-        "ratios": [[0.5, 1.0, 2.0]] * 5,
-    },
-    "options": {
-        "min_size": 800,
-        "max_size": 1333,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "score_thresh": 0.05,
-        "nms_thresh": 0.5,
-        "topk_candidates": 1000,
-        "detections_per_img": 300,
-    },
-}
+_NEVER = -20.0  # bias of outputs that must never score: a sigmoid of 2e-9
 
 
-def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
-    """Returns the model under torchvision's names, and the settings for ``torchvision_model``.
+def convert(model: Model, cfg: CfgNode) -> Model:
+    """Returns the model under torchvision's names, with the settings for ``torchvision_model``.
 
     Raises:
         UserError: if torchvision's class cannot express the model.
     """
     res2 = [64 if cfg.MODEL.RESNETS.DEPTH < 50 else 256]
     allowed = {**_ALLOWED, "MODEL.RESNETS.RES2_OUT_CHANNELS": res2}
+    if cfg.MODEL.ANCHOR_GENERATOR.NAME == "TorchvisionAnchorGenerator":
+        allowed["MODEL.ANCHOR_GENERATOR.OFFSET"] = [0.0]
     check_config(cfg, allowed, "torchvision's RetinaNet")
-    weights, indices, num_outputs = _head_reordered(model, cfg)
+    anchors, num_sizes, num_ratios = _anchors(cfg)
+    weights = dict(model.weights)
     if cfg.INPUT.FORMAT == "BGR":
         stem = f"{BOTTOM_UP}stem.conv1.weight"
         weights[stem] = weights[stem].flip(1)
-    settings = _settings(cfg, weights, num_outputs)
+    indices = list(range(1, cfg.MODEL.RETINANET.NUM_CLASSES + 1))
+    num_outputs = len(indices) + 1
+    if model.classes == COCO_CLASSES:
+        indices, num_outputs = COCO_IDS, TORCHVISION_COCO
+    for part, fill in (("weight", 0.0), ("bias", _NEVER)):
+        scores, boxes = (f"head.{layer}.{part}" for layer in ("cls_score", "bbox_pred"))
+        weights[boxes] = swap_anchors(weights[boxes], num_sizes, num_ratios)
+        rows = swap_anchors(weights[scores], num_sizes, num_ratios)
+        rows = rows.unflatten(0, (num_ratios * num_sizes, -1))
+        outputs = torch.full((len(rows), num_outputs, *rows.shape[2:]), fill, dtype=rows.dtype)
+        outputs[:, indices] = rows
+        weights[scores] = outputs.flatten(0, 1)
     names = model.classes or [f"class {i}" for i in range(len(indices))]
-    settings["labels"] = {str(i): name for i, name in zip(indices, names, strict=True)}
+    settings = {
+        **_settings(cfg, weights),
+        "anchors": anchors,
+        "num_classes": num_outputs,
+        "labels": {str(i): name for i, name in zip(indices, names, strict=True)},
+    }
     state, keys = _renamed(weights, settings)
     notes = list(model.notes)
     if not cfg.MODEL.RETINANET.CLIP_BEFORE_NMS:
@@ -97,42 +93,62 @@ def convert(model: Model, cfg: CfgNode) -> tuple[Model, dict[str, Any]]:
             "torchvision clips boxes before NMS, this model after, so detections at the edge of an "
             "image can differ"
         )
-    return Model(model.source, state, keys, settings, model.classes, notes), settings
+    return Model(model.source, state, keys, settings, model.classes, notes)
 
 
-def factory(settings: dict[str, Any]) -> str | None:
-    """Returns the name of torchvision's function that builds such a model by default, if any."""
-    if not all(_equal(settings[key], value) for key, value in _FACTORY.items()):
-        return None
-    names = {(True, ""): "retinanet_resnet50_fpn", (False, "GN"): "retinanet_resnet50_fpn_v2"}
-    return names.get((settings["p6_from_p5"], settings["head_norm"]))
+def _anchors(cfg: CfgNode) -> tuple[dict[str, Any], int, int]:
+    """Returns the settings of the anchors, and the numbers of sizes and ratios."""
+    config = cfg.MODEL.ANCHOR_GENERATOR
+    levels = [ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)]
+    generator: Any = build_anchor_generator(cfg, levels)
+    ratios = config.ASPECT_RATIOS  # of each level, or of all
+    ratios = [list(x) for x in (ratios if isinstance(ratios[0], list | tuple) else [ratios])]
+    num_ratios = len(ratios[0])
+    num_sizes = generator.num_anchors[0] // num_ratios
+    if config.NAME == "TorchvisionAnchorGenerator":
+        octave = [2 ** (i / num_sizes) for i in range(num_sizes)]
+        sizes = [[int(config.ANCHOR_SCALE * s * x) for x in octave] for s in generator.strides]
+        ratios = ratios if len(ratios) == 5 else ratios * 5
+        return {"rounded": True, "sizes": sizes, "ratios": ratios}, num_sizes, num_ratios
+    cells = [
+        swap_anchors(cell + generator.offset * stride, num_sizes, num_ratios).tolist()
+        for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
+    ]
+    settings = {"rounded": False, "cells": cells, "strides": list(generator.strides)}
+    return settings, num_sizes, num_ratios
 
 
-def _equal(value: Any, other: Any) -> bool:
-    """Compares nested values, floats up to rounding."""
-    if isinstance(other, dict):
-        return value.keys() == other.keys() and all(_equal(value[x], other[x]) for x in other)
-    if isinstance(other, list):
-        return len(value) == len(other) and all(map(_equal, value, other))
-    return math.isclose(value, other) if isinstance(other, float) else bool(value == other)
-
-
-def _head_reordered(model: Model, cfg: CfgNode) -> tuple[dict[str, Tensor], list[int], int]:
-    """Returns weights in torchvision's anchor order, the output of each class, and their number."""
-    count = cfg.MODEL.RETINANET.NUM_CLASSES
-    indices, total = list(range(1, count + 1)), count + 1
-    if model.classes == head_rows.COCO_CLASSES:
-        indices, total = head_rows.COCO_IDS, head_rows.TORCHVISION_COCO
-    num_ratios, num_sizes = _ratios_and_sizes(cfg)
-    weights = dict(model.weights)
-    for part, fill in (("weight", 0.0), ("bias", head_rows.NEVER)):
-        scores, boxes = (f"head.{layer}.{part}" for layer in ("cls_score", "bbox_pred"))
-        weights[boxes] = head_rows.ratios_first(weights[boxes], num_ratios, num_sizes)
-        rows = head_rows.ratios_first(weights[scores], num_ratios, num_sizes)
-        weights[scores] = head_rows.scatter_classes(
-            rows, num_ratios * num_sizes, indices, total, fill
-        )
-    return weights, indices, total
+def _settings(cfg: CfgNode, weights: dict[str, Tensor]) -> dict[str, Any]:
+    model, retinanet, resnets = cfg.MODEL, cfg.MODEL.RETINANET, cfg.MODEL.RESNETS
+    order = 1 if cfg.INPUT.FORMAT == "RGB" else -1
+    mean, std = (list(x)[::order] for x in (model.PIXEL_MEAN, model.PIXEL_STD))
+    is_ours = model.BACKBONE.NAME == "build_resnet_fpn_p6p7_backbone"
+    convs = [name for name, x in weights.items() if "_subnet." in name and x.ndim == 4]
+    biases = [weights[name.replace(".weight", ".bias")] for name in convs]
+    return {
+        "backbone": f"resnet{resnets.DEPTH}",
+        "groups": resnets.NUM_GROUPS,
+        "width_per_group": resnets.WIDTH_PER_GROUP,
+        "stride_in_1x1": resnets.STRIDE_IN_1X1 and resnets.DEPTH >= 50,
+        "backbone_norm": resnets.NORM,
+        "fpn_norm": model.FPN.NORM,
+        "out_channels": model.FPN.OUT_CHANNELS,
+        "p6_from_p5": is_ours and model.FPN.P6_INPUT == "p5",
+        "num_convs": len(convs) // 2,
+        "head_norm": retinanet.NORM,
+        "head_bias": not retinanet.NORM or any(bool(x.any()) for x in biases),
+        "box_weights": list(retinanet.BBOX_REG_WEIGHTS),
+        "options": {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_mean": [x / 255 for x in mean],
+            "image_std": [x / 255 for x in std],
+            "score_thresh": retinanet.SCORE_THRESH_TEST,
+            "nms_thresh": retinanet.NMS_THRESH_TEST,
+            "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
+            "detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
+        },
+    }
 
 
 def _renamed(
@@ -151,7 +167,8 @@ def _renamed(
         built[counter] = state[counter] = torch.zeros((), dtype=torch.int64)
         keys.made[counter] = "0: the number of training steps of a batch norm"
     check_fit(state, built, "torchvision's RetinaNet")
-    for name in weights.keys() - set(keys.used.values()):
+    used = set(keys.used.values())
+    for name in [name for name in weights if name not in used]:
         if name == "loss_normalizer":
             keys.unused[name] = "torchvision divides the losses of each image by its own positives"
         elif not settings["head_bias"] and "_subnet." in name and name.endswith(".bias"):
@@ -159,72 +176,3 @@ def _renamed(
         else:
             raise UserError(f"{name}: torchvision's RetinaNet has no such parameter.")
     return state, keys
-
-
-def _generator(cfg: CfgNode) -> Any:
-    levels = [ShapeSpec(channels=1, stride=2**i) for i in range(3, 8)]
-    return build_anchor_generator(cfg, levels)
-
-
-def _ratios_per_level(cfg: CfgNode) -> list[list[float]]:
-    """Returns the aspect ratios of each level, or one list for all."""
-    ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
-    return [list(x) for x in (ratios if isinstance(ratios[0], list | tuple) else [ratios])]
-
-
-def _ratios_and_sizes(cfg: CfgNode) -> tuple[int, int]:
-    num_ratios = len(_ratios_per_level(cfg)[0])
-    return num_ratios, _generator(cfg).num_anchors[0] // num_ratios
-
-
-def _settings(cfg: CfgNode, weights: dict[str, Tensor], num_outputs: int) -> dict[str, Any]:
-    model, retinanet = cfg.MODEL, cfg.MODEL.RETINANET
-    resnets, is_rgb = model.RESNETS, cfg.INPUT.FORMAT == "RGB"
-    mean, std = (list(x) if is_rgb else list(x)[::-1] for x in (model.PIXEL_MEAN, model.PIXEL_STD))
-    is_ours = model.BACKBONE.NAME == "build_resnet_fpn_p6p7_backbone"
-    convs = [name for name, x in weights.items() if "_subnet." in name and x.ndim == 4]
-    biases = [weights[name.replace(".weight", ".bias")] for name in convs]
-    return {
-        "block": "Bottleneck" if resnets.DEPTH >= 50 else "BasicBlock",
-        "layers": _LAYERS[resnets.DEPTH],
-        "groups": resnets.NUM_GROUPS,
-        "width_per_group": resnets.WIDTH_PER_GROUP,
-        "stride_in_1x1": resnets.STRIDE_IN_1X1 and resnets.DEPTH >= 50,
-        "backbone_norm": resnets.NORM,
-        "fpn_norm": model.FPN.NORM,
-        "out_channels": model.FPN.OUT_CHANNELS,
-        "p6_from_p5": is_ours and model.FPN.P6_INPUT == "p5",
-        "anchors": _anchors(cfg),
-        "num_classes": num_outputs,
-        "num_convs": len(convs) // 2,
-        "head_norm": retinanet.NORM,
-        "head_bias": bool(retinanet.NORM) and any(bool(x.any()) for x in biases),
-        "box_weights": list(retinanet.BBOX_REG_WEIGHTS),
-        "options": {
-            "min_size": cfg.INPUT.MIN_SIZE_TEST,
-            "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "image_mean": [x / 255 for x in mean],
-            "image_std": [x / 255 for x in std],
-            "score_thresh": retinanet.SCORE_THRESH_TEST,
-            "nms_thresh": retinanet.NMS_THRESH_TEST,
-            "topk_candidates": retinanet.TOPK_CANDIDATES_TEST,
-            "detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
-        },
-    }
-
-
-def _anchors(cfg: CfgNode) -> dict[str, Any]:
-    generator, anchors = _generator(cfg), cfg.MODEL.ANCHOR_GENERATOR
-    num_ratios, num_sizes = _ratios_and_sizes(cfg)
-    if anchors.NAME != "TorchvisionAnchorGenerator":
-        cells = [
-            head_rows.ratios_first(cell + generator.offset * stride, num_ratios, num_sizes).tolist()
-            for cell, stride in zip(generator.cell_anchors, generator.strides, strict=True)
-        ]
-        return {"rounded": False, "cells": cells, "strides": list(generator.strides)}
-    if anchors.OFFSET:
-        raise UserError(f"MODEL.ANCHOR_GENERATOR.OFFSET: {anchors.OFFSET}; torchvision needs 0.")
-    octave = [2 ** (i / num_sizes) for i in range(num_sizes)]
-    sizes = [[int(anchors.ANCHOR_SCALE * s * step) for step in octave] for s in generator.strides]
-    ratios = _ratios_per_level(cfg)
-    return {"rounded": True, "sizes": sizes, "ratios": ratios * (1 if len(ratios) == 5 else 5)}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
+from torchvision.models import get_model
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -54,10 +54,9 @@ class Anchors(AnchorGenerator):
 
 def assemble(settings: dict[str, Any]) -> RetinaNet:
     """Builds the model with random weights."""
-    is_deep = settings["block"] == "Bottleneck"
-    body = resnet.ResNet(
-        resnet.Bottleneck if is_deep else resnet.BasicBlock,
-        settings["layers"],
+    body = get_model(
+        settings["backbone"],
+        weights=None,
         groups=settings["groups"],
         width_per_group=settings["width_per_group"],
         norm_layer=NORMS[settings["backbone_norm"]],
@@ -83,15 +82,13 @@ def assemble(settings: dict[str, Any]) -> RetinaNet:
         generator = Anchors(anchors["cells"], anchors["strides"])
     norm = NORMS[settings["head_norm"]]
     num_anchors = generator.num_anchors_per_location()[0]
-    head = RetinaNetHead(out, num_anchors, settings["num_classes"], norm)
-    if settings["num_convs"] != 4 or settings["head_bias"]:
-        bias = norm is None or settings["head_bias"]
-        for subnet in (head.classification_head, head.regression_head):
-            convs = [
-                Conv2dNormActivation(out, out, norm_layer=norm, bias=bias)
-                for _ in range(settings["num_convs"])
-            ]
-            subnet.conv = nn.Sequential(*convs)
+    head = RetinaNetHead(out, num_anchors, settings["num_classes"])
+    for subnet in (head.classification_head, head.regression_head):
+        convs = [
+            Conv2dNormActivation(out, out, norm_layer=norm, bias=settings["head_bias"])
+            for _ in range(settings["num_convs"])
+        ]
+        subnet.conv = nn.Sequential(*convs)
     model = RetinaNet(
         backbone,
         settings["num_classes"],

@@ -23,20 +23,16 @@ class _Ignored:
     def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
     def __setstate__(self, state: object) -> None: ...
-
-
-_STAND_INS: list[Any] = [
-    type(name, (_Ignored,), {"__module__": module})
-    for module, names in _NAMES.items()
-    for name in names
-]
 
 
 def ignore_training_state() -> AbstractContextManager[Any]:
     """While active, ``torch.load(weights_only=True)`` ignores mmengine's training state."""
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
         return nullcontext()
-    return torch.serialization.safe_globals(_STAND_INS)
+    stand_ins: list[Any] = [
+        type(name, (_Ignored,), {"__module__": module})
+        for module, names in _NAMES.items()
+        for name in names
+    ]
+    return torch.serialization.safe_globals(stand_ins)

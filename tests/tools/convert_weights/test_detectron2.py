@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from retinanet_plugin import UserError
 from retinanet_plugin.modeling import FocalRetinaNet
 from retinanet_plugin.tools.convert_weights.conversion import convert
-from retinanet_plugin.tools.convert_weights.head_rows import COCO_CLASSES
+from retinanet_plugin.tools.convert_weights.model import COCO_CLASSES
 
 
 def zoo_config() -> CfgNode:

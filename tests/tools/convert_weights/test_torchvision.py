@@ -80,8 +80,7 @@ def test_detections_are_the_same_here(theirs, ours: Path) -> None:
 
 def test_and_back_in_torchvision(theirs, ours: Path, tmp_path: Path) -> None:
     name, model, _ = theirs
-    said = convert(ours / "model_final.pth", tmp_path, to="torchvision")
-    assert f"{name}(weights=None" in said and "num_classes=91" in said
+    convert(ours / "model_final.pth", tmp_path, to="torchvision")
     state = torch.load(tmp_path / "model.pth", weights_only=True)
     again = new(name)
     again.load_state_dict(state, strict=True)

@@ -29,7 +29,7 @@ def test_the_files_and_the_summary(resnet: Path, tmp_path: Path, capsys) -> None
     # 20 convolutions and as many norms of 4 tensors each; nothing for the pyramid and the head
     assert lines[1] == "used: 100" and "missing: 36 (left to training)" in lines
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["config.yaml", "conversion.json", "model_final.pth", "model_final.pth.md"]
+    assert written == ["config.yaml", "conversion.json", "model_final.pth"]
     with pytest.raises(UserError, match="--overwrite"):
         convert(resnet, tmp_path / "out")
     convert(resnet, tmp_path / "out", "--overwrite")
@@ -58,9 +58,7 @@ def test_options_of_other_kinds_of_files(resnet: Path, tmp_path: Path, args: lis
         ({"model": {"encoder.weight": torch.zeros(2)}}, "encoder.weight"),
         ({"model": {"epoch": 3}}, "epoch"),
         ({}, "empty"),
-        ({"module.a": torch.zeros(1), "a": torch.ones(1)}, "a is there twice"),
-        ({"state_dict": {"bbox_head.retina_cls.weight": torch.zeros(9)}}, "box subnet"),
-        ({"conv1_w": torch.zeros(2)}, "Caffe2"),
+        ({"state_dict": {"bbox_head.retina_cls.weight": torch.zeros(9)}}, "bbox_pred"),
         ({"head.cls_score.weight": torch.zeros(())}, ""),
         ([1, 2], ""),
     ],
@@ -71,12 +69,10 @@ def test_other_files_are_refused(tmp_path: Path, content: object, named: str) ->
         convert(tmp_path / "mine.pth", tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["mine.pth", "mine.safetensors"])
-def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
-    with pytest.raises(UserError, match=name):
-        convert(tmp_path / name, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    with pytest.raises(UserError, match=r"mine\.pth"):
+        convert(tmp_path / "mine.pth", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
