@@ -11,7 +11,6 @@ from .coco_fields import Row
 from .coco_rules import CocoDataset
 from .findings import Finding, apply_fixes, complete
 
-BAD_BOXES = ("error", "fix")  # values of DATASETS.OWN.BAD_BOXES
 # COCO's own largest file has 0.45 GB; reading a file takes about 8 times its size in memory.
 MAX_BYTES = 2 * 1024**3
 

@@ -20,7 +20,7 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import UserError, did_you_mean
 from ..utils import shorten, write_text
 from .coco_fields import show
-from .coco_json import BAD_BOXES, raise_first_error, read_coco
+from .coco_json import raise_first_error, read_coco
 from .coco_rules import CocoDataset
 from .image_rules import check_image_files
 from .images import names_in
@@ -107,11 +107,6 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[CocoFiles
         UserError: if a key is wrong or its file does not exist.
     """
     own = cfg.DATASETS.OWN
-    if own.BAD_BOXES not in BAD_BOXES:
-        raise UserError(
-            f'DATASETS.OWN.BAD_BOXES: unknown value "{own.BAD_BOXES}"'
-            f"{did_you_mean(str(own.BAD_BOXES), BAD_BOXES)}; known: {', '.join(BAD_BOXES)}"
-        )
     if not (own.TRAIN_JSON or own.TEST_JSON):
         raise UserError(
             "DATASETS.OWN: an image folder is given but no JSON; set DATASETS.OWN.TRAIN_JSON, "

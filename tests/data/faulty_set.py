@@ -93,20 +93,10 @@ def classes_differ(folder: Path, train: Content, val: Content) -> list[Planted]:
     return [("error", '21 "cow"')]
 
 
-def undeclared_class(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 1, 99, [10, 20, 40, 40])
-    return [("error", "category_id 99")]
-
-
 def unused_class(folder: Path, train: Content, val: Content) -> list[Planted]:
     for content in (train, val):
         content["categories"].append({"id": 31, "name": "emu"})
     return [("warning", '"emu" (id 31)')]
-
-
-def unknown_image(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 999, 1, GOOD)
-    return [("error", "image_id 999")]
 
 
 def missing_image(folder: Path, train: Content, val: Content) -> list[Planted]:
@@ -160,55 +150,48 @@ def image_in_both_splits(folder: Path, train: Content, val: Content) -> list[Pla
     return [("error", '"leak_train.png"'), ("error", '"leak_train.bmp"')]
 
 
-def box_not_finite(folder: Path, train: Content, val: Content) -> list[Planted]:
-    for value in (float("nan"), float("inf"), 1e308, 10**400):
-        add_box(train, 1, 1, [1, 2, value, 4])
-    return [("error", f"bbox is [1, 2, {x}") for x in ("NaN", "Infinity", "1e+308", "1000")]
-
-
-def empty_box(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 2, 1, [10, 10, 0, 20])
-    add_box(val, 2, 1, [10, 10, 20, -5])
-    return [("error", "[10, 10, 0, 20]"), ("error", "[10, 10, 20, -5]")]
-
-
-def box_outside(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 3, 1, [60, 40, 60, 20])
-    add_box(train, 3, 1, [500, 500, 20, 20])
-    return [("error", "[60, 40, 60, 20]"), ("error", "[500, 500, 20, 20]")]
-
-
-def duplicate_box(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 4, 1, [4, 5, 40, 30])
-    add_box(train, 4, 2, [50, 20.4, 36, 45.5])
-    return [("warning", "[4, 5, 40, 30]"), ("warning", "[50, 20.4, 36, 45.5]")]
-
-
-def large_box(folder: Path, train: Content, val: Content) -> list[Planted]:
-    add_box(train, 5, 1, [0, 0, WIDTH, HEIGHT])
-    return [("warning", "100%")]
-
-
 def no_boxes(folder: Path, train: Content, val: Content) -> list[Planted]:
     add_image(folder, train, "bare.png", noise(44))
     return [("info", '"bare.png"')]
 
 
-PLANT: dict[str, Callable[[Path, Content, Content], list[Planted]]] = {
+# Boxes to add to the training set: severity, image id, category id, bbox, part of the message.
+BOXES: dict[str, list[tuple[str, int, int, list[Any], str]]] = {
+    "undeclared-class": [("error", 1, 99, [10, 20, 40, 40], "category_id 99")],
+    "unknown-image": [("error", 999, 1, GOOD, "image_id 999")],
+    "box-not-finite": [
+        ("error", 1, 1, [1, 2, float(text), 4], f"bbox is [1, 2, {text}")
+        for text in ("NaN", "Infinity", "1e+308")
+    ],
+    "empty-box": [("error", 2, 1, bbox, str(bbox)) for bbox in ([10, 10, 0, 20], [10, 10, 20, -5])],
+    "box-outside": [
+        ("error", 3, 1, bbox, str(bbox)) for bbox in ([60, 40, 60, 20], [500, 500, 20, 20])
+    ],
+    "duplicate-box": [
+        ("warning", 4, 1, [4, 5, 40, 30], "[4, 5, 40, 30]"),
+        ("warning", 4, 2, [50, 20.4, 36, 45.5], "[50, 20.4, 36, 45.5]"),
+    ],
+    "large-box": [("warning", 5, 1, [0, 0, WIDTH, HEIGHT], "100%")],
+}
+OTHERS: dict[str, Callable[[Path, Content, Content], list[Planted]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(malformed_entry, duplicate_id, duplicate_class_name, classes_differ, undeclared_class),
-        *(unused_class, unknown_image, missing_image, unreadable_image, truncated_image),
-        *(image_size, exif_rotation, duplicate_image, image_in_both_splits, box_not_finite),
-        *(empty_box, box_outside, duplicate_box, large_box, no_boxes),
+        *(malformed_entry, duplicate_id, duplicate_class_name, classes_differ, unused_class),
+        *(missing_image, unreadable_image, truncated_image, image_size, exif_rotation),
+        *(duplicate_image, image_in_both_splits, no_boxes),
     )
 }
+PLANT = (*OTHERS, *BOXES)
 
 
 def plant(folder: Path, *rules: str) -> dict[str, list[Planted]]:
     """Writes both sets into ``folder`` with faults of these rules; returns what to find."""
     train, val = write_sound_sets(folder)
-    planted = {rule: PLANT[rule](folder, train, val) for rule in rules}
+    planted = {rule: OTHERS[rule](folder, train, val) for rule in rules if rule in OTHERS}
+    for rule in filter(BOXES.__contains__, rules):
+        for _, image_id, category_id, bbox, _ in BOXES[rule]:
+            add_box(train, image_id, category_id, bbox)
+        planted[rule] = [(severity, part) for severity, *_, part in BOXES[rule]]
     for name, content in (("train.json", train), ("val.json", val)):
         (folder / name).write_text(json.dumps(content))
     return planted

@@ -162,7 +162,7 @@ def test_a_test_set_may_have_no_boxes(tmp_path: Path) -> None:
     assert read_coco(path, for_training=False).annotations == {}
 
 
-@pytest.mark.parametrize("bad_boxes", coco_json.BAD_BOXES)
+@pytest.mark.parametrize("bad_boxes", ["error", "fix"])
 def test_one_pixel_outside_is_tolerated(tmp_path: Path, bad_boxes: str) -> None:
     content = valid_content()
     content["annotations"][2]["bbox"] = [-1, 39, 32, 2]
@@ -297,7 +297,7 @@ PATHS = [
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     faults=st.lists(st.tuples(st.sampled_from(PATHS), JSON_VALUES), min_size=1, max_size=3),
-    bad_boxes=st.sampled_from(coco_json.BAD_BOXES),
+    bad_boxes=st.sampled_from(["error", "fix"]),
 )
 def test_whatever_passes_loads_in_detectron2(
     tmp_path_factory: pytest.TempPathFactory, faults: list[Any], bad_boxes: str

@@ -28,41 +28,28 @@ def draw(path: str, severity: str, box: Box | None, others: Sequence[Box]) -> np
     image = read_image(path, "RGB")
     height, width = image.shape[:2]
     scale = _SIDE / max(height, width)
-    margin = _margin(box, width, height, scale)
+    x1, y1, x2, y2 = box or (0, 0, 0, 0)
+    beyond = max(-x1, -y1, x2 - width, y2 - height)  # pixels
+    margin = round(min(beyond * scale + 8, _MARGIN * _SIDE)) if beyond > 1 else 0
     size = [max(1, round(side * scale)) for side in (width, height)]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     image = cv2.resize(image, size, interpolation=method)
     canvas = cv2.copyMakeBorder(image, *(margin,) * 4, cv2.BORDER_CONSTANT, value=_BEYOND)
-    color, thickness = (_WHITE, 1) if box else (COLORS[severity], 2)
-    corners = [_on_canvas(canvas, other, scale, margin) for other in others]
-    shade = canvas.copy()
-    for first, last in corners:
-        cv2.rectangle(shade, first, last, (0, 0, 0), thickness + 2)
-    canvas = cv2.addWeighted(shade, 0.4, canvas, 0.6, 0)
-    for first, last in corners:
-        cv2.rectangle(canvas, first, last, color, thickness)
-    if box:
-        (x1, y1), (x2, y2) = _on_canvas(canvas, box, scale, margin)
-        for color, thickness in ((_WHITE, 5), (COLORS[severity], 2)):
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
-            if max(x2 - x1, y2 - y1) < _SMALL:
+    # What lies further out becomes a line at the edge.
+    limits = np.tile(canvas.shape[1::-1], 2) - 3
+
+    def outline(box: Box, *strokes: tuple[tuple[int, int, int], int]) -> None:
+        corners = np.clip(np.array(box, dtype=np.float64) * scale + margin, 2, limits)
+        x1, y1, x2, y2 = corners.round().astype(int).tolist()
+        for color, thickness in strokes:
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+            if thickness > 1 and max(x2 - x1, y2 - y1) < _SMALL:
                 center = ((x1 + x2) // 2, (y1 + y2) // 2)
                 cv2.circle(canvas, center, 2 * _SMALL, color, thickness, cv2.LINE_AA)
+
+    color = COLORS[severity]
+    for other in others:
+        outline(other, *([(_WHITE, 1)] if box else [(_WHITE, 4), (color, 2)]))
+    if box:
+        outline(box, (_WHITE, 5), (color, 2))
     return canvas
-
-
-def _margin(box: Box | None, width: int, height: int, scale: float) -> int:
-    """Pixels, as drawn, added on each side to show how far a box reaches outside."""
-    x1, y1, x2, y2 = box or (0, 0, 0, 0)
-    over = max(-x1, -y1, x2 - width, y2 - height)
-    return round(min(over * scale + 8, _MARGIN * _SIDE)) if over > 1 else 0
-
-
-def _on_canvas(
-    canvas: np.ndarray, box: Box, scale: float, margin: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corners in pixels as drawn; what lies further out becomes a line at the edge."""
-    height, width = canvas.shape[:2]
-    corners = np.array(box, dtype=np.float64) * scale + margin
-    x1, y1, x2, y2 = np.clip(corners, 2, np.tile((width - 3, height - 3), 2)).round().astype(int)
-    return (int(x1), int(y1)), (int(x2), int(y2))

@@ -4,8 +4,8 @@ import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,10 @@ def decode_images(sets: Sequence[CheckedSet], workers: int) -> Files:
     present = [path for path in paths if path not in files]
     with warnings.catch_warnings(), tqdm(total=len(present), desc="images", unit="image") as bar:
         warnings.simplefilter("ignore")  # PIL's, about what is reported here anyway
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for path, file in zip(present, pool.map(decode, present), strict=True):
+        with ThreadPool(workers) as pool:  # Ctrl-C ends it without decoding what is left
+            for path, file in zip(present, pool.imap(decode, present), strict=True):
                 files[path] = file
                 bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C, waits for started images only
     return files
 
 
