@@ -39,14 +39,8 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
         for row in tqdm(coco.content["images"], desc="reading", leave=False, disable=None):
             where = f"{coco.file}: image {show(row['file_name'])}"
             file = absolute(image_folder / row["file_name"].replace("\\", "/"))
-            image = collector.image(file, where)
-            if image is None:
+            if collector.image(file, where, (row["width"], row["height"])) is None:
                 continue
-            if (row["width"], row["height"]) != image.size:
-                raise UserError(
-                    f"{where}: {row['width']} x {row['height']}, but {file} is "
-                    f"{image.size[0]} x {image.size[1]} (after EXIF rotation); correct one of them"
-                )
             if file in ids:
                 raise UserError(f"{where}: listed twice; remove one of the entries")
             new_ids[row["id"]] = ids[file] = row["id"] if len(read) == 1 else len(rows) + 1

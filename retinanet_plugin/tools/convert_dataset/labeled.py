@@ -103,11 +103,17 @@ class Collector:
         fixes = self._fixes.items()
         return self.notes + [f"{fix}: {len(faults)}, such as {faults[0]}" for fix, faults in fixes]
 
-    def image(self, file: Path, where: str) -> LabeledImage | None:
+    def image(
+        self, file: Path, where: str, size: tuple[float, float] | None = None
+    ) -> LabeledImage | None:
         """Returns the image of a file, or None if it is unusable and left out.
 
         Args:
             where: the annotation that names the image.
+            size: width and height in the annotation, if it has them.
+
+        Raises:
+            UserError: if the image is unusable, unless ``self.fix``, or has another size.
         """
         if file not in self._images:
             image, fault = None, ""
@@ -122,7 +128,13 @@ class Collector:
             self._images[file] = image
             if image is None:
                 self.add_fault(LEFT_OUT, f"{where}: {fault}")
-        return self._images[file]
+        image = self._images[file]
+        if image and size and size != image.size:
+            raise UserError(
+                f"{where}: its size is {size[0]:g} x {size[1]:g}, but {file} has {image.size[0]} x "
+                f"{image.size[1]} (after EXIF rotation); correct one of them"
+            )
+        return image
 
     def dataset(self, classes: Sequence[str] | None) -> LabeledDataset:
         """Assembles all images and boxes, which are clipped to their images.

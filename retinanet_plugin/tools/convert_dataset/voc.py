@@ -39,10 +39,14 @@ def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     from_zero = 0
     for file in tqdm(files, desc="reading", leave=False, disable=None):
         root = _parse(file)
-        image = collector.image(_find_image(file, root, collector.image_folder), str(file))
+        width, height = (
+            number(_text(root, f"size/{x}") or "0", f"<{x}>", str(file))
+            for x in ("width", "height")
+        )
+        size = (width, height) if min(width, height) > 0 else None
+        image = collector.image(_find_image(file, root, collector.image_folder), str(file), size)
         if image is None:
             continue
-        _check_size(file, root, image.size)
         first_pixel = 0 if collector.zero_based else 1
         for i, element in enumerate(root.iterfind("object"), start=1):
             image.boxes.append(_read_box(element, f"{file}, object {i}", first_pixel))
@@ -99,17 +103,6 @@ def _find_image(file: Path, root: Element, image_folder: Path | None) -> Path:
     names.insert(0 if Path(filename).stem == file.stem else len(names), filename)
     paths = (folder / name for name in names for folder in folders)
     return next((path for path in paths if os.path.isfile(path)), folders[0] / filename)
-
-
-def _check_size(file: Path, root: Element, actual: tuple[int, int]) -> None:
-    width, height = (
-        number(_text(root, f"size/{x}") or "0", f"<{x}>", str(file)) for x in ("width", "height")
-    )
-    if min(width, height) > 0 and (width, height) != actual:
-        raise UserError(
-            f"{file}: <size> is {width:g} x {height:g}, but the image is {actual[0]} x "
-            f"{actual[1]} (after EXIF rotation); correct <size> and boxes, or the image"
-        )
 
 
 def _parse(file: Path) -> Element:

@@ -27,14 +27,13 @@ from retinanet_plugin.tools.convert_dataset.formats import format_of
 def test_same_boxes_from_each_format(tmp_path: Path, format: str) -> None:
     folder = WRITERS[format](tmp_path / "set")
     assert format_of(folder) == format
-    content = read(folder)
+    dataset = read_dataset(folder)
+    content, images = dataset.content, dataset.content["images"]
     assert boxes_of(content) == expected()
     assert [row["name"] for row in content["categories"]] == CLASSES
-    names = {row["id"]: Path(row["file_name"]).name for row in content["images"]}
-    assert {names[x["id"]]: (x["width"], x["height"]) for x in content["images"]} == SIZES
-    dataset = read_dataset(folder)
+    assert {Path(x["file_name"]).name: (x["width"], x["height"]) for x in images} == SIZES
     assert splits_of(folder) == {"train": TRAIN, "val": ["b.png"]}
-    assert all((dataset.images / row["file_name"]).is_file() for row in content["images"])
+    assert all((dataset.images / row["file_name"]).is_file() for row in images)
 
 
 def test_unknown_formats(tmp_path: Path) -> None:

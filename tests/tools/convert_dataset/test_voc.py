@@ -88,7 +88,7 @@ def test_lists_of_image_sets(tmp_path: Path) -> None:
             {},
             "object 1: <difficult>",
         ),
-        (voc_object("x", 1, 1, 9, 9), {"width": "<width>1"}, "<size> is 140 x 30"),
+        (voc_object("x", 1, 1, 9, 9), {"width": "<width>1"}, "140 x 30"),
         (voc_object("x", 20, 5, 10, 9), {}, "object 1: the box from (19, 4) to (10, 9)"),
     ],
 )
