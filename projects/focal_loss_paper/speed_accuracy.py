@@ -26,7 +26,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation.testing import flatten_results_dict
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from retinanet_plugin.acceleration.memory import keep_freed_memory
 from retinanet_plugin.command_line import (
@@ -205,9 +204,7 @@ def _measure(
     count = min(map(len, images.values()))
     inputs = {name: own[:count] for name, own in images.items()}
     device = torch.device(subjects[0].cfg.MODEL.DEVICE)
-    total = len(subjects) * count * (1 + parsed.rounds)
-    with tqdm(total=total, desc="timing", unit="run") as bar:
-        times = time_in_turn(runs, inputs, device, parsed.rounds, bar.update)
+    times = time_in_turn(runs, inputs, device, parsed.rounds)
     for subject in subjects:
         name = subject.name
         known = metrics.get(name, subject.metrics)

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import AugInput, AugmentationList
+from tqdm import tqdm
 
 from ..data import ReadableDatasetMapper
 
@@ -47,15 +48,13 @@ def time_in_turn(
     inputs: Mapping[str, Sequence[Any]],
     device: torch.device,
     rounds: int,
-    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Times networks in turn, image by image, so that other load on the machine meets all of them.
+    """Times networks in turn, image by image, so that other load on the machine slows all alike.
 
     Args:
         networks: by name, what is timed; each is called with one of its inputs.
         inputs: of each network, the same number for all.
         rounds: how often each input is timed, after one round to warm up.
-        progress: called after each run, those of the first round included.
 
     Returns:
         the seconds of each run, by network.
@@ -63,13 +62,12 @@ def time_in_turn(
     (count,) = {len(own) for own in inputs.values()}
     nexts = {name: itertools.cycle(own) for name, own in inputs.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
-    for turn in range((1 + rounds) * count):
+    for turn in tqdm(range((1 + rounds) * count), desc="timing", unit="image", disable=None):
         for name, network in networks.items():
             given = next(nexts[name])
             taken = seconds(lambda run=network, x=given: run(x), device)  # type: ignore[misc]
             if turn >= count:
                 times[name].append(taken)
-            progress()
     return times
 
 

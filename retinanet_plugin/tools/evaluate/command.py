@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
 from ...acceleration.memory import keep_freed_memory
 from ...command_line import (
@@ -139,9 +138,7 @@ def main(args: Sequence[str] | None = None) -> None:
     images = load_images(cfg, cfg.DATASETS.TEST[0], parsed.images)
     runs = {name: inference(model.network, model.cfg) for name, model in models.items()}
     inputs, device = dict.fromkeys(runs, images), torch.device(cfg.MODEL.DEVICE)
-    total = len(runs) * len(images) * (1 + parsed.rounds)
-    with tqdm(total=total, desc="timing", unit="run") as bar:
-        times = time_in_turn(runs, inputs, device, parsed.rounds, bar.update)
+    times = time_in_turn(runs, inputs, device, parsed.rounds)
     for name, model in models.items():
         model.times = times[name]
     about = {

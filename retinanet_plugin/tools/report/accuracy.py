@@ -28,19 +28,21 @@ class Accuracy:
 
 
 def accuracies(matches: Matches) -> list[Accuracy]:
-    """Those of each class, then the mean over the classes: COCOeval's numbers, to the last bit."""
+    """Returns the AP of each class, then of all classes, equal to COCOeval's to the last bit."""
     names, detections = matches.class_names, matches.detections
     num_boxes = matches.num_boxes
     shape = len(IOUS), len(RECALLS), len(names), len(AREAS)
-    precision = np.full(shape, -1.0)  # where it is not defined
+    precision = np.full(shape, -1.0)  # -1: not defined, as in COCOeval
     for k in range(len(names)):
         rows = np.flatnonzero(detections.label == k)
         rows = rows[np.argsort(-detections.score[rows], kind="stable")]
         for size in range(len(AREAS)):
             if num_boxes[size, k] and len(detections.score):
-                right, judged = detections.right[size][:, rows], detections.judged[size][:, rows]
-                curves = precision_at_recalls(right, judged, num_boxes[size, k])
-                precision[:, :, k, size] = curves
+                precision[:, :, k, size] = precision_at_recalls(
+                    detections.right[size][:, rows],
+                    detections.judged[size][:, rows],
+                    num_boxes[size, k],
+                )
     boxes = np.append(num_boxes, num_boxes.sum(axis=1, keepdims=True), axis=1)
     results = []
     for k, name in enumerate([*names, "all classes"]):
@@ -55,7 +57,7 @@ def accuracies(matches: Matches) -> list[Accuracy]:
 
 
 def precision_at_recalls(right: np.ndarray, judged: np.ndarray, num_boxes: int) -> np.ndarray:
-    """The highest precision at or above each of the 101 recalls, as COCOeval interpolates it.
+    """Returns the highest precision at or above each of the 101 recalls, as COCOeval does.
 
     Args:
         right, judged: (T, D) bool, true positives and all positives, by falling score.
@@ -84,7 +86,7 @@ class ScoreCounts:
 
     Args:
         boxes: (K + 1,) ground truth without crowds.
-        right: (K + 1, 101) boxes found, which are the true positives.
+        right: (K + 1, 101) true positives.
         detections: (K + 1, 101) true and false positives.
     """
 
@@ -100,7 +102,7 @@ class ScoreCounts:
     @property
     def recall(self) -> np.ndarray:
         """(K + 1, 101), NaN without boxes."""
-        return _ratio(self.right, np.broadcast_to(self.boxes[:, None], self.right.shape))
+        return _ratio(self.right, self.boxes[:, None])
 
     @property
     def f1(self) -> np.ndarray:
@@ -115,7 +117,8 @@ class ScoreCounts:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        return np.asarray(part / whole)
 
 
 def score_counts(matches: Matches) -> ScoreCounts:
@@ -133,10 +136,10 @@ def score_counts(matches: Matches) -> ScoreCounts:
 
 
 def confusion(matches: Matches, score: float) -> np.ndarray:
-    """What the boxes of each class are detected as, by detections of at least ``score``.
+    """Counts as what the boxes of each class are detected, with a score of at least ``score``.
 
-    The diagonal are the matches of COCOeval at IoU 0.5. Boxes and detections that it leaves are
-    matched across classes at IoU 0.5, by falling score.
+    The diagonal holds COCOeval's matches at IoU 0.5. The boxes and detections left over are matched
+    across classes at IoU 0.5, by falling score.
 
     Returns:
         (K + 1, K + 1) int64: row: class of the box, or K for detections of no box (or of one that

@@ -26,7 +26,7 @@ Chart = tuple[str, Markup]  # title, SVG
 
 
 def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
-    """Losses, AP and the learning rate over the steps, as far as the run logged them."""
+    """Plots losses, AP and the learning rate over the steps, as far as the run logged them."""
     charts = []
     for title, parts in _LOSSES.items():
         lines = {
@@ -38,10 +38,9 @@ def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
         if lines:
             charts.append(_over_steps(title, lines, "loss"))
     for test_set in test_sets:
-        if len(test_set.history) > 1:
+        if len(test_set.history.get("AP", ())) > 1:
             curves = {
-                key: {step: metrics[key] for step, metrics in test_set.history.items()}
-                for key in ("AP50", "AP", "AP75")
+                k: test_set.history[k] for k in ("AP50", "AP", "AP75") if k in test_set.history
             }
             title = f"AP on {test_set.name}" if len(test_sets) > 1 else "AP"
             charts.append(_over_steps(title, curves, "AP", limits=(0, 100)))
@@ -65,7 +64,7 @@ def _over_steps(
 
 
 def recall_chart(accuracies: Sequence[Accuracy], prefix: str) -> Markup:
-    """Precision over recall of each class, and their mean.
+    """Plots precision over recall for each class, and the mean.
 
     Args:
         prefix: of the ids of the lines, ``PREFIX-recall-K`` and ``PREFIX-recall-mean``.
@@ -90,7 +89,12 @@ def recall_chart(accuracies: Sequence[Accuracy], prefix: str) -> Markup:
 
 
 def score_chart(counts: ScoreCounts, prefix: str) -> Markup:
-    """Precision, recall and F1 of all classes over the score; ids as ``PREFIX-precision``."""
+    """Plots precision, recall and F1 of all classes over the score.
+
+    Args:
+        prefix: of the ids of the lines, ``PREFIX-precision``, ``PREFIX-recall``, ``PREFIX-F1`` and
+            ``PREFIX-mark``.
+    """
     figure, axes = _axes("score", "share", prefix=prefix)
     curves = {"precision": counts.precision, "recall": counts.recall, "F1": counts.f1}
     for i, (name, curve) in enumerate(curves.items()):
@@ -120,7 +124,7 @@ def _line(axes: Axes, i: int, x: ArrayLike, y: ArrayLike, name: str, **style: An
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes, if there is something to tell apart."""
+    """Adds a legend above the axes if there are several lines."""
     labels = figure.axes[0].get_legend_handles_labels()[1]
     if len(labels) > 1:
         columns = 3 if max(map(len, labels)) <= 10 else 2

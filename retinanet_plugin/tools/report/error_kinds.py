@@ -1,8 +1,8 @@
 """The kinds of errors of a detector, and how much AP50 each kind costs.
 
 The kinds and their fixes are those of Bolya et al., "TIDE: A General Toolbox for Identifying Object
-Detection Errors", ECCV 2020, section 2. Unlike their package, which lets a box be found by fixing
-either a class or a location, each kind is fixed alone here, as the paper says.
+Detection Errors", ECCV 2020, section 2. As in the paper, each kind is fixed alone; their package
+lets a box be found by fixing either a class or a location.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Errors:
 
 
 def kinds_of(matches: Matches) -> np.ndarray:
-    """(N,) the kind of each detection, as an index of :data:`NAMES`.
+    """Returns the kind of each detection, (N,) indices of :data:`NAMES`.
 
     Wrong detections are of the first kind that applies, by their IoU with boxes (not crowds):
 
@@ -67,7 +67,7 @@ def kinds_of(matches: Matches) -> np.ndarray:
 
 
 def _nearest(matches: Matches, *, same_class: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) IoU with, and row of, the box that each detection overlaps most; 0 and -1 if none."""
+    """Returns the IoU with the nearest box, and its row, (N,) each; 0 and -1 if there is none."""
     overlaps: Overlaps = matches.overlaps.where(matches.overlaps.same_class == same_class)
     num_detections = len(matches.detections.score)
     iou, box = np.zeros(num_detections), np.full(num_detections, -1)
@@ -78,7 +78,7 @@ def _nearest(matches: Matches, *, same_class: bool) -> tuple[np.ndarray, np.ndar
 
 
 def fixes_of(matches: Matches, kinds: np.ndarray, score: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes fixed detections would find, given those of at least ``score``.
+    """Finds the boxes that fixed detections would find, given those of at least ``score``.
 
     Returns:
         (N,) row of the box that a detection finds with the right class or location, or -1: of those

@@ -47,6 +47,7 @@ def report_page(
             "prefix": f"set-{i}",
             "heading": test_set.name if len(test_sets) > 1 else "",
             "test_set": test_set,
+            "steps": list(test_set.history.get("AP", ())),
         }
         if test_set.results:
             values |= _values(test_set.results, f"set-{i}", dataset.files, training_boxes)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -21,7 +20,6 @@ _INFERENCE = re.compile(r"Total inference time: .*\(([\d.e-]+) s / iter per devi
 _NETWORK = re.compile(r"inference pure compute time: .*\(([\d.e-]+) s / iter per device")
 _GPU = re.compile(r"^GPU 0[\d,]*  +(.+?)(?: \(arch=.*)?$", re.MULTILINE)
 
-_T = TypeVar("_T")
 Series = dict[int, float]  # values by step, ascending; NaN and infinity are kept
 
 
@@ -31,9 +29,8 @@ class Run:
 
     Args:
         folder: absolute path.
-        series: of ``metrics.json``, by name, such as ``total_loss`` and ``lr``.
-        evaluations: metrics by step, ascending; with several test sets their names begin with the
-            set's, as in ``NAME/bbox/AP``. In percent.
+        series: of ``metrics.json``, by name, such as ``total_loss`` and ``bbox/AP`` (in percent;
+            with several test sets, ``NAME/bbox/AP``).
         last: the step of the evaluation that was made last, whatever its checkpoint's step.
         steps: that were trained, SOLVER.MAX_ITER if it finished.
         device: name of the GPU, or MODEL.DEVICE.
@@ -44,7 +41,6 @@ class Run:
 
     folder: str
     series: dict[str, Series]
-    evaluations: dict[int, dict[str, float]]
     last: int | None
     steps: int
     max_steps: int
@@ -75,7 +71,7 @@ def read_config(folder: Path) -> CfgNode:
 
 def read_run(folder: Path, cfg: CfgNode) -> Run:
     """Reads what a run wrote; ``cfg`` is from :func:`read_config`."""
-    series, evaluations, last = _read_metrics(folder / "metrics.json")
+    series, last = _read_metrics(folder / "metrics.json")
     log = "\n".join(read_lines(folder / "log.txt"))
     defaults = get_cfg()
     add_retinanet_config(defaults)
@@ -84,7 +80,6 @@ def read_run(folder: Path, cfg: CfgNode) -> Run:
     return Run(
         str(folder.resolve()),
         series,
-        evaluations,
         last,
         max(series.get("total_loss", {}), default=-1) + 1,
         cfg.SOLVER.MAX_ITER,
@@ -95,34 +90,28 @@ def read_run(folder: Path, cfg: CfgNode) -> Run:
     )
 
 
-def _read_metrics(path: Path) -> tuple[dict[str, Series], dict[int, dict[str, float]], int | None]:
-    """Training scalars and evaluations.
+def _read_metrics(path: Path) -> tuple[dict[str, Series], int | None]:
+    """Reads all series, and the step of the last evaluation.
 
     A resumed run repeats steps: only what was logged last counts, and nothing that came after the
     checkpoint in the earlier session.
     """
     series: dict[str, Series] = {}
-    evaluations: dict[int, dict[str, float]] = {}
     trained, last = -1, None
     for line in read_scalars(path):
         step = line.pop("iteration")
         if "total_loss" in line:  # of training; evaluations have lines of their own
             if step < trained:
-                series = {key: _until(step, values) for key, values in series.items()}
-                evaluations = _until(step, evaluations)
+                series = {
+                    key: {i: value for i, value in values.items() if i <= step}
+                    for key, values in series.items()
+                }
             trained = step
         for key, value in line.items():
-            if "bbox" in key.split("/")[:-1]:
-                evaluations.setdefault(step, {})[key] = value
+            series.setdefault(key, {})[step] = value
+            if key.endswith("bbox/AP"):
                 last = step
-            else:
-                series.setdefault(key, {})[step] = value
-    series = {key: dict(sorted(values.items())) for key, values in series.items() if values}
-    return series, dict(sorted(evaluations.items())), last
-
-
-def _until(step: int, by_step: dict[int, _T]) -> dict[int, _T]:
-    return {i: value for i, value in by_step.items() if i <= step}
+    return {key: dict(sorted(values.items())) for key, values in series.items() if values}, last
 
 
 def _speed(log: str, times: Mapping[int, float], batch_size: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from .accuracy import Accuracy, ScoreCounts, accuracies, confusion, score_counts
 from .datasets import Dataset, match_detections
 from .error_kinds import Errors, errors
 from .examples import choose_examples
-from .run import Run
+from .run import Run, Series
 
 _CONFUSION_SCORES = np.arange(1, 10) / 10
 _NUM_IMAGES = 24  # the worst and the best together
@@ -44,14 +44,14 @@ class SetReport:
 
     Args:
         metrics: AP, AP50, ... in percent by detectron2's names, of ``results``, else of the log.
-        history: metrics by step, of all evaluations.
+        history: of all evaluations, by metric and step.
         warning: a sentence on why there are no ``results``, or how they differ from the log.
         results: None if there is a ``warning`` why not.
     """
 
     name: str
     metrics: dict[str, float | None]
-    history: dict[int, dict[str, float]]
+    history: dict[str, Series]
     warning: str | None
     results: Results | None
 
@@ -59,12 +59,8 @@ class SetReport:
 def read_set_report(cfg: CfgNode, dataset: Dataset, run: Run) -> SetReport:
     """Computes the numbers of a test set, as far as its data and detections can still be read."""
     start = f"{dataset.name}/bbox/" if len(cfg.DATASETS.TEST) > 1 else "bbox/"
-    history = {
-        step: {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
-        for step, metrics in run.evaluations.items()
-    }
-    history = {step: metrics for step, metrics in history.items() if metrics}
-    logged = history.get(run.last, {}) if run.last is not None else {}
+    history = {k.removeprefix(start): v for k, v in run.series.items() if k.startswith(start)}
+    logged = {key: values[run.last] for key, values in history.items() if run.last in values}
     try:
         matches = match_detections(cfg, dataset)
     except UserError as error:

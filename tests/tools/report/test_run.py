@@ -40,7 +40,7 @@ def ap(iteration: int, value: float, **more: float) -> dict:
     return {"iteration": iteration, "bbox/AP": value, **more}
 
 
-def test_series_and_evaluations_are_told_apart(tmp_path: Path) -> None:
+def test_series_and_steps(tmp_path: Path) -> None:
     run = run_of(
         tmp_path,
         step(19, 3.0, lr=0.1),
@@ -53,9 +53,8 @@ def test_series_and_evaluations_are_told_apart(tmp_path: Path) -> None:
     assert list(run.series["total_loss"]) == [19, 39, 59]
     assert math.isnan(run.series["total_loss"][59])
     assert run.series["validation/total_loss"] == {39: 4.0}
-    assert run.evaluations == {39: {"bbox/AP": 30.0}, 60: {"bbox/AP": 20.0, "bbox/AP-cat": 10.0}}
+    assert (run.series["bbox/AP"], run.series["bbox/AP-cat"]) == ({39: 30.0, 60: 20.0}, {60: 10.0})
     assert (run.last, run.steps, run.max_steps) == (60, 60, 90000)
-    assert not any(key.startswith("bbox") for key in run.series)
 
 
 def test_a_resumed_run_counts_from_its_checkpoint(tmp_path: Path) -> None:
@@ -66,13 +65,13 @@ def test_a_resumed_run_counts_from_its_checkpoint(tmp_path: Path) -> None:
         *(step(39, 2.5), step(49, 2.2)),
     )
     assert run.series["total_loss"] == {19: 3.0, 39: 2.5, 49: 2.2}
-    assert list(run.evaluations) == [39]
+    assert list(run.series["bbox/AP"]) == [39]
 
 
 def test_evaluating_an_old_checkpoint_removes_no_training(tmp_path: Path) -> None:
     run = run_of(tmp_path, step(19, 3.0), step(39, 2.0), ap(40, 30.0), ap(19, 10.0))
     assert list(run.series["total_loss"]) == [19, 39]
-    assert (list(run.evaluations), run.last) == ([19, 40], 19)
+    assert (list(run.series["bbox/AP"]), run.last) == ([19, 40], 19)
 
 
 def test_the_log_tells_the_speed(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_the_log_tells_the_speed(tmp_path: Path) -> None:
 def test_a_run_without_a_step_and_its_settings(tmp_path: Path) -> None:
     keys = ("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "7", "OUTPUT_DIR", "elsewhere")
     run = run_of(tmp_path, overrides=keys)
-    assert (run.last, run.series, run.evaluations, run.steps) == (None, {}, {}, 0)
+    assert (run.last, run.series, run.steps) == (None, {}, 0)
     assert (run.device, run.speed) == ("cpu", {})
     assert run.settings["SOLVER.MAX_ITER"] == "7" and "MAX_ITER: 7" in run.config
     assert "SOLVER.MOMENTUM" not in run.settings

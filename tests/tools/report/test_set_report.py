@@ -93,7 +93,7 @@ def test_ap_is_detectron2s_to_the_last_bit(tmp_path: Path) -> None:
     assert found == {key: expected[key] for key in found}
     assert 0 < expected["AP"] < 100
     assert test_set.metrics == mean.metrics
-    assert [h["AP"] for h in test_set.history.values()] == [expected["AP"]]
+    assert list(test_set.history["AP"].values()) == [expected["AP"]]
     assert test_set.results.matches.class_names == ["cat", "dög"]
     assert (len(train.files), sum(train.boxes_by_class.values()), mean.boxes[0]) == (3, 9, 9)
     with open(run / "metrics.json", "a") as file:  # by --eval-only of another checkpoint
