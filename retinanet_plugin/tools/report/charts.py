@@ -39,9 +39,8 @@ def training_charts(run: Run, test_sets: Sequence[SetReport]) -> list[Chart]:
             charts.append(_over_steps(title, lines, "loss"))
     for test_set in test_sets:
         if len(test_set.history.get("AP", ())) > 1:
-            curves = {
-                k: test_set.history[k] for k in ("AP50", "AP", "AP75") if k in test_set.history
-            }
+            keys: tuple[str, ...] = ("AP50", "AP", "AP75")
+            curves = {key: test_set.history[key] for key in keys if key in test_set.history}
             title = f"AP on {test_set.name}" if len(test_sets) > 1 else "AP"
             charts.append(_over_steps(title, curves, "AP", limits=(0, 100)))
     if run.series.get("lr"):
