@@ -2,17 +2,16 @@
 
     retinanet benchmark
     retinanet benchmark --only class-loss labels --size 640x640 --boxes 50
-    retinanet benchmark --only class-loss --output speed MODEL.RETINANET.NUM_CLASSES 365
+    retinanet benchmark --output speed --only class-loss MODEL.RETINANET.NUM_CLASSES 365
 
 The detectors run in turn, each in a process of its own: ours as train_net.py runs it, the others by
 default. Their results are compared first. Peak memory is that of a fresh process. Tables in
-Markdown go to stdout and, with --output, into a folder with a plot and all numbers as JSON;
-progress goes to stderr. The exit status is 1 if ours differs from detectron2 or cannot run.
+Markdown go to stdout and, with --output, into a folder with all numbers as JSON; progress goes to
+stderr. The exit status is 1 if ours differs from detectron2 or cannot run.
 """
 
 import argparse
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,28 +31,27 @@ from ...command_line import (
     command_parser,
     parse,
     positive_int,
+    split_overrides,
 )
 from ...config import get_config
 from ...engine.setup import choose_device
 from ...errors import UserError
 from ...evaluation.timing import describe_machine
-from ...utils import output_files, write_figure, write_json, write_text
-from .comparison import Comparison, Options, add_floor
+from ...utils import output_files, shorten, write_json, write_text
+from .comparison import Comparison, add_floor
 from .measure import better, measure_rates, release
 from .models import Setting
 from .parts import PARTS
 from .report import markdown
 
-_FILES = ("benchmark.md", "benchmark.json", "benchmark.png")
+_FILES = ("benchmark.md", "benchmark.json")
 _BOXES, _LABEL_BOXES = 20, (100, 1000)  # per image, without --boxes
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of ``retinanet benchmark``."""
     result = command_parser("benchmark", __doc__)
-    result.add_argument(
-        "--only", nargs="+", choices=PARTS, metavar="PART", help=f"of: {', '.join(PARTS)}"
-    )
+    result.add_argument("--only", nargs="+", metavar="PART", help=f"of: {', '.join(PARTS)}")
     add_config_file(result, default="retinanet_R50_FPN_1x.yaml", required=False)
     result.add_argument("--size", default="800x1216", help="height x width; default: 800x1216")
     result.add_argument("--batch", type=positive_int, default=1, help="images; default: 1")
@@ -69,13 +67,13 @@ def parser() -> argparse.ArgumentParser:
         help="runs of each detector; default: 3 to 15 within 12 seconds",
     )
     result.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    add_output(result, f"a folder for {', '.join(_FILES)}")
+    add_output(result, f"a folder for {' and '.join(_FILES)}")
     add_device(result)
     add_overrides(result)
     return result
 
 
-def setting_of(args: argparse.Namespace) -> Setting:
+def setting_of(args: argparse.Namespace, overrides: Sequence[str]) -> Setting:
     """Returns the setting that the command line asks for.
 
     Raises:
@@ -87,7 +85,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
             f'--size: "{args.size}" given; give height x width in pixels, each at least 32, such '
             "as 800x1216."
         )
-    cfg = get_config(args.config_file, args.opts)
+    cfg = get_config(args.config_file, overrides)
     choose_device(cfg)
     if cfg.MODEL.RETINANET.NUM_CLASSES < 1:
         raise UserError(
@@ -96,7 +94,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         )
     return Setting(
         config=args.config_file,
-        overrides=tuple(args.opts),
+        overrides=tuple(overrides),
         height=int(match[1]),
         width=int(match[2]),
         batch=args.batch,
@@ -105,30 +103,23 @@ def setting_of(args: argparse.Namespace) -> Setting:
     )
 
 
-def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """Measures everything that was asked for; returns JSON."""
+def benchmark(args: argparse.Namespace, names: Sequence[str], setting: Setting) -> dict[str, Any]:
+    """Measures the parts with these names; returns JSON."""
     start = time.perf_counter()
-
-    def log(text: str) -> None:
-        print(f"[{time.perf_counter() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
-
-    threads = torch.get_num_threads()
-    options = Options(setting, threads, args.imports, args.rounds, not args.no_memory, log)
-    log("limits of the machine")
     device = torch.device(setting.device)
     rates = measure_rates(device)
     release()
     with (
         tempfile.TemporaryDirectory() as folder,
-        closing(Comparison(options, Path(folder))) as comparison,
+        closing(Comparison(setting, args, Path(folder))) as comparison,
     ):
         label_boxes = _LABEL_BOXES if args.boxes is None else (args.boxes,)
-        parts = comparison.parts(args.only or list(PARTS), label_boxes)
+        parts = comparison.parts(names, label_boxes)
     rates = better(rates, measure_rates(device))
     for result in parts.values():
         add_floor(result, rates)
     return {
-        "machine": describe_machine(setting.device, threads),
+        "machine": describe_machine(setting.device, torch.get_num_threads()),
         "setting": {
             **asdict(setting),
             "classes": setting.num_classes,
@@ -144,20 +135,20 @@ def benchmark(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 def main(args: Sequence[str] | None = None) -> int:
     """Measures what the command line asks for; returns the exit status."""
     parsed = parse(parser(), args)
+    names, overrides = split_overrides(parsed.only or [])
+    if unknown := [name for name in names if name not in PARTS]:
+        raise UserError(f"--only: no {shorten(unknown)}; known: {', '.join(PARTS)}.")
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    setting = setting_of(parsed)
+    setting = setting_of(parsed, [*overrides, *parsed.opts])
     paths = []
     if parsed.output is not None:
         paths = output_files(parsed.output, _FILES, overwrite=parsed.overwrite)
-    results = benchmark(parsed, setting)
+    results = benchmark(parsed, names or list(PARTS), setting)
     report = markdown(results)
     if paths:
-        from .plot import draw  # matplotlib takes a second to import
-
         write_text(paths[0], report)
         write_json(paths[1], results)
-        write_figure(paths[2], draw(results))
     print(report)
     measured = results["parts"].values()
     agrees = all(check["agrees"] for result in measured for check in result["checks"])

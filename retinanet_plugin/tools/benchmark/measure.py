@@ -75,11 +75,6 @@ def summary(times: list[float]) -> dict[str, Any]:
 # ---------------------------------------------------------------- memory
 
 
-def can_measure_memory(device: torch.device) -> bool:
-    """Returns whether :func:`peak_memory` works: on a GPU, and on the CPU of Linux."""
-    return device.type == "cuda" or sys.platform == "linux"
-
-
 def peak_memory(build: Callable[[], Run], device: torch.device, *, warm: bool) -> dict[str, int]:
     """Returns the bytes held before building, before running, and at the peak of a run.
 
@@ -122,24 +117,12 @@ def release() -> None:
             trim(0)
 
 
-def available_memory(device: torch.device) -> float:
-    """Returns the bytes that can still be allocated; infinity where they are unknown."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if sys.platform == "linux":
-        return _kilobytes("/proc/meminfo", "MemAvailable") * 1024
-    return float("inf")
-
-
 def _resident(key: str) -> int:
     """Returns VmRSS, the resident memory of this process, or VmHWM, its peak, in bytes."""
-    return _kilobytes("/proc/self/status", key) * 1024
-
-
-def _kilobytes(path: str, key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path(path).read_text(), flags=re.MULTILINE)
+    status = Path("/proc/self/status").read_text()
+    match = re.search(rf"^{key}:\s+(\d+) kB", status, flags=re.MULTILINE)
     assert match is not None
-    return int(match[1])
+    return int(match[1]) * 1024
 
 
 # ---------------------------------------------------------------- limits of the machine
@@ -193,11 +176,14 @@ def _best(function: Callable[[], Any], device: torch.device, repeats: int = 7) -
     return min(timing.seconds(function, device) for _ in range(repeats))
 
 
-def multiplications(network: nn.Module, run: Callable[[], Any]) -> int:
+def multiplications(network: nn.Module | None, run: Callable[[], Any]) -> tuple[Any, int]:
     """Counts the multiply-adds of the network's convolutions in ``run`` and in its backward pass.
 
     A convolution costs the same again for the gradient of its weights, and of its input, if they
     are needed.
+
+    Returns:
+        what ``run`` returns, and the count: 0 without a network.
     """
     total = 0
 
@@ -208,9 +194,9 @@ def multiplications(network: nn.Module, run: Callable[[], Any]) -> int:
             passes += conv.weight.requires_grad + inputs[0].requires_grad
         total += passes * output.numel() * conv.weight[0].numel()
 
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(count) for m in convolutions]
-    run()
+    modules = network.modules() if network is not None else ()
+    hooks = [m.register_forward_hook(count) for m in modules if isinstance(m, nn.Conv2d)]
+    result = run()
     for hook in hooks:
         hook.remove()
-    return total
+    return result, total

@@ -155,10 +155,18 @@ class Bench:
         return self._ours(False, "TEST.DTYPE", "bfloat16")
 
     def _ours(self, training: bool, *overrides: str) -> nn.Module:
+        """Builds ours with detectron2's weights, as train_net.py trains or evaluates it."""
         path = self._weights / "detectron2.pth"
         if not path.exists():
             _ = self.detectron2
-        return build_ours(self.setting.cfg(*overrides), _load(path), training)
+        cfg = self.setting.cfg(*overrides)
+        model: nn.Module = Trainer.build_model(cfg)
+        missing, unexpected = model.load_state_dict(_load(path), strict=False)
+        if set(missing) != {"loss_normalizer"} or unexpected:
+            raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
+        if not training:
+            accelerate_inference(model, cfg)
+        return model
 
     def _share(
         self, name: str, model: nn.Module, classify: nn.Conv2d, regress: nn.Conv2d, predict: Predict
@@ -170,17 +178,6 @@ class Bench:
             return
         imitate_training(model, classify, regress, predict, self.setting.cfg())
         torch.save(model.state_dict(), path)
-
-
-def build_ours(cfg: CfgNode, state: dict[str, Tensor], training: bool) -> nn.Module:
-    """Builds our detector with the weights ``state``, as train_net.py trains or evaluates it."""
-    model: nn.Module = Trainer.build_model(cfg)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if set(missing) != {"loss_normalizer"} or unexpected:
-        raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
-    if not training:
-        accelerate_inference(model, cfg)
-    return model
 
 
 def detectron2_config(cfg: CfgNode) -> CfgNode:
@@ -293,9 +290,11 @@ def imitate_training(
     logits, deltas = (torch.cat([x.flatten() for x in part]) for part in predict())
     for hook in hooks:
         hook.remove()
-    _rescale(regress, 0.2 / deltas.std())
     scale = 1 / logits.std()
-    _rescale(classify, scale)
+    for layer, factor in ((regress, 0.2 / deltas.std()), (classify, scale)):
+        layer.weight *= factor
+        if layer.bias is not None:
+            layer.bias *= factor
     score = cfg.MODEL.RETINANET.SCORE_THRESH_TEST
     limit = math.log(score / (1 - score))
     above = max(round(SHARE_ABOVE * logits.numel()), 1)
@@ -308,12 +307,6 @@ def _take_statistics(norm: Any, inputs: tuple[Tensor]) -> None:
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
-
-
-def _rescale(layer: nn.Conv2d, factor: Tensor) -> None:
-    layer.weight *= factor
-    if layer.bias is not None:
-        layer.bias *= factor
 
 
 def _load(path: Path) -> dict[str, Tensor]:

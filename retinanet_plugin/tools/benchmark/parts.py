@@ -23,7 +23,7 @@ from ...losses import SparseTargets
 from ...modeling import head as our_head
 from . import networks
 from .measure import Rates, Run
-from .models import SHARE_ABOVE, Bench, Setting, torchvision_targets
+from .models import SHARE_ABOVE, Bench, torchvision_targets
 from .networks import Check, Losses, compare_numbers
 from .networks import compare_overlap as _compare_found
 
@@ -40,7 +40,6 @@ class Part:
         floor: seconds that the machine needs at least, from its rates, the number of logits and
             the network's multiplications.
         whole: whether memory includes the detector itself, not only the run.
-        needs: approximate bytes that the others need; they are skipped if there are fewer.
         float32: the name of the part that does the same in float32.
     """
 
@@ -49,7 +48,6 @@ class Part:
     compare: Callable[[Any, Any], list[Check]]
     floor: Callable[[Rates, int, int], float] | None = None
     whole: bool = False
-    needs: Callable[[Setting], float] = lambda setting: 0.0
     float32: str | None = None
 
 
@@ -294,7 +292,6 @@ def _loss_part(
         _compare_losses,
         # Logits are read once and gradients written once.
         floor=lambda rates, logits, _: 4 * logits / rates.copy,
-        needs=lambda setting: 15 * 4 * setting.num_logits,
     )
 
 
@@ -340,7 +337,6 @@ PARTS: dict[str, Part] = {
             "ours": _our_labels,
         },
         _compare_labels,
-        needs=lambda setting: 25.0 * setting.num_anchors * setting.boxes,
     ),
     "decoding": Part(
         "decoding and NMS",

@@ -4,11 +4,10 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,19 +21,8 @@ from .measure import Run, multiplications, peak_memory, release, seconds
 from .models import Bench, Setting
 from .parts import PARTS
 
-# How a side may fail without ending the benchmark: no such detector, memory or compiler.
-FAILURES = (UserError, RuntimeError, MemoryError)
-
 # Threads of the side that ran before busy-wait for more work for some milliseconds.
 _OTHERS_SLEEP = 0.02
-
-_side: "Side"  # of a worker process
-
-
-def prepare_process(side: str, setting: Setting) -> None:
-    """Sets this process up: ours as train_net.py does, the others not at all."""
-    if side == "ours":
-        keep_freed_memory(setting.cfg())
 
 
 class Side:
@@ -58,17 +46,8 @@ class Side:
             self._bench = None  # first, so that memory holds the detectors of one setting only
             self._bench = Bench(setting, weights)
         run = self._run = PARTS[part].sides[self._name](self._bench)
-        observed: Any = None
-
-        def first() -> None:
-            nonlocal observed
-            observed = run.observe(run.run(run.prepare()))
-
-        count = 0
-        if run.network is None:
-            first()
-        else:
-            count = multiplications(run.network, first)
+        result, count = multiplications(run.network, lambda: run.run(run.prepare()))
+        observed = run.observe(result)
         for _ in range(2 if self._bench.device.type == "cuda" else 0):
             run.run(run.prepare())
         return observed, count
@@ -92,7 +71,7 @@ class Side:
 
 
 class Worker:
-    """A :class:`Side` in another process; its methods raise one of :data:`FAILURES`.
+    """A :class:`Side` in another process: ours set up as train_net.py does, the others not at all.
 
     A worker whose process was killed, such as for lack of memory, is not ``alive`` any more.
     """
@@ -101,59 +80,54 @@ class Worker:
         self, name: str, setting: Setting, threads: int, imports: Sequence[str] = ()
     ) -> None:
         self.alive = True
-        self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), _initialize, (name, setting, threads, imports)
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, name, setting, threads, imports)
         )
         with patch.dict(os.environ, PYTHONWARNINGS="ignore"):  # those of imports were shown before
-            self._pid = self._pool.submit(os.getpid).result()
+            self.process.start()
+        theirs.close()
 
-    def start(self, part: str, setting: Setting, weights: Path) -> tuple[Any, int]:
-        observed, count = self._call("start", part, setting, weights)
-        return observed, count
+    def call(self, method: str, *args: Any) -> Any:
+        """Calls a method of the side.
 
-    def seconds(self) -> float:
-        return float(self._call("seconds"))
-
-    def finish(self) -> None:
-        self._call("finish")
-
-    def peak_memory(self, part: str, setting: Setting, weights: Path) -> dict[str, int]:
-        sizes: dict[str, int] = self._call("peak_memory", part, setting, weights)
-        return sizes
+        Raises:
+            RuntimeError: if there is no such detector, or not enough memory, or no compiler.
+        """
+        try:
+            self._connection.send((method, args))
+            result = pickle.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.alive = False
+            raise RuntimeError("its process was killed") from None
+        if isinstance(result, RuntimeError):
+            raise result
+        return result
 
     def close(self) -> None:
         """Ends the process, whatever it is doing."""
-        if self.alive:
-            self.alive = False
-            os.kill(self._pid, signal.SIGKILL)
-        self._pool.shutdown()
-
-    def _call(self, method: str, *args: Any) -> Any:
-        try:
-            return pickle.loads(self._pool.submit(_call, method, args).result())
-        except BrokenProcessPool:
-            self.alive = False
-            raise RuntimeError("its process was killed") from None
+        self.alive = False
+        self.process.kill()
+        self.process.join()
 
 
-def _initialize(name: str, setting: Setting, threads: int, imports: Sequence[str]) -> None:
-    global _side
+def _serve(
+    connection: Connection, name: str, setting: Setting, threads: int, imports: Sequence[str]
+) -> None:
     import_code(imports)
-    prepare_process(name, setting)
+    if name == "ours":
+        keep_freed_memory(setting.cfg())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)  # stdout is for the tables
     torch.set_num_threads(threads)
-    _side = Side(name)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _call(method: str, args: tuple[Any, ...]) -> bytes:
-    # Pickled here, because multiprocessing would share tensors' memory instead of copying it.
-    return pickle.dumps(getattr(_side, method)(*args))
+    side = Side(name)
+    with suppress(EOFError, ConnectionError):  # until the main process ends
+        while True:
+            method, args = connection.recv()
+            try:
+                result = getattr(side, method)(*args)
+            except (UserError, RuntimeError, MemoryError) as error:
+                result = RuntimeError(str(error).strip() or type(error).__name__)
+            # Not by connection.send, which would share tensors' memory instead of copying it.
+            connection.send_bytes(pickle.dumps(result))

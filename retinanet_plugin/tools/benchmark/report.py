@@ -1,22 +1,35 @@
 """Formats the results as Markdown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ...utils import markdown_table
-from .comparison import SIDES
-from .units import duration, size
+
+SIDES = ("detectron2", "torchvision", "ours")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Returns tables of everything that was measured."""
-    parts = results["parts"].values()
-    header = ["time", *SIDES, "times as fast as detectron2", "as torchvision", "share of the floor"]
+    parts = list(results["parts"].values())
+    header = [
+        "time",
+        *SIDES,
+        "times as fast as detectron2",
+        "as torchvision",
+        "share of the floor",
+    ]
     blocks = [_conditions(results), markdown_table(header, map(_time_row, parts))]
     if measured := [result for result in parts if "memory" in result]:
         header = ["peak memory", *SIDES, "of detectron2's", "of torchvision's"]
         blocks.append(markdown_table(header, map(_memory_row, measured)))
-    return "\n\n".join([*blocks, _agreement(parts)]) + "\n"
+    lines = ["Ours against detectron2:", ""]
+    for result in parts:
+        if result["checks"]:
+            verdict = "agrees" if all(c["agrees"] for c in result["checks"]) else "DIFFERS"
+            checks = "; ".join(check["what"] for check in result["checks"])
+            lines.append(f"- {result['title']}: {verdict}: {checks}")
+        lines += [f"- {result['title']}: {note}" for note in result["notes"]]
+    return "\n\n".join([*blocks, "\n".join(lines)]) + "\n"
 
 
 def _conditions(results: Mapping[str, Any]) -> str:
@@ -37,49 +50,36 @@ def _conditions(results: Mapping[str, Any]) -> str:
 
 
 def _time_row(result: Mapping[str, Any]) -> list[str]:
-    def ratio(side: str) -> str:
-        value = result["times_as_fast_as"].get(side)
-        return "" if value is None else f"{value:.3g}"
-
-    faster = ratio("detectron2")
+    times, ratios = result["seconds"], result["times_as_fast_as"]
+    cells = [
+        duration(t["median"], t["min"], t["max"]) if (t := times.get(side)) else ""
+        for side in SIDES
+    ]
+    faster, than_torchvision = (f"{ratios[x]:.3g}" if x in ratios else "" for x in SIDES[:2])
     if "times_as_fast_as_float32" in result:
         faster += f" ({result['times_as_fast_as_float32']:.3g} of its float32)"
     share = f"{result['share_of_floor']:.0%}" if "share_of_floor" in result else ""
-    return [
-        result["title"],
-        *(_time(result, x) for x in SIDES),
-        faster,
-        ratio("torchvision"),
-        share,
-    ]
+    return [result["title"], *cells, faster, than_torchvision, share]
 
 
 def _memory_row(result: Mapping[str, Any]) -> list[str]:
-    fractions = (result["memory_of"].get(side) for side in SIDES[:2])
-    return [
-        result["title"],
-        *(_memory(result, side) for side in SIDES),
-        *("" if x is None else f"{x:.2g}" for x in fractions),
-    ]
+    memory, fractions = result["memory"], result["memory_of"]
+    cells = [size(memory[side]) if side in memory else "" for side in SIDES]
+    of_others = [f"{fractions[x]:.2g}" if x in fractions else "" for x in SIDES[:2]]
+    return [result["title"], *cells, *of_others]
 
 
-def _time(result: Mapping[str, Any], side: str) -> str:
-    times = result["seconds"].get(side)
-    return "" if times is None else duration(times["median"], times["min"], times["max"])
+def duration(seconds: float, *others: float) -> str:
+    """Formats seconds or milliseconds with three digits; ``others`` follow in the same unit."""
+    factor, unit = (1, "s") if seconds >= 1 else (1000, "ms")
+    spread = " to ".join(_three_digits(x * factor) for x in others)
+    return f"{_three_digits(seconds * factor)} {unit}" + (f" ({spread})" if spread else "")
 
 
-def _memory(result: Mapping[str, Any], side: str) -> str:
-    value = result.get("memory", {}).get(side)
-    return "" if value is None else size(value)
+def _three_digits(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
-def _agreement(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Returns a line per comparison with detectron2, and per note."""
-    lines = ["Ours against detectron2:", ""]
-    for result in parts:
-        if result["checks"]:
-            verdict = "agrees" if all(c["agrees"] for c in result["checks"]) else "DIFFERS"
-            checks = "; ".join(check["what"] for check in result["checks"])
-            lines.append(f"- {result['title']}: {verdict}: {checks}")
-        lines += [f"- {result['title']}: {note}" for note in result["notes"]]
-    return "\n".join(lines)
+def size(num_bytes: float) -> str:
+    """Formats megabytes or gigabytes."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
