@@ -9,11 +9,37 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet_plugin import add_retinanet_config
 
 SIZES = {"a.png": (40, 30), "b.png": (30, 40), "sub/c.png": (32, 32)}
+
+
+Faults = list[tuple[tuple[str, int, str], Any]]  # (list, index, key), value
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([0, 1, 2, 7, 10, 12, "a.png", "\ud800", 10**400, 1e308])
+    | st.sampled_from([[90, 70, 30, 30], [-5, -5, 8, 8], [1, 1, 1e-9, 3], [1e308] * 4]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+def any_faults(content: dict[str, Any]) -> st.SearchStrategy[Faults]:
+    """Any JSON in place of one to three fields of a COCO dict."""
+    fields = [
+        (name, i, key)
+        for name, rows in content.items()
+        if isinstance(rows, list)
+        for i, row in enumerate(rows)
+        for key in (*row, "ignore", "segmentation", "keypoints")
+    ]
+    return st.lists(st.tuples(st.sampled_from(fields), JSON_VALUES), min_size=1, max_size=3)
 
 
 def valid_content() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Sound training and test sets on disk, and functions that plant faults in them."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,19 @@ CLASSES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 GOOD = [20, 20, 40, 40]
 
 Content = dict[str, Any]
+SOUND: Content = {
+    "info": {},
+    "categories": CLASSES,
+    "images": [
+        {"id": i, "file_name": f"train_{i}.png", "width": WIDTH, "height": HEIGHT}
+        for i in range(1, NUM_SOUND + 1)
+    ],
+    "annotations": [
+        box(2 * i + j, i + 1, j, bbox) | {"area": None}
+        for i in range(NUM_SOUND)
+        for j, bbox in ((1, [4, 5, 40, 30]), (2, [50, 20, 36, 45]))
+    ],
+}
 Planted = tuple[str, str]  # severity, and a part of the message that identifies the entry
 
 
@@ -26,17 +40,13 @@ def noise(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
 def write_sound_sets(folder: Path) -> tuple[Content, Content]:
     """Writes images, ``train.json`` and ``val.json``; returns the content of both."""
     (folder / "images").mkdir(parents=True)
-    contents = []
-    for split, seed in (("train", 0), ("val", 100)):
-        content: Content = {"info": {}, "categories": [dict(row) for row in CLASSES]}
-        content["images"], content["annotations"] = [], []
-        for i in range(1, NUM_SOUND + 1):
-            add_image(folder, content, f"{split}_{i}.png", noise(seed + i))
-            add_box(content, i, 1, [4, 5, 40, 30])
-            add_box(content, i, 2, [50, 20, 36, 45])
+    contents = copy.deepcopy(SOUND), copy.deepcopy(SOUND)
+    for split, seed, content in zip(("train", "val"), (0, 100), contents, strict=True):
+        for i, row in enumerate(content["images"], start=1):
+            row["file_name"] = f"{split}_{i}.png"
+            noise(seed + i).save(folder / "images" / row["file_name"])
         write_json(folder, content, f"{split}.json")
-        contents.append(content)
-    return contents[0], contents[1]
+    return contents
 
 
 def add_image(folder: Path, content: Content, name: str, image: Image.Image, **options: Any) -> int:

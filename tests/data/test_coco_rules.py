@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coco_sets import box, valid_content, write_json
+from coco_sets import Faults, any_faults, box, valid_content, write_json
 from detectron2.data.datasets import load_coco_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -276,31 +276,13 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert coco.content == valid_content()
 
 
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.sampled_from([0, 1, 2, 7, 10, 12, "a.png", 10**400, 1e308]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=6,
-)
-PATHS = [
-    (name, i, key)
-    for name, rows in valid_content().items()
-    if isinstance(rows, list)
-    for i, row in enumerate(rows)
-    for key in (*row, "ignore", "segmentation", "keypoints")
-]
-
-
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    faults=st.lists(st.tuples(st.sampled_from(PATHS), JSON_VALUES), min_size=1, max_size=3),
+    faults=any_faults(valid_content()),
     bad_boxes=st.sampled_from(["error", "fix"]),
 )
 def test_whatever_passes_loads_in_detectron2(
-    tmp_path_factory: pytest.TempPathFactory, faults: list[Any], bad_boxes: str
+    tmp_path_factory: pytest.TempPathFactory, faults: Faults, bad_boxes: str
 ) -> None:
     content = valid_content()
     for (name, i, key), value in faults:

@@ -11,7 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from retinanet_plugin.data import shapes, synthetic
+from retinanet_plugin.data import synthetic
 from retinanet_plugin.data.shapes import CLASSES, Difficulty, draw_image
 from retinanet_plugin.data.synthetic import draw_dataset
 from retinanet_plugin.errors import UserError
@@ -88,28 +88,6 @@ def test_label_is_the_shape_that_the_pixels_show():
             labels.append(CLASSES[class_index])
             assert shape_from_pixels(foreground(image)) == labels[-1], f"image {index}"
     assert set(labels) == set(CLASSES)
-
-
-def test_at_least_half_of_each_object_stays_visible(monkeypatch):
-    masks: list[np.ndarray] = []
-    paint = shapes._paint
-
-    def recording_paint(image, mask, fill):
-        masks.append(mask > 0.5)
-        paint(image, mask, fill)
-
-    monkeypatch.setattr(shapes, "_paint", recording_paint)
-    difficulty = Difficulty(max_clutter_below=0, max_objects=8)  # so the objects come first
-    shown_shares = []
-    for index in range(60):
-        masks.clear()
-        _, objects = draw_image(rng_of(index), 160, difficulty)
-        top = np.full((160, 160), -1)
-        for layer, mask in enumerate(masks):
-            top[mask] = layer
-        shown_shares += [(top == i).sum() / masks[i].sum() for i in range(len(objects))]
-    assert min(shown_shares) >= 0.5
-    assert np.mean(np.array(shown_shares) < 0.95) > 0.05, "objects do occlude one another"
 
 
 def test_distribution_of_sizes_classes_and_counts():

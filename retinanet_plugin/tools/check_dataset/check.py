@@ -34,14 +34,10 @@ class Checked:
         return sum(finding.severity == severity for finding in self.findings)
 
 
-def check(sources: Sequence[CocoFiles], workers: int) -> Checked:
-    """Checks all datasets, past every error; shows progress on the standard error output.
-
-    Args:
-        workers: images decoded at a time.
-    """
+def check(sources: Sequence[CocoFiles]) -> Checked:
+    """Checks all datasets, past every error; shows progress on the standard error output."""
     sets = [CheckedSet.read(source) for source in sources]
-    files = decode_images(sets, workers)
+    files = decode_images(sets)
     for one in sets:
         one.findings += image_findings(one.dataset, one.source.images, files)
         one.findings += one.dataset.check_boxes()

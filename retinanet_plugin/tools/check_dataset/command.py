@@ -21,11 +21,10 @@ from ...command_line import (
     add_overrides,
     command_parser,
     parse,
-    positive_int,
 )
 from ...config import get_config
 from ...errors import UserError
-from ...utils import cpu_count, output_files, write_json, write_text
+from ...utils import output_files, write_json, write_text
 from .check import check
 from .fix import fix, paths_of_copies, write_copies
 from .page import html
@@ -46,13 +45,6 @@ def parser() -> argparse.ArgumentParser:
         "--fix", type=Path, metavar="FOLDER", help="write fixed copies of the JSONs there"
     )
     add_output(parser, "folder for page and JSON; default: OUTPUT_DIR/check_dataset")
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=cpu_count(),
-        metavar="N",
-        help="images decoded at a time; default: the number of CPU cores (%(default)s)",
-    )
     add_overrides(parser)
     return parser
 
@@ -77,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
     copies: list[Path] = []
     if options.fix:
         copies = paths_of_copies(sources, options.fix, overwrite=options.overwrite)
-    checked = check(sources, options.workers)
+    checked = check(sources)
     write_text(page, html(checked))
     write_json(listing, as_json(checked))
     print(table(checked))

@@ -15,15 +15,12 @@ from ...data.coco_fields import show
 from ...data.findings import Finding
 from ...data.image_rules import ImageFile, missing_images, read_header
 from ...data.images import read_image, reason_of
+from ...utils import cpu_count
 from .checked_set import CheckedSet, Files
 
 
-def decode_images(sets: Sequence[CheckedSet], workers: int) -> Files:
-    """Decodes the images of all datasets; keeps what the rules need, but no pixels.
-
-    Args:
-        workers: threads, each with one image in memory at a time; decoding releases Python's lock.
-    """
+def decode_images(sets: Sequence[CheckedSet]) -> Files:
+    """Decodes the images of all datasets; keeps what the rules need, but no pixels."""
     files: Files = {}
     paths: dict[Path, None] = {}
     for one in sets:
@@ -33,7 +30,8 @@ def decode_images(sets: Sequence[CheckedSet], workers: int) -> Files:
     present = [path for path in paths if path not in files]
     with warnings.catch_warnings(), tqdm(total=len(present), desc="images", unit="image") as bar:
         warnings.simplefilter("ignore")  # PIL's, about what is reported here anyway
-        with ThreadPool(workers) as pool:  # Ctrl-C ends it without decoding what is left
+        # Decoding releases the interpreter lock. Ctrl-C ends the pool without decoding the rest.
+        with ThreadPool(cpu_count()) as pool:
             for path, file in zip(present, pool.imap(decode, present), strict=True):
                 files[path] = file
                 bar.update()

@@ -18,7 +18,6 @@ from .rules import RULES, grouped
 
 _DRAWN = 6  # findings of a rule
 _LISTED = 100  # findings of a rule; all are in the JSON
-_CLASSES = 40  # that are not folded away
 _SET_COLORS = ("#2a6f97", "#e0a030", "#8a6fae")
 
 
@@ -45,7 +44,6 @@ def html(checked: Checked) -> str:
         num_listed=_LISTED,
         set_colors=[_SET_COLORS[i % len(_SET_COLORS)] for i in range(len(sets))],
         classes=_classes(sets),
-        num_classes_shown=_CLASSES,
         printable=printable,
     )
 
