@@ -15,7 +15,6 @@ from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
 )
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image as read_image_of_detectron2
@@ -210,24 +209,16 @@ def test_other_errors_are_not_blamed_on_the_image(folder: Path) -> None:
         mapper(True)({"width": 40})
 
 
-@pytest.mark.parametrize(("workers", "is_train"), [(0, True), (1, True), (1, False)])
-def test_the_error_survives_the_data_loader(tmp_path: Path, workers: int, is_train: bool) -> None:
+def test_the_error_survives_the_data_loader(tmp_path: Path) -> None:
     write_set(tmp_path)
     cfg = own_config(tmp_path, TRAIN_JSON="train.json", TRAIN_IMAGES="images")
-    cfg.DATALOADER.NUM_WORKERS = workers
-    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.DATALOADER.NUM_WORKERS = 1
     register_own_datasets(cfg)
     damaged = tmp_path / "images" / "a.png"
     cut(damaged, 0.6)
-    read = ReadableDatasetMapper(cfg, is_train)
-    if is_train:
-        loader = build_detection_train_loader(cfg, mapper=read)
-    else:
-        loader = build_detection_test_loader(cfg, "own_train", mapper=read)
+    mapper = ReadableDatasetMapper(cfg, is_train=False)
     with pytest.raises(UserError) as raised:
-        for _ in range(20):
-            for _batch in loader:
-                pass
+        list(build_detection_test_loader(cfg, "own_train", mapper=mapper))
     message = sentence_of(raised.value)
     assert message is not None
     assert message.startswith(f"{damaged}: ")

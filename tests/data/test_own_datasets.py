@@ -115,13 +115,6 @@ def test_only_evaluation(folder: Path) -> None:
         check_datasets(cfg)
 
 
-def test_only_the_training_set_needs_boxes(folder: Path) -> None:
-    write_json(folder, valid_content() | {"annotations": []}, "test.json")
-    register_own_datasets(own_config(folder, **BOTH))
-    with pytest.raises(UserError, match=r'test\.json: "annotations"'):
-        register_own_datasets(own_config(folder, **BOTH | {"TRAIN_JSON": "test.json"}))
-
-
 def test_evaluation_needs_no_training_set(folder: Path) -> None:
     (folder / "train.json").unlink()
     cfg = own_config(folder, **BOTH)

@@ -71,25 +71,25 @@ def find_class_problems(sets: Sequence[CheckedSet]) -> Iterator[tuple[CheckedSet
 
     The finding is about the dataset that it is yielded with.
     """
-    sets = [one for one in sets if one.readable]
+    sets = [split for split in sets if split.readable]
     for other in sets[1:]:
         for finding in other.dataset.compare_classes(sets[0].dataset):
             yield other, finding
-    for one in sets:
-        for finding in one.dataset.check_training() if one.source.training else ():
-            yield one, finding
-    trained = [one for one in sets if one.source.training] or sets
+    for split in sets:
+        for finding in split.dataset.check_training() if split.source.training else ():
+            yield split, finding
+    trained = [split for split in sets if split.source.training] or sets
     # Faulty boxes count as well: they are reported already.
-    rows = [row for one in trained for _, row in one.dataset.rows("annotations")]
+    rows = [row for split in trained for _, row in split.dataset.rows("annotations")]
     used = {number for row in rows if is_id(number := row.get("category_id")) and not is_crowd(row)}
-    named = {number: one for one in reversed(trained) for number in one.dataset.categories}
-    for number, one in named.items():
+    named = {number: split for split in reversed(trained) for number in split.dataset.categories}
+    for number, split in named.items():
         if number not in used:
-            message = f"{show(one.dataset.categories[number])} (id {number}) has no box"
-            yield one, one.dataset.finding("warning", "unused-class", message)
-    for one in sets:
-        ids = (row.get("image_id") for _, row in one.dataset.rows("annotations"))
+            message = f"{show(split.dataset.categories[number])} (id {number}) has no box"
+            yield split, split.dataset.finding("warning", "unused-class", message)
+    for split in sets:
+        ids = (row.get("image_id") for _, row in split.dataset.rows("annotations"))
         with_boxes = {number for number in ids if is_id(number)}
-        for number in one.dataset.images.keys() - with_boxes:
-            entry = one.dataset.image_entry(number)
-            yield one, one.dataset.finding("info", "no-boxes", "has no boxes", entry)
+        for number in split.dataset.images.keys() - with_boxes:
+            entry = split.dataset.image_entry(number)
+            yield split, split.dataset.finding("info", "no-boxes", "has no boxes", entry)

@@ -22,11 +22,11 @@ class Checked:
     @property
     def findings(self) -> list[Finding]:
         """Those of all datasets."""
-        return [finding for one in self.sets for finding in one.findings]
+        return [finding for split in self.sets for finding in split.findings]
 
     def path_of(self, finding: Finding) -> Path | None:
         """The image file that a finding is about, if any."""
-        folders = {one.source.json_file: one.source.images for one in self.sets}
+        folders = {split.source.json_file: split.source.images for split in self.sets}
         return folders[finding.file] / finding.image if finding.image else None
 
     def count(self, severity: str) -> int:
@@ -38,10 +38,10 @@ def check(sources: Sequence[CocoFiles]) -> Checked:
     """Checks all datasets, past every error; shows progress on the standard error output."""
     sets = [CheckedSet.read(source) for source in sources]
     files = decode_images(sets)
-    for one in sets:
-        one.findings += image_findings(one.dataset, one.source.images, files)
-        one.findings += one.dataset.check_boxes()
-        one.findings += find_suspicious(one.dataset)
-    for one, finding in [*find_class_problems(sets), *find_repeated(sets, files)]:
-        one.findings.append(finding)
+    for split in sets:
+        split.findings += image_findings(split.dataset, split.source.images, files)
+        split.findings += split.dataset.check_boxes()
+        split.findings += find_suspicious(split.dataset)
+    for split, finding in [*find_class_problems(sets), *find_repeated(sets, files)]:
+        split.findings.append(finding)
     return Checked(sets, files)

@@ -46,25 +46,25 @@ def fix(checked: Checked) -> list[FixedSet]:
     Raises:
         UserError: if errors remain that only a person can fix.
     """
-    for one in checked.sets:
-        if not one.readable:
-            raise UserError(f"--fix: {one.findings[0]}.")
-    sets = [FixedSet(one.source, one.dataset.content) for one in checked.sets]
-    for one in sets:
-        one.apply(list(image_findings(one.dataset, one.source.images, checked.files)))
+    for split in checked.sets:
+        if not split.readable:
+            raise UserError(f"--fix: {split.findings[0]}.")
+    sets = [FixedSet(split.source, split.dataset.content) for split in checked.sets]
+    for split in sets:
+        split.apply(list(image_findings(split.dataset, split.source.images, checked.files)))
     repeated = list(find_repeated(sets, checked.files))
-    for one in sets:
-        one.apply([finding for other, finding in repeated if other is one])
+    for split in sets:
+        split.apply([finding for other, finding in repeated if other is split])
     classes = _shared_classes(sets)
-    for one in sets:
-        _use_classes(one, classes)
-        one.apply(list(one.dataset.check_boxes()))
-        one.apply(list(find_suspicious(one.dataset)))
-        if isinstance(one.dataset.content.get("annotations"), list):
-            one.update(*complete(one.dataset.content))
-        dataset = CocoDataset(one.source.json_file, one.dataset.content)
+    for split in sets:
+        _use_classes(split, classes)
+        split.apply(list(split.dataset.check_boxes()))
+        split.apply(list(find_suspicious(split.dataset)))
+        if isinstance(split.dataset.content.get("annotations"), list):
+            split.update(*complete(split.dataset.content))
+        dataset = CocoDataset(split.source.json_file, split.dataset.content)
         remaining = [*dataset.check(), *dataset.check_boxes()]
-        remaining += dataset.check_training() if one.source.training else ()
+        remaining += dataset.check_training() if split.source.training else ()
         errors = [finding for finding in remaining if finding.severity == "error"]
         if errors:
             raise UserError(f"--fix: {errors[0]} (of the fixed copy); replace the file.")
@@ -75,8 +75,8 @@ def _shared_classes(sets: Sequence[FixedSet]) -> dict[str, Row]:
     """The categories of all datasets by name; those of the first dataset keep their ids."""
     shared: dict[str, Row] = {}
     used: set[int] = set()
-    for one in sets:
-        for _, row in one.dataset.rows("categories"):
+    for split in sets:
+        for _, row in split.dataset.rows("categories"):
             if row["name"] not in shared:
                 number = row["id"] if row["id"] not in used else max(used) + 1
                 used.add(number)
@@ -84,21 +84,21 @@ def _shared_classes(sets: Sequence[FixedSet]) -> dict[str, Row]:
     return shared
 
 
-def _use_classes(one: FixedSet, classes: dict[str, Row]) -> None:
+def _use_classes(split: FixedSet, classes: dict[str, Row]) -> None:
     """Declares all classes in a dataset, and gives its annotations their ids."""
-    names = one.dataset.categories
-    content = {**one.dataset.content, "categories": list(classes.values())}
+    names = split.dataset.categories
+    content = {**split.dataset.content, "categories": list(classes.values())}
     if names:
         content["annotations"] = [
             {**row, "category_id": classes[names[row["category_id"]]]["id"]}
-            for row in one.dataset.annotations.values()
+            for row in split.dataset.annotations.values()
         ]
     changes = Counter[str]()
     changes["classes renumbered or merged"] = sum(
         classes[name]["id"] != number for number, name in names.items()
     )
     changes["classes added"] = len(classes.keys() - set(names.values()))
-    one.update(content, changes)
+    split.update(content, changes)
 
 
 def paths_of_copies(sources: Sequence[CocoFiles], folder: Path, *, overwrite: bool) -> list[Path]:
@@ -118,11 +118,11 @@ def paths_of_copies(sources: Sequence[CocoFiles], folder: Path, *, overwrite: bo
 def write_copies(fixed: Sequence[FixedSet], paths: Sequence[Path]) -> str:
     """Writes the copies; returns what was changed and how to train with them, for people."""
     lines, overrides = [], []
-    for one, path in zip(fixed, paths, strict=True):
-        write_text(path, json.dumps(one.dataset.content))
-        lines.append(f"\n{path}, from {one.source.json_file}:")
-        lines += [f"  {what}: {count}" for what, count in one.changes.items()] or ["  no changes"]
-        split = "TRAIN" if one.source.training else "TEST"
-        for key, value in (("JSON", path), ("IMAGES", one.source.images)):
-            overrides.append(f"  DATASETS.OWN.{split}_{key} {shlex.quote(str(value.absolute()))}")
+    for split, path in zip(fixed, paths, strict=True):
+        write_text(path, json.dumps(split.dataset.content))
+        lines.append(f"\n{path}, from {split.source.json_file}:")
+        lines += [f"  {what}: {count}" for what, count in split.changes.items()] or ["  no changes"]
+        prefix = "DATASETS.OWN." + ("TRAIN" if split.source.training else "TEST")
+        for key, value in (("JSON", path), ("IMAGES", split.source.images)):
+            overrides.append(f"  {prefix}_{key} {shlex.quote(str(value.absolute()))}")
     return "\n".join([*lines, "", "To train with it, add to the command:", *overrides])

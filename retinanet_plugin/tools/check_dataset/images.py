@@ -23,10 +23,10 @@ def decode_images(sets: Sequence[CheckedSet]) -> Files:
     """Decodes the images of all datasets; keeps what the rules need, but no pixels."""
     files: Files = {}
     paths: dict[Path, None] = {}
-    for one in sets:
-        names = [row["file_name"] for row in one.dataset.images.values()]
-        files |= missing_images(one.source.images, names)
-        paths |= dict.fromkeys(one.source.images / name for name in names)
+    for split in sets:
+        names = [row["file_name"] for row in split.dataset.images.values()]
+        files |= missing_images(split.source.images, names)
+        paths |= dict.fromkeys(split.source.images / name for name in names)
     present = [path for path in paths if path not in files]
     with warnings.catch_warnings(), tqdm(total=len(present), desc="images", unit="image") as bar:
         warnings.simplefilter("ignore")  # PIL's, about what is reported here anyway
@@ -63,11 +63,11 @@ def find_repeated(sets: Sequence[CheckedSet], files: Files) -> Iterator[tuple[Ch
     The finding is about the dataset that it is yielded with.
     """
     groups: dict[bytes, list[Item]] = defaultdict(list)
-    for one in sets:
-        for image_id in one.dataset.images:
-            file = files[one.path_of(image_id)]
+    for split in sets:
+        for image_id in split.dataset.images:
+            file = files[split.path_of(image_id)]
             if not file.rule:  # else it is reported already
-                groups[file.pixels].append((one, image_id))
+                groups[file.pixels].append((split, image_id))
     for group in groups.values():
         trained = [item for item in group if item[0].source.training]
         tested = [item for item in group if not item[0].source.training]
@@ -79,8 +79,8 @@ def find_repeated(sets: Sequence[CheckedSet], files: Files) -> Iterator[tuple[Ch
 
 
 def _repeated(severity: str, rule: str, item: Item, other: Item) -> tuple[CheckedSet, Finding]:
-    one, entry = item[0], item[0].dataset.image_entry(item[1])
+    split, entry = item[0], item[0].dataset.image_entry(item[1])
     name = show(other[0].dataset.images[other[1]]["file_name"])
     message = f"has the same pixels as {name} (id {other[1]}) of {other[0].source.name}"
     fixes = {entry: None} if severity == "error" else None
-    return one, one.dataset.finding(severity, rule, message, entry, fixes=fixes)
+    return split, split.dataset.finding(severity, rule, message, entry, fixes=fixes)

@@ -30,11 +30,11 @@ def html(checked: Checked) -> str:
         title="Check of the dataset",
         state=next((s for s in ("error", "warning") if checked.count(s)), "ok"),
         summary=summary(checked),
-        sources=[one.source for one in sets],
+        sources=[split.source for split in sets],
         tiles={
-            "images": sum(one.count("images") for one in sets),
-            "boxes": sum(one.count("annotations") for one in sets),
-            "classes": len({name for one in sets for name in one.dataset.categories.values()}),
+            "images": sum(split.count("images") for split in sets),
+            "boxes": sum(split.count("annotations") for split in sets),
+            "classes": len({name for split in sets for name in split.dataset.categories.values()}),
             "errors": checked.count("error"),
             "warnings": checked.count("warning"),
         },
@@ -88,10 +88,12 @@ def _image(finding: Finding, path: Path, boxes: Sequence[Box], alt: str) -> Mark
 
 def _boxes_of_images(sets: Sequence[CheckedSet]) -> dict[Path, list[Box]]:
     boxes: dict[Path, list[Box]] = {}
-    for one in sets:
-        for row in one.dataset.annotations.values():
+    for split in sets:
+        for row in split.dataset.annotations.values():
             x, y, width, height = row["bbox"]
-            boxes.setdefault(one.path_of(row["image_id"]), []).append((x, y, x + width, y + height))
+            boxes.setdefault(split.path_of(row["image_id"]), []).append(
+                (x, y, x + width, y + height)
+            )
     return boxes
 
 
@@ -101,9 +103,9 @@ def _classes(sets: Sequence[CheckedSet]) -> list[tuple[str, list[tuple[int, floa
     Classes are in the order of their total, the largest first.
     """
     counts: dict[str, list[int]] = {}
-    for i, one in enumerate(sets):
-        boxes = count_boxes(one.dataset)
-        for number, name in one.dataset.categories.items():
+    for i, split in enumerate(sets):
+        boxes = count_boxes(split.dataset)
+        for number, name in split.dataset.categories.items():
             counts.setdefault(name, [0] * len(sets))[i] += boxes[number]
     largest = max((max(values) for values in counts.values()), default=0) or 1
     order = sorted(counts, key=lambda name: -sum(counts[name]))

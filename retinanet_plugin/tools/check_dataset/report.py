@@ -16,9 +16,10 @@ _EXAMPLE_WIDTH = 110  # characters
 def table(checked: Checked) -> str:
     """What was checked, a line for each rule that is broken, and a summary."""
     lines = [
-        f"{one.source.name}: {one.count('images'):,} images, {one.count('annotations'):,} boxes, "
-        f"{one.count('categories')} classes, {one.source.json_file}"
-        for one in checked.sets
+        f"{split.source.name}: {split.count('images'):,} images, "
+        f"{split.count('annotations'):,} boxes, {split.count('categories')} classes, "
+        f"{split.source.json_file}"
+        for split in checked.sets
     ]
     rows = [
         [severity, rule, len(findings), _shortened(findings[0].message)]
@@ -47,18 +48,18 @@ def as_json(checked: Checked) -> dict[str, Any]:
     return {
         "datasets": [
             {
-                "name": one.source.name,
-                "json": str(one.source.json_file),
-                "folder": str(one.source.images),
-                "training": one.source.training,
-                "images": one.count("images"),
-                "boxes": one.count("annotations"),
+                "name": split.source.name,
+                "json": str(split.source.json_file),
+                "folder": str(split.source.images),
+                "training": split.source.training,
+                "images": split.count("images"),
+                "boxes": split.count("annotations"),
                 "classes": [
-                    {"id": number, "name": name, "boxes": count_boxes(one.dataset)[number]}
-                    for number, name in one.dataset.categories.items()
+                    {"id": number, "name": name, "boxes": count_boxes(split.dataset)[number]}
+                    for number, name in split.dataset.categories.items()
                 ],
             }
-            for one in checked.sets
+            for split in checked.sets
         ],
         "counts": {severity: checked.count(severity) for severity in SEVERITIES},
         "findings": [
