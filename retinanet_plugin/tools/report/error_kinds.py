@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluation.matching import BACKGROUND_IOU, MATCH_IOU, Matches, Overlaps
+from ...evaluation.matching import BACKGROUND_IOU, MATCH_IOU, Matches
 from .accuracy import precision_at_recalls
 
 # Errors of detections, then the one of boxes.
@@ -68,7 +68,7 @@ def kinds_of(matches: Matches) -> np.ndarray:
 
 def _nearest(matches: Matches, *, same_class: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns the IoU with the nearest box, and its row, (N,) each; 0 and -1 if there is none."""
-    overlaps: Overlaps = matches.overlaps.where(matches.overlaps.same_class == same_class)
+    overlaps = matches.overlaps.where(matches.overlaps.same_class == same_class)
     num_detections = len(matches.detections.score)
     iou, box = np.zeros(num_detections), np.full(num_detections, -1)
     order = np.argsort(overlaps.iou, kind="stable")  # the last value written stays
@@ -81,9 +81,9 @@ def fixes_of(matches: Matches, kinds: np.ndarray, score: float) -> tuple[np.ndar
     """Finds the boxes that fixed detections would find, given those of at least ``score``.
 
     Returns:
-        (N,) row of the box that a detection finds with the right class or location, or -1: of those
-        that would find the same box, the one of the highest score does; and (M,) bool, the boxes
-        that are missed: not found, and not found by such a fix.
+        (N,) row of the box that a detection finds with the right class or location, or -1; if
+        several would find the same box, the one with the highest score does. And (M,) bool, the
+        missed boxes, which neither a detection nor a fixed one finds.
     """
     detections = matches.detections
     shown = detections.score >= score

@@ -102,23 +102,6 @@ def test_ap_is_detectron2s_to_the_last_bit(tmp_path: Path) -> None:
     assert test_set.results is not None and "12.500" in str(test_set.warning)
 
 
-def test_all_parts_agree_at_the_best_score(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
-    evaluate(run)
-    _, (test_set,) = read(run)
-    results = test_set.results
-    assert results is not None
-    best = results.counts.best_score
-    i = round(100 * best)
-    assert results.errors.score == best
-    false = results.counts.detections[-1, i] - results.counts.right[-1, i]
-    counts = {kind: sum(numbers) for kind, numbers in results.errors.counts.items()}
-    assert sum(counts.values()) - counts["missed"] == false
-    for score, matrix in results.confusions.items():
-        assert np.trace(matrix) == results.counts.right[-1, round(100 * score)]
-        assert matrix[:CLASSES].sum() == results.counts.boxes[-1]
-
-
 def test_without_detections_there_is_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     evaluate(run, found=False)
