@@ -33,7 +33,7 @@ from retinanet_plugin.evaluation.timing import describe_machine
 from retinanet_plugin.utils import cpu_count, output_files, write_text
 
 from .ablation_plan import PAPER, Options, Run, check_unchanged, make_plans
-from .ablation_report import last_line, markdown, read_result, write_report, write_result
+from .ablation_report import last_line, read_result, write_report, write_result
 from .common import paper_parser
 from .tables import TABLES
 
@@ -113,8 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     train_all(todo, len(runs), slots, command, finish)
     for plan in plans:
-        write_report(plan, failed)
-        print(markdown(plan, failed))
+        print(write_report(plan, failed))
         print(f"{plan.folder}: results.md, results.csv, results.png", file=sys.stderr)
     return 1 if failed else 0
 

@@ -152,18 +152,19 @@ def measure(plan: Plan, failed: Sequence[Run] = ()) -> list[Measured]:
     return measured
 
 
-def write_report(plan: Plan, failed: Sequence[Run] = ()) -> None:
-    """Writes ``results.md``, ``results.csv`` and ``results.png`` into the table's folder."""
+def write_report(plan: Plan, failed: Sequence[Run] = ()) -> str:
+    """Writes ``results.md``, ``.csv`` and ``.png`` into the table's folder; returns the first."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     rows = measure(plan, failed)
-    write_text(plan.folder / "results.md", markdown(plan, failed))
+    text = markdown(plan, rows)
+    write_text(plan.folder / "results.md", text)
     write_csv(plan.folder / "results.csv", _columns(rows))
     write_figure(plan.folder / "results.png", draw(plan, rows))
+    return text
 
 
-def markdown(plan: Plan, failed: Sequence[Run] = ()) -> str:
+def markdown(plan: Plan, rows: Sequence[Measured]) -> str:
     """Returns the table, how it was measured, and whether the paper's order holds."""
-    rows = measure(plan, failed)
     head = ["", "AP", "AP50", "AP75", "seeds", "paper's AP", "AP50", "AP75"]
     lines = []
     for m in rows:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retinanet_plugin.command_line import add_output
@@ -69,7 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
     files = ["imbalance.png", "imbalance.csv"]
     figure, numbers = output_files(folder, files, overwrite=parsed.overwrite)
     write_figure(figure, draw(runs))
-    write_csv(numbers, columns_of(runs))
+    columns: dict[str, list[Any]] = {
+        "run": [run.name for run in runs for _ in run.iteration],
+        "iteration": [i for run in runs for i in run.iteration.tolist()],
+        **{name: [x for run in runs for x in run.columns[name].tolist()] for name in COLUMNS},
+    }
+    write_csv(numbers, columns)
     print(f"{table(runs)}\n\n{figure}\n{numbers}")
 
 
@@ -100,15 +104,6 @@ def read_run(folder: Path, name: str) -> Run:
     )
 
 
-def columns_of(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the columns of the CSV: run, iteration and :data:`COLUMNS`, all runs in a row."""
-    return {
-        "run": [run.name for run in runs for _ in run.iteration],
-        "iteration": [i for run in runs for i in run.iteration.tolist()],
-        **{name: [x for run in runs for x in run.columns[name].tolist()] for name in COLUMNS},
-    }
-
-
 def table(runs: Sequence[Run]) -> str:
     """Returns means over training, and the negatives' share at its ends, in Markdown."""
     head = ["run", "last step", "positives per image", "ignored", "negatives"]
@@ -133,11 +128,15 @@ def draw(runs: Sequence[Run]) -> Figure:
         share = run.columns["share_of_negatives"]
         more = {"color": color, "linewidth": 2, "clip_on": False, "zorder": 3}  # 0 is on the axis
         right.plot(run.iteration, share, f"-{mark}", label=run.name, **more)
-    _label_lines(left, runs[0])
+    columns = runs[0].columns
+    for name in _STYLES:
+        last = columns[name][-1]
+        if last > 0:  # the axis is logarithmic
+            at = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+            left.annotate(name, (runs[0].iteration[-1], last), **at)
     left.set_yscale("log")
     left.yaxis.set_major_formatter("{x:,g}")
     left.set_ylabel("anchors per image (logarithmic)")
-    columns = runs[0].columns
     ratio = columns["negatives"].mean() / max(columns["positives"].mean(), 1e-9)
     left.set_title(f"{ratio:,.0f} negatives per positive")
     right.set_ylim(0, 1)
@@ -148,18 +147,5 @@ def draw(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel("training step")
         hide_frame(axes)
     if len(runs) > 1:
-        handles, labels = right.get_legend_handles_labels()
-        columns_in_legend = min(len(runs), 4)
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns_in_legend, frameon=False
-        )
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
-
-
-def _label_lines(axes: Axes, run: Run) -> None:
-    """Writes the names of the lines at their right ends."""
-    for name in _STYLES:
-        last = run.columns[name][-1]
-        if last > 0:  # the axis is logarithmic
-            at = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(name, (run.iteration[-1], last), **at)

@@ -8,7 +8,7 @@ Writes focal_loss.png and .csv (over the probability of the true class), focal_l
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ from retinanet_plugin.utils import output_files, write_csv, write_figure
 from .common import hide_frame, numbers, paper_parser
 
 PAPER_GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]  # figure 1
-PAPER_APPENDIX_GAMMAS = [2.0]
 PAPER_STAR = [[2.0, 1.0], [4.0, 0.0]]  # gamma, beta
 _WELL_CLASSIFIED = 0.6  # p_t, figure 1
 _HIGHEST_LOSS = 5.0
@@ -36,12 +35,6 @@ Columns = dict[str, Tensor]
 def _parser() -> argparse.ArgumentParser:
     parser = paper_parser("loss-curves", __doc__, "[options]")
     parser.add_argument("--gammas", type=numbers, default=PAPER_GAMMAS, help="of FL over p_t")
-    parser.add_argument(
-        "--appendix-gammas",
-        type=numbers,
-        default=PAPER_APPENDIX_GAMMAS,
-        help="of FL over the logit",
-    )
     parser.add_argument(
         "--star",
         type=float,
@@ -59,10 +52,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = _parser().parse_args(args)
     try:
         probability = over_probability(parsed.gammas)
-        losses = appendix_losses(parsed.appendix_gammas, parsed.star or PAPER_STAR)
+        values, derivatives = over_logit(parsed.star or PAPER_STAR)
     except ValueError as error:
-        raise UserError(f"--gammas, --appendix-gammas, --star: {error}.") from None
-    values, derivatives = over_logit(losses)
+        raise UserError(f"--gammas, --star: {error}.") from None
     folder = parsed.output or Path("output/loss_curves")
     names = ("focal_loss", "focal_loss_star")
     files = [f"{name}.{suffix}" for name in names for suffix in ("png", "csv")]
@@ -86,28 +78,21 @@ def over_probability(gammas: Sequence[float]) -> Columns:
     return {"p_t": p_t, **losses}
 
 
-def appendix_losses(
-    gammas: Sequence[float], star: Sequence[Sequence[float]]
-) -> dict[str, BinaryLoss]:
-    """Returns CE, FL of each gamma and FL* of each (gamma, beta), without alpha, by name.
+def over_logit(star: Sequence[Sequence[float]]) -> tuple[Columns, Columns]:
+    """Computes CE, FL with gamma 2 and FL* over ``x_t = y x``, the logit of the true class.
 
-    Raises:
-        ValueError: for a number out of a loss's range.
-    """
-    return {
-        "CE": CrossEntropyLoss(),
-        **{f"FL gamma={g:g}": FocalLoss(None, g) for g in gammas},
-        **{f"FL* gamma={g:g} beta={b:g}": FocalStarLoss(None, g, b) for g, b in star},
-    }
-
-
-def over_logit(losses: Mapping[str, BinaryLoss]) -> tuple[Columns, Columns]:
-    """Computes losses and their derivatives over ``x_t = y x``, the logit of the true class.
+    Args:
+        star: gamma and beta of each FL*.
 
     Returns:
         ``x_t`` from -5 to 5 and the value of each loss there; and the same with its derivative;
         float64, (1001,) each.
+
+    Raises:
+        ValueError: for a number out of FL*'s range.
     """
+    losses: dict[str, BinaryLoss] = {"CE": CrossEntropyLoss(), "FL gamma=2": FocalLoss(None, 2.0)}
+    losses |= {f"FL* gamma={g:g} beta={b:g}": FocalStarLoss(None, g, b) for g, b in star}
     x_t = torch.arange(-500, 501, dtype=torch.float64) / 100
     both = {name: loss.value_and_grad(x_t, True) for name, loss in losses.items()}
     return (

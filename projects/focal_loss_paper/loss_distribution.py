@@ -89,7 +89,6 @@ class LossDistribution:
                     "gamma": gamma,
                     "sum_of_losses": side.total(gamma),
                     "held_by_hardest": {f"{x:g}": side.hardest(gamma, x) for x in HARDEST},
-                    "error_at_most": side.error(gamma),
                 }
                 for gamma in side.gammas
             ]
@@ -224,7 +223,6 @@ def _parser() -> argparse.ArgumentParser:
     add_weights(parser, required=False)
     parser.add_argument("--dataset", default="test", help="train, test or a name; default: test")
     parser.add_argument("--images", type=positive_int, help="how many, evenly spaced; default: all")
-    parser.add_argument("--batch-size", type=positive_int, default=1, help="default: 1")
     parser.add_argument("--gammas", type=numbers, default=PAPER_GAMMAS, help="default: 0,0.5,1,2")
     add_output(parser, "default: OUTPUT_DIR/loss_distribution")
     add_device(parser)
@@ -242,7 +240,7 @@ def main(args: Sequence[str] | None = None) -> None:
     folder = parsed.output or Path(cfg.OUTPUT_DIR, "loss_distribution")
     files = [f"loss_distribution.{suffix}" for suffix in ("png", "csv", "json")]
     figure, table, report = output_files(folder, files, overwrite=parsed.overwrite)
-    batches = load_batches(cfg, parsed.images, parsed.batch_size)
+    batches = load_batches(cfg, parsed.images)
     model = Trainer.build_model(cfg)
     if not isinstance(model, FocalRetinaNet):
         raise UserError(
@@ -250,7 +248,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "FocalRetinaNet, which loads weights of detectron2's RetinaNet too."
         )
     SafeCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
-    distribution = measure(model, tqdm(batches, desc="images", unit="batch"), gammas)
+    distribution = measure(model, tqdm(batches, desc="images"), gammas)
     write_figure(figure, draw(distribution))
     curves = distribution.curves()
     write_csv(table, {name: column.tolist() for name, column in curves.items()})
@@ -273,8 +271,8 @@ def _prepare(parsed: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_batches(cfg: CfgNode, num_images: int | None, batch_size: int) -> Any:
-    """Loads images with ground truth, resized as for the test."""
+def load_batches(cfg: CfgNode, num_images: int | None) -> Any:
+    """Loads images with ground truth, one at a time, resized as for the test."""
     entries = [x for name in cfg.DATASETS.TEST for x in DatasetCatalog.get(name)]
     if not entries or any("annotations" not in x for x in entries):
         raise UserError(f"--dataset: {', '.join(cfg.DATASETS.TEST)} has no annotations.")
@@ -287,6 +285,5 @@ def load_batches(cfg: CfgNode, num_images: int | None, batch_size: int) -> Any:
     return build_detection_test_loader(
         dataset=[entries[i * len(entries) // count] for i in range(count)],
         mapper=mapper,
-        batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

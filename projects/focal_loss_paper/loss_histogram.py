@@ -23,7 +23,7 @@ class LossHistogram:
     bin, cumulative losses are interpolated. Losses within a bin differ by a factor of at most
     ``exp((1 + gamma) / 2048)``, so that a share of the sum is off by at most
     ``(1 + gamma) / 8192`` of what its bin holds: below 0.0004 for gamma 2, even if all samples
-    were in one bin. :meth:`error` returns the bound for the samples that were added.
+    were in one bin. Only logits beyond 64 differ more within their bin.
 
     Args:
         gammas: at least 0 each.
@@ -75,19 +75,3 @@ class LossHistogram:
     def hardest(self, gamma: float, fraction: float) -> float:
         """Returns the share of the loss that a fraction of the samples, the hardest, holds."""
         return float(1 - self.cumulative(gamma, np.array(1 - fraction)))
-
-    def error(self, gamma: float) -> float:
-        """Returns a bound of the error of shares, which stems from interpolation.
-
-        Of n sorted losses within [a, b] with a given mean, the straight line is off the most if
-        half are a and half are b: by ``n (b - a) / 4`` in the sum. In the last bin, which has no
-        upper end, by less than ``n (mean - a)``.
-        """
-        i = self.gammas.index(gamma)
-        edges = torch.arange(_BINS + 1, dtype=torch.float64) / _PER_UNIT - _LIMIT
-        loss = self._losses[i].value(edges, False)
-        loss[0] = 0
-        counts, sums = self._counts.cpu().double(), self._sums[i].cpu()
-        off = counts * loss.diff() / 4
-        off[-1] = sums[-1] - counts[-1] * loss[-2]
-        return float(off.max() / sums.sum())

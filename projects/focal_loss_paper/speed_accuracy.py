@@ -1,45 +1,34 @@
-r"""Measures milliseconds per image and AP of trained models, beside the paper's figure 2.
+"""Draws milliseconds per image against AP of trained models, beside figure 2 of the paper.
 
     python -m projects.focal_loss_paper speed-accuracy output/quickstart
     python -m projects.focal_loss_paper speed-accuracy output/ablations/quickstart/e_speed/*/seed_1
-    python -m projects.focal_loss_paper speed-accuracy \
-        retinanet_R50_FPN_1x.yaml=r50.pth bccd_R18_FPN.yaml=model.onnx --evaluate
 
-A MODEL is the folder of a run, whose AP is read from its metrics.json, or CONFIG=WEIGHTS, where
-WEIGHTS may be an exported model. All are timed in turn, as `train --eval-only` runs them: warm, one
-image of the test set at a time, from the resized image in memory to its detections. AP is measured
-with --evaluate; overrides apply to all configs.
+A FOLDER is the OUTPUT_DIR of a training run. AP is that of its last evaluation. All models are
+timed in turn, as `train --eval-only` runs them: warm, one image of the test set at a time, from the
+resized image in memory to its detections. Writes speed_accuracy.png and speed_accuracy.json.
+
+`retinanet evaluate` measures exported models too.
 """
 
 import argparse
-import logging
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation.testing import flatten_results_dict
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retinanet_plugin.acceleration.memory import keep_freed_memory
-from retinanet_plugin.command_line import (
-    add_output,
-    add_overrides,
-    parse,
-    positive_int,
-    split_overrides,
-)
+from retinanet_plugin.command_line import add_device, add_output, parse, positive_int
 from retinanet_plugin.config import get_config
 from retinanet_plugin.data import check_datasets, register_own_datasets
-from retinanet_plugin.engine import Trainer
-from retinanet_plugin.engine.checkpoint import local_file
 from retinanet_plugin.engine.setup import check_names, choose_device
+from retinanet_plugin.engine.user_code import add_option
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, short_names
 from retinanet_plugin.evaluation.timing import (
@@ -49,31 +38,38 @@ from retinanet_plugin.evaluation.timing import (
     median_shape,
     time_in_turn,
 )
-from retinanet_plugin.runtimes.exported_files import is_exported
 from retinanet_plugin.runtimes.network import load_network
 from retinanet_plugin.utils import markdown_table, output_files, write_figure, write_json
 
-from .common import find_config, paper_parser
-from .speed_figure import Point, draw_curves, draw_paper
+from .common import hide_frame, paper_parser
+from .tables import TABLES
+
+# By backbone, the same in all figures; other backbones take the following colors in order.
+_COLORS = {"ResNet-50": "#2a6f97", "ResNet-101": "#b0413e"}
+_MORE_COLORS = ("#e0a030", "#6a3d8f", "#4d8b6a", "#1b1b1b", "#8c6d46")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured.
+@dataclass
+class Model:
+    """A trained model and what was measured.
 
     Args:
         name: for people.
-        cfg: its config; ``MODEL.WEIGHTS`` is its checkpoint or exported file.
-        metrics: in percent, of its last evaluation; None if there is none.
+        cfg: its config.
+        metrics: AP, AP50 and AP75 in percent, of its last evaluation.
+        shape: median height and width of the network's inputs.
+        times: milliseconds of each run, an image each.
     """
 
     name: str
     cfg: CfgNode
-    metrics: Mapping[str, float] | None = None
+    metrics: Mapping[str, float]
+    shape: tuple[int, int] = (0, 0)
+    times: Sequence[float] = ()
 
     @property
     def dataset(self) -> str:
-        """What it is evaluated and timed on."""
+        """What it is timed on, and was evaluated on."""
         return str(self.cfg.DATASETS.TEST[0])
 
     @property
@@ -86,201 +82,187 @@ class Subject:
             return f"ResNeXt-{resnets.DEPTH}-{resnets.NUM_GROUPS}x{resnets.WIDTH_PER_GROUP}d"
         return f"ResNet-{resnets.DEPTH}"
 
+    def quartiles(self) -> list[float]:
+        """Returns the quartiles of the times, the median among them."""
+        return [float(x) for x in np.quantile(self.times, (0.25, 0.5, 0.75))]
 
-@dataclass(frozen=True)
-class Measured:
-    """Speed and accuracy of a model.
-
-    Args:
-        shape: median height and width of the network's inputs.
-        times: seconds of each run.
-        metrics: in percent; None if they are not known.
-    """
-
-    subject: Subject
-    shape: tuple[int, int]
-    times: Sequence[float]
-    metrics: Mapping[str, float] | None
-
-    def quartiles(self) -> tuple[float, float, float]:
-        """Returns the quartiles of the times, the median among them, in milliseconds."""
-        low, middle, high = (float(x) * 1000 for x in np.quantile(self.times, (0.25, 0.5, 0.75)))
-        return low, middle, high
+    def numbers(self) -> dict[str, Any]:
+        """Returns all numbers as JSON."""
+        low, middle, high = self.quartiles()
+        return {
+            "name": self.name,
+            "backbone": self.backbone,
+            "weights": self.cfg.MODEL.WEIGHTS,
+            "dataset": self.dataset,
+            "height": self.shape[0],
+            "width": self.shape[1],
+            "dtype": self.cfg.TEST.DTYPE,
+            "milliseconds": {"median": middle, "quartiles": [low, high], "all": list(self.times)},
+            "metrics": dict(self.metrics),
+        }
 
 
 def _parser() -> argparse.ArgumentParser:
-    usage = "MODEL [MODEL ...] [options] [KEY VALUE ...]"
-    parser = paper_parser("speed-accuracy", __doc__, usage)
+    parser = paper_parser("speed-accuracy", __doc__, "FOLDER [FOLDER ...] [options]")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="OUTPUT_DIR")
     parser.add_argument("--images", type=positive_int, default=10, help="to time; default: 10")
     parser.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
-    parser.add_argument("--evaluate", action="store_true", help="measure AP on DATASETS.TEST")
     add_output(parser, "default: output/speed_accuracy")
-    add_overrides(parser)
+    add_device(parser)
+    add_option(parser)
+    parser.set_defaults(opts=[])
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Measures the models, and writes ``speed_accuracy.png`` and ``.json``."""
+    """Times the models, and writes the figure and its numbers."""
     parsed = parse(_parser(), args)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # its progress
-    models, overrides = split_overrides(parsed.opts)
-    subjects = read_subjects(models, overrides)
-    keep_freed_memory(subjects[0].cfg)
+    names = short_names(parsed.folders)
+    models = [read_run(*x, parsed.opts) for x in zip(parsed.folders, names, strict=True)]
     folder = parsed.output or Path("output/speed_accuracy")
     files = ["speed_accuracy.png", "speed_accuracy.json"]
     figure, numbers = output_files(folder, files, overwrite=parsed.overwrite)
-    results = list(_measure(parsed, subjects, folder))
-    machine = describe_machine(subjects[0].cfg.MODEL.DEVICE, torch.get_num_threads())
-    write_figure(figure, draw(results, machine))
-    write_json(numbers, {"machine": machine, "models": [_numbers(x) for x in results]})
-    print(f"{markdown(results, machine)}\n{figure}\n{numbers}")
+    keep_freed_memory(models[0].cfg)
+    measure(models, parsed.images, parsed.rounds)
+    machine = describe_machine(models[0].cfg.MODEL.DEVICE, torch.get_num_threads())
+    write_figure(figure, draw(models, machine))
+    write_json(numbers, {"machine": machine, "models": [model.numbers() for model in models]})
+    print(f"{markdown(models, machine)}\n{figure}\n{numbers}")
 
 
-def read_subjects(args: Sequence[str], overrides: Sequence[str]) -> list[Subject]:
-    """Finds the models that are meant, and the mistakes that can be found before building them.
-
-    Raises:
-        UserError: for a model or dataset that does not exist.
-    """
-    if not args:
-        raise UserError("MODEL: none given; name the folder of a run, or CONFIG=WEIGHTS.")
-    args = list(dict.fromkeys(args))
-    names = short_names([Path(arg) for arg in args])
-    subjects = [read_subject(arg, name, overrides) for arg, name in zip(args, names, strict=True)]
-    for subject in subjects:
-        check_names(subject.cfg)
-        _register_data(subject)
-    return subjects
-
-
-def read_subject(arg: str, name: str, overrides: Sequence[str] = ()) -> Subject:
-    """Finds the model that is meant: the folder of a run, or ``CONFIG=WEIGHTS``.
+def read_run(folder: Path, name: str, overrides: Sequence[str] = ()) -> Model:
+    """Reads config and AP of a training run.
 
     Raises:
-        UserError: if it does not exist.
+        UserError: if the folder holds no run, or its final checkpoint was not evaluated.
     """
-    folder = Path(arg).expanduser()
-    if folder.is_dir():
-        config, weights = str(folder / "config.yaml"), str(folder / "model_final.pth")
-    else:
-        config, _, weights = arg.partition("=")
-    if not weights:
-        raise UserError(f"MODEL: {arg} has no weights; name CONFIG=WEIGHTS or a run's folder.")
     # One device for all, whatever a run's config.yaml says: a GPU if there is one.
-    cfg = get_config(find_config(config), ["MODEL.DEVICE", "cuda", *overrides])
+    cfg = get_config(folder / "config.yaml", ["MODEL.DEVICE", "cuda", *overrides])
     choose_device(cfg)
-    cfg.MODEL.WEIGHTS = local_file(weights)
-    if is_exported(weights):
-        cfg.TEST.DTYPE = "float32"  # the file has its own precision
-    metrics = None
-    if folder.is_dir() and not overrides:  # overrides might change what is evaluated
-        known = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER)
-        metrics = {key: known[key] for key in METRICS} if known else None
-    return Subject(name, cfg, metrics)
+    check_names(cfg)
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    metrics = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER)
+    if metrics is None:
+        raise UserError(
+            f"{folder / 'metrics.json'}: no evaluation of the final checkpoint; run "
+            "`retinanet train --eval-only` with this OUTPUT_DIR."
+        )
+    return Model(name, cfg, {key: metrics[key] for key in METRICS})
 
 
-def _register_data(subject: Subject) -> None:
-    """Registers the model's test set; own datasets of several models share their names."""
-    register_own_datasets(subject.cfg, training=False)
-    check_datasets(subject.cfg, training=False)
-
-
-def _measure(
-    parsed: argparse.Namespace, subjects: Sequence[Subject], folder: Path
-) -> Iterator[Measured]:
-    """Builds all models, evaluates them if asked to, and times them in turn."""
-    networks, images, metrics = {}, {}, {}
-    for subject in subjects:
-        _register_data(subject)
-        images[subject.name] = load_images(subject.cfg, subject.dataset, parsed.images)
-        networks[subject.name] = load_network(subject.cfg)[0]
-    for subject in subjects if parsed.evaluate else ():  # not before all checkpoints are loaded
-        _register_data(subject)
-        name = re.sub(r"[^\w.=-]+", "_", subject.name)
-        with redirect_stdout(sys.stderr):  # pycocotools prints
-            metrics[subject.name] = evaluate(subject, networks[subject.name], folder / name)
-    runs = {s.name: inference(networks[s.name], s.cfg) for s in subjects}
+def measure(models: Sequence[Model], num_images: int, rounds: int) -> None:
+    """Loads all models, times them in turn, and sets their ``times`` and ``shape``."""
+    networks, images = {}, {}
+    for model in models:
+        # Own datasets of several models share their names.
+        register_own_datasets(model.cfg, training=False)
+        check_datasets(model.cfg, training=False)
+        images[model.name] = load_images(model.cfg, model.dataset, num_images)
+        networks[model.name] = inference(load_network(model.cfg)[0], model.cfg)
     count = min(map(len, images.values()))
     inputs = {name: own[:count] for name, own in images.items()}
-    device = torch.device(subjects[0].cfg.MODEL.DEVICE)
-    times = time_in_turn(runs, inputs, device, parsed.rounds)
-    for subject in subjects:
-        name = subject.name
-        known = metrics.get(name, subject.metrics)
-        yield Measured(subject, median_shape(inputs[name]), times[name], known)
+    device = torch.device(models[0].cfg.MODEL.DEVICE)
+    seconds = time_in_turn(networks, inputs, device, rounds)
+    for model in models:
+        model.shape = median_shape(inputs[model.name])
+        model.times = [1000 * x for x in seconds[model.name]]
 
 
-def evaluate(subject: Subject, network: Any, folder: Path) -> dict[str, float]:
-    """Returns AP, AP50 and AP75 in percent, 0 without detections; writes files to ``folder``."""
-    cfg = subject.cfg.clone()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.DATASETS.TEST = (subject.dataset,)
-    results = flatten_results_dict(Trainer.test(cfg, network))
-    return {key: float(np.nan_to_num(results[f"bbox/{key}"])) for key in METRICS}
-
-
-def _numbers(result: Measured) -> dict[str, Any]:
-    low, middle, high = result.quartiles()
-    return {
-        "name": result.subject.name,
-        "backbone": result.subject.backbone,
-        "weights": result.subject.cfg.MODEL.WEIGHTS,
-        "dataset": result.subject.dataset,
-        "height": result.shape[0],
-        "width": result.shape[1],
-        "dtype": result.subject.cfg.TEST.DTYPE,
-        "milliseconds": {
-            "median": middle,
-            "quartiles": [low, high],
-            "all": [time * 1000 for time in result.times],
-        },
-        "metrics": dict(result.metrics) if result.metrics else None,
-    }
-
-
-def markdown(results: Sequence[Measured], machine: Mapping[str, Any]) -> str:
+def markdown(models: Sequence[Model], machine: Mapping[str, Any]) -> str:
     """Returns a table, and how it was measured."""
     head = ["model", "backbone", "data", "input", "ms per image: median (quartiles)", *METRICS]
     rows = []
-    for result in results:
-        subject, metrics = result.subject, result.metrics or {}
-        height, width = result.shape
-        row = [subject.name, subject.backbone, subject.dataset]
-        row.append(f"{height} x {width}, {subject.cfg.TEST.DTYPE}")
-        low, middle, high = map(_three_digits, result.quartiles())
-        row.append(f"{middle} ({low} to {high})")
-        rows.append([*row, *(f"{metrics[key]:.1f}" if metrics else "" for key in METRICS)])
+    for model in models:
+        size = f"{model.shape[0]} x {model.shape[1]}, {model.cfg.TEST.DTYPE}"
+        low, middle, high = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in model.quartiles())
+        metrics = [f"{model.metrics[key]:.1f}" for key in METRICS]
+        times = f"{middle} ({low} to {high})"
+        rows.append([model.name, model.backbone, model.dataset, size, times, *metrics])
     note = (
         f"{machine['device']}, {machine['threads']} CPU threads, torch {machine['torch']}; "
-        f"{len(results[0].times)} runs of each model, in turn, one image at a time."
+        f"{len(models[0].times)} runs of each model, in turn, one image at a time."
     )
     return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
-def _three_digits(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+@dataclass(frozen=True)
+class Point:
+    """Speed and accuracy in a figure.
 
-
-def draw(results: Sequence[Measured], machine: Mapping[str, Any]) -> Figure:
-    """Draws the models whose AP is known left, and the paper's figure 2 right.
-
-    Models of one backbone are joined by a line if they differ in image size.
+    Args:
+        x, y: milliseconds per image, and AP.
+        label: written beside it.
+        size: what distinguishes the points that are joined by a line.
+        x_error: from the lower end of the error bar to ``x``, and from there to the upper one.
     """
-    points, shapes = [], dict[str, list[tuple[int, int]]]()
-    known = [result for result in results if result.metrics]
-    for result in known:
-        low, middle, high = result.quartiles()
-        name, backbone = result.subject.name, result.subject.backbone
-        ap = result.metrics["AP"] if result.metrics else 0.0
-        points.append(Point(backbone, middle, ap, name, (middle - low, high - middle)))
-        shapes.setdefault(backbone, []).append(result.shape)
+
+    x: float
+    y: float
+    label: str
+    size: object
+    x_error: tuple[float, float] = (0.0, 0.0)
+
+
+def draw(models: Sequence[Model], machine: Mapping[str, Any]) -> Figure:
+    """Draws the models left, and figure 2 of the paper, from its table 1e, right."""
     figure = Figure(figsize=(14, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_curves(left, points, [x for x, own in shapes.items() if len(set(own)) == len(own) > 1])
-    data = ", ".join(sorted({result.subject.dataset for result in known})) or "no AP known"
-    left.set_title(f"Here: {data}, {machine['device']}")
+    ours: dict[str, list[Point]] = {}
+    for model in models:
+        low, x, high = model.quartiles()
+        point = Point(x, model.metrics["AP"], model.name, model.shape, (x - low, high - x))
+        ours.setdefault(model.backbone, []).append(point)
+    draw_curves(left, ours)
+    left.set_title(f"Here: {', '.join(sorted({x.dataset for x in models}))}, {machine['device']}")
     left.set_xlabel("milliseconds per image: median and quartiles")
-    draw_paper(right)
+    table = TABLES["e_speed"]
+    paper: dict[str, list[Point]] = {}
+    for row in table.rows:
+        if row.milliseconds is not None and row.ap is not None:
+            side = row.name.rpartition("_")[2]
+            point = Point(row.milliseconds, row.ap, side, side)
+            paper.setdefault(row.label.split(",")[0], []).append(point)
+    draw_curves(right, paper)
+    right.set_title(f"The paper (table 1e): {table.data}, Nvidia M40")
+    right.set_xlabel("milliseconds per image")
     figure.suptitle("Machines and data differ: compare shapes, not numbers", size=13)
     return figure
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Sequence[Point]]) -> None:
+    """Draws the points of each backbone, joined by a line if they differ in image size."""
+    others = [name for name in curves if name not in _COLORS]
+    colors = {**_COLORS, **dict(zip(others, cycle(_MORE_COLORS), strict=False))}
+    for i, (backbone, points) in enumerate(curves.items()):
+        curve = sorted(points, key=lambda point: point.x)
+        joined = len({point.size for point in curve}) == len(curve)
+        errors = np.transpose([point.x_error for point in curve])
+        axes.errorbar(
+            [point.x for point in curve],
+            [point.y for point in curve],
+            xerr=errors if errors.any() else None,
+            fmt="o-" if joined else "o",
+            color=colors[backbone],
+            capsize=3,
+            label=backbone,
+            clip_on=False,
+        )
+        for point in curve:  # labels of one curve lie below it, those of the next one above
+            axes.annotate(
+                point.label,
+                (point.x, point.y),
+                xytext=(-5, 5) if i % 2 else (5, -5),
+                textcoords="offset points",
+                ha="right" if i % 2 else "left",
+                va="bottom" if i % 2 else "top",
+                size=8,
+                color=colors[backbone],
+            )
+    axes.margins(x=0.14, y=0.14)
+    axes.set_ylabel("AP")
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0))
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
+    hide_frame(axes)
+    axes.grid(color="#e3e7ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="best")

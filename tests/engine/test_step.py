@@ -13,7 +13,7 @@ from retinanet_plugin import UserError
 from retinanet_plugin.engine.amp import DTYPES, HALF_DTYPES
 from retinanet_plugin.engine.step import TrainingStep, gradient_norms
 
-NOT_FINITE = r"SOLVER\.BASE_LR.*step_000000\d\.json"
+NOT_FINITE = r"SOLVER\.BASE_LR: training stopped at step \d.*\.json"  # projects read the step
 
 
 def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:

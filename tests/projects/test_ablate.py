@@ -15,10 +15,10 @@ import pytest
 from coco_sets import forget_new_sets
 
 from projects.focal_loss_paper import ablate as command
+from projects.focal_loss_paper import ablation_report as report
 from projects.focal_loss_paper.ablation_plan import Options, Plan, Run, make_plans
 from projects.focal_loss_paper.ablation_report import (
     kendall_tau,
-    markdown,
     measure,
     read_result,
     write_report,
@@ -36,10 +36,10 @@ MODEL:
   FPN: {OUT_CHANNELS: 32}
   RETINANET: {NUM_CONVS: 1, SCORE_THRESH_TEST: 0.0}
 DATASETS:
-  OWN: {TRAIN_JSON: "annotations/train.json", TRAIN_IMAGES: "train",
+  OWN: {ROOT: "data", TRAIN_JSON: "annotations/train.json", TRAIN_IMAGES: "train",
         TEST_JSON: "annotations/test.json", TEST_IMAGES: "test"}
 INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
-SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 45, STEPS: [], BASE_LR: 0.001, BASE_BATCH_SIZE: 0}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 30, STEPS: [], BASE_LR: 0.001, BASE_BATCH_SIZE: 0}
 DATALOADER: {NUM_WORKERS: 0}
 TEST: {DRAW_PICTURES: 0, REPORT: False}
 SEED: 3
@@ -75,95 +75,92 @@ with open(folder / "metrics.json", "a") as file:
 ROWS = ("a_alpha", "--rows", "alpha_0.25,alpha_0.50,alpha_0.75")
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dataset")
-    synthetic.draw_dataset(folder / "data", num_train=6, num_test=4, size=96)
-    return folder / "data"
+@pytest.fixture
+def ablate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the command in a folder with a small dataset."""
+    synthetic.draw_dataset(tmp_path / "data", num_train=2, num_test=2, size=64)
+    (tmp_path / "data.yaml").write_text(DATA)
+    monkeypatch.chdir(tmp_path)
 
-
-class Ablate:
-    """Runs the command with the stand-in, in a folder of its own."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        (folder / "stand_in.py").write_text(STAND_IN)
-        (folder / "data.yaml").write_text(DATA)
-        popen = subprocess.Popen
-
-        def start(args: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-            config = args[args.index("--config-file") + 1]
-            return popen([sys.executable, str(folder / "stand_in.py"), config], **options)
-
-        monkeypatch.setattr(command.subprocess, "Popen", start)
-        monkeypatch.chdir(folder)
-
-    def __call__(self, *args: str) -> int:
-        root = ("DATASETS.OWN.ROOT", str(self.folder / "data"))
+    def run(*args: str) -> int:
         with forget_new_sets():
-            return command.main(["--data", "data.yaml", "--output", "out", *args, *root])
+            return command.main(["--data", "data.yaml", "--output", "out", *args])
 
-    def does(self, row: str, what: str) -> None:
-        (self.folder / row).write_text(what)
-
-    @property
-    def ran(self) -> list[str]:
-        """Row and seed of each start of the stand-in since this was last asked for."""
-        file = self.folder / "ran"
-        lines = file.read_text().splitlines() if file.exists() else []
-        file.unlink(missing_ok=True)
-        return sorted(lines)
+    return run
 
 
 @pytest.fixture
-def ablate(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Ablate:
-    (tmp_path / "data").symlink_to(dataset)
-    return Ablate(tmp_path, monkeypatch)
+def stand_in(ablate: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("stand_in.py").write_text(STAND_IN)
+    popen = subprocess.Popen
+
+    def start(args: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        config = args[args.index("--config-file") + 1]
+        return popen([sys.executable, "stand_in.py", config], **options)
+
+    monkeypatch.setattr(command.subprocess, "Popen", start)
+    monkeypatch.setattr(report, "write_figure", lambda path, figure: None)  # test_a_report does
 
 
-def test_rows_are_run_once_and_reported(ablate: Ablate, capsys: Any) -> None:
-    rows = ("a_alpha", "--rows", "alpha_0.25,alpha_0.50", "--jobs", "2")
-    names = ("alpha_0.25", "alpha_0.50")
+def ran() -> list[str]:
+    """Row and seed of each start of the stand-in since this was last called."""
+    lines = Path("ran").read_text().splitlines() if Path("ran").exists() else []
+    Path("ran").unlink(missing_ok=True)
+    return sorted(lines)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_rows_are_run_once_and_reported(ablate: Any, capsys: Any) -> None:
+    rows = ("a_alpha", "--rows", "alpha_0.50", "--jobs", "2")
     assert ablate(*rows, "--seeds", "1,2") == 0
-    assert ablate.ran == [f"{name} {seed}" for name in names for seed in "12"]
+    assert ran() == ["alpha_0.50 1", "alpha_0.50 2"]
     shown = capsys.readouterr().out
     assert "| alpha 0.50 | 50.0 ± 0.0 | 50.0 ± 0.0 | 0.0 ± 0.0 | 2 | 30.2 |" in shown
     assert shown.strip() == Path("out/a_alpha/results.md").read_text().strip()
     assert ablate(*rows, "--seeds", "1,2,3") == 0
-    assert ablate.ran == [f"{name} 3" for name in names]
-    with pytest.raises(UserError, match=r"alpha_0.25/seed_1: .*SOLVER.BASE_LR 0.001 -> 0.5"):
+    assert ran() == ["alpha_0.50 3"]
+    with pytest.raises(UserError, match=r"alpha_0.50/seed_1: .*SOLVER.BASE_LR 0.001 -> 0.5"):
         ablate(*rows, "--seeds", "1", "SOLVER.BASE_LR", "0.5")
 
 
-def test_a_failed_row_does_not_stop_the_others(ablate: Ablate, capsys: Any) -> None:
-    ablate.does("alpha_0.25", "fail")
-    ablate.does("alpha_0.50", "diverge")
+@pytest.mark.usefixtures("stand_in")
+def test_a_failed_row_does_not_stop_the_others(ablate: Any, capsys: Any) -> None:
+    Path("alpha_0.25").write_text("fail")
+    Path("alpha_0.50").write_text("diverge")
     assert ablate(*ROWS) == 1
     shown = capsys.readouterr()
     assert "no such thing" in shown.err and "alpha_0.25/seed_3/run.log" in shown.err
     assert "| alpha 0.25 | failed |" in shown.out and "| alpha 0.75 | 75.0 |" in shown.out
     assert "| alpha 0.50 | diverged at step 12 |" in shown.out
-    ablate.does("alpha_0.25", "")
-    assert len(ablate.ran) == 3
+    Path("alpha_0.25").unlink()
+    assert len(ran()) == 3
     assert ablate(*ROWS) == 0
-    assert ablate.ran == ["alpha_0.25 3"]
+    assert ran() == ["alpha_0.25 3"]
 
 
-def test_an_interrupt_stops_all_rows(ablate: Ablate, monkeypatch: pytest.MonkeyPatch) -> None:
-    for row in ("alpha_0.25", "alpha_0.50"):
-        ablate.does(row, "wait")
+def interrupt_when(condition: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupts the command, which polls, once the condition holds."""
+    sleep = time.sleep
 
     def poll(seconds: float) -> None:
-        if len(list(ablate.folder.glob("out/**/waiting"))) == 2:
+        sleep(0.05)
+        if condition():
+            monkeypatch.setattr(command.time, "sleep", sleep)
             signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(command.time, "sleep", poll)
-        with pytest.raises(KeyboardInterrupt, match="0 of 3"):
-            ablate(*ROWS, "--jobs", "2")
-    assert ablate.ran == ["alpha_0.25 3", "alpha_0.50 3"]
+    monkeypatch.setattr(command.time, "sleep", poll)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_interrupt_stops_all_rows(ablate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in ("alpha_0.25", "alpha_0.50"):
+        Path(row).write_text("wait")
+    interrupt_when(lambda: len(list(Path("out").glob("**/waiting"))) == 2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="0 of 3"):
+        ablate(*ROWS, "--jobs", "2")
+    assert ran() == ["alpha_0.25 3", "alpha_0.50 3"]
     assert ablate(*ROWS) == 0
-    assert len(ablate.ran) == 3
+    assert len(ran()) == 3
 
 
 def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,10 +186,11 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         (["b_gamma", "--seeds", "1,x"], "--seeds"),
     ],
 )
-def test_mistakes_before_any_row_runs(ablate: Ablate, args: list[str], named: str) -> None:
+@pytest.mark.usefixtures("stand_in")
+def test_mistakes_before_any_row_runs(ablate: Any, args: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         ablate(*args)
-    assert ablate.ran == []
+    assert ran() == []
 
 
 def test_list(capsys: Any) -> None:
@@ -233,13 +231,6 @@ def finish(run: Run, ap: float | None) -> None:
     assert write_result(run, 2 if ap is None else 0, MACHINE)
 
 
-def test_the_last_evaluation_counts(plan: Plan) -> None:
-    run = plan.chosen[0]
-    finish(run, 14.0)
-    result = read_result(run.folder)
-    assert (result.ap, result.ap50, result.ap75, result.diverged_at) == (14.0, 14.0, 0.0, None)
-
-
 def test_a_report(plan: Plan) -> None:
     """Two seeds: 0.10 diverged, one seed of 0.50 did, 0.999 failed, and 0.90 has not run."""
     ap = {
@@ -253,7 +244,7 @@ def test_a_report(plan: Plan) -> None:
         for run, value in zip(runs, ap.get(row.name, ()), strict=False):
             finish(run, value)
     failed = [run for row, runs in plan.runs.items() if row.name == "alpha_0.999" for run in runs]
-    text = markdown(plan, failed)
+    text = write_report(plan, failed)
     rows = {x.split(" | ")[0].strip("| "): x for x in text.splitlines() if x.startswith("| alpha")}
     assert "| 21.0 ± 1.4 | 21.0 ± 1.4 | 0.0 ± 0.0 | 2 | 10.8 | 16.0 |" in rows["alpha 0.25"]
     assert "| diverged at step 12 |" in rows["alpha 0.10"]
@@ -261,7 +252,6 @@ def test_a_report(plan: Plan) -> None:
     assert "| failed |" in rows["alpha 0.999"] and "| not run yet |" in rows["alpha 0.90"]
     # The paper's order is 0.10, 0.25, 0.99, 0.50, 0.75; of 10 pairs, 0.50 and 0.75 are swapped.
     assert f"{(9 - 1) / 10:.2f}" in text
-    write_report(plan, failed)
     lines = (plan.folder / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + 7 and lines[2].startswith("alpha_0.25,alpha 0.25,2,0,21,1.41")
     assert (plan.folder / "results.png").read_bytes()[1:4] == b"PNG"
@@ -269,47 +259,29 @@ def test_a_report(plan: Plan) -> None:
     assert not any(m.results for m in measure(other))  # those of other settings
 
 
-@pytest.fixture
-def start(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], "subprocess.Popen[str]"]:
-    """Starts the command in a folder with the documented loss, its row and a small dataset."""
+def test_an_own_loss_in_table_b_interrupted_and_continued(
+    ablate: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The documented loss, really trained."""
     page = (ROOT / "docs/another-project.md").read_text().split("## Your own loss\n")[1]
     for language, name in (("python", "hinge.py"), ("yaml", "hinge.yaml")):
-        code = re.findall(f"```{language}\n(.*?)```", page, re.DOTALL)[0]
-        (tmp_path / name).write_text(code)
-    (tmp_path / "data.yaml").write_text(DATA)
-    (tmp_path / "diverging.yaml").write_text("SOLVER: {BASE_LR: 1.0e+30, WARMUP_ITERS: 0}\n")
-    monkeypatch.chdir(tmp_path)
+        (code,) = re.findall(f"```{language}\n(.*?)```", page, re.DOTALL)[:1]
+        Path(name).write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    args = [sys.executable, "-W", "ignore", "-m", "projects.focal_loss_paper", "ablate", "b_gamma"]
-    args += ["--rows", "hinge,diverging", "--row", "hinge.yaml", "--import", "hinge.py"]
-    args += ["--row", "diverging.yaml", "--data", "data.yaml", "--output", "out", "--jobs", "2"]
-    args += ["DATASETS.OWN.ROOT", str(dataset)]
-    pipe = subprocess.PIPE
-    return lambda: subprocess.Popen(args, stdout=pipe, stderr=pipe, text=True)
-
-
-def test_an_own_loss_in_table_b_interrupted_and_continued(start: Callable[..., Any]) -> None:
-    process = start()
+    args = ["b_gamma", "--rows", "hinge", "--row", "hinge.yaml", "--import", "hinge.py"]
     folder = Path("out/b_gamma/hinge/seed_3")
     log = folder / "run.log"
-    while process.poll() is None and not (log.exists() and "Starting train" in log.read_text()):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130 and "of 2 rows" in err
+    interrupt_when(lambda: log.exists() and "Starting train" in log.read_text(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="0 of 1"):
+        ablate(*args)
     assert (folder / "last_checkpoint").exists()
-
-    process = start()
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "| hinge |" in out and "| diverging | diverged at step" in out
+    assert ablate(*args) == 0
+    assert "| hinge |" in capsys.readouterr().out
     first = re.search(r"Starting training from iteration (\d+)", log.read_text())
     assert first and int(first[1]) > 0
     assert 0 <= read_result(folder).ap <= 100
     lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
-    assert lines[-1]["iteration"] >= 44
+    assert lines[-1]["iteration"] >= 29
     # It is indeed the user's loss: at a score of 0.01, 5.6 per positive, where focal loss has 1.1.
     assert lines[0]["loss_cls"] > 3

