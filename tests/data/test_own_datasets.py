@@ -105,23 +105,15 @@ def test_only_training(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_only_evaluation(folder: Path) -> None:
-    cfg = own_config(folder, TEST_JSON="test.json", TEST_IMAGES="images")
+    cfg = own_config(folder, TRAIN_JSON="none.json", TEST_JSON="test.json", TEST_IMAGES="images")
     cfg.DATASETS.TRAIN = ("coco_2017_train",)
-    register_own_datasets(cfg)
+    register_own_datasets(cfg, training=False)
     assert cfg.DATASETS.TRAIN == ("coco_2017_train",)
+    assert cfg.DATASETS.TEST == ("own_test",)
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 2
     check_datasets(cfg, training=False)
     with pytest.raises(UserError, match="coco_2017_train"):
         check_datasets(cfg)
-
-
-def test_evaluation_needs_no_training_set(folder: Path) -> None:
-    (folder / "train.json").unlink()
-    cfg = own_config(folder, **BOTH)
-    assert "TRAIN_JSON" in error_of(cfg)
-    register_own_datasets(cfg, training=False)
-    assert cfg.DATASETS.TEST == ("own_test",)
-    assert "own_train" not in DatasetCatalog
 
 
 def test_fixed_content_is_used_from_a_copy(folder: Path) -> None:

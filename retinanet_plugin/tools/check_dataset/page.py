@@ -57,13 +57,15 @@ def _group(
     for finding in findings:
         message = printable(finding.message)
         path = checked.path_of(finding)
-        image = None
         if path and len(figures) < _DRAWN:
-            image = _image(finding, path, boxes_of.get(path, ()), message)
-        if image:
-            figures.append((image, message))
-        else:
-            listed.append(message)
+            others = [box for box in boxes_of.get(path, ()) if box != finding.box]
+            try:
+                image = draw(str(path), finding.severity, finding.box, others)
+                figures.append((image_tag(image, alt=message), message))
+                continue
+            except Exception:  # PIL's decoders raise nearly everything; another finding reports it
+                pass
+        listed.append(message)
     first = findings[0]
     return {
         "severity": first.severity,
@@ -75,15 +77,6 @@ def _group(
         "figures": figures,
         "listed": listed,
     }
-
-
-def _image(finding: Finding, path: Path, boxes: Sequence[Box], alt: str) -> Markup | None:
-    """The image with its boxes; None if it cannot be read."""
-    others = [box for box in boxes if box != finding.box]
-    try:
-        return image_tag(draw(str(path), finding.severity, finding.box, others), alt=alt)
-    except Exception:  # PIL's decoders raise nearly everything; another finding reports it
-        return None
 
 
 def _boxes_of_images(sets: Sequence[CheckedSet]) -> dict[Path, list[Box]]:
