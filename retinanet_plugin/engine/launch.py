@@ -4,25 +4,27 @@ import argparse
 import logging
 import multiprocessing
 import os
-import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
+import torch.distributed as dist
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import EXIT_STATUS, STOPPED, TO_BE_RESUMED, UserError, sentence_of
-from .parallel import choose_workers, share_cores, started_by_torchrun, torchrun_group
+from .parallel import choose_workers, join_torchrun, share_cores, started_by_torchrun
 from .setup import prepare
 from .stopping import handled_by, status_of, stop_by_signal
 from .trainer import Trainer
 from .user_code import add_option, import_code
 
+# By then another process that has died is noticed; its loader workers outlive it by up to 5 s.
+_NOTICED_S = 10
 AfterTraining = Callable[[str], Any]
 
 logger = logging.getLogger("retinanet_plugin")
@@ -77,8 +79,8 @@ def invoke(
     if started_by_torchrun():
         # After a failure torchrun restarts all processes with the same command.
         options.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        with torchrun_group():
-            main(options, after_training)
+        join_torchrun()
+        _work(options, after_training)
         return
     if options.num_machines > 1 and options.dist_url == "auto":
         raise UserError(
@@ -91,13 +93,28 @@ def invoke(
         return
     with _signals_to_workers():
         launch(
-            main,
+            _work,
             workers,
             num_machines=options.num_machines,
             machine_rank=options.machine_rank,
             dist_url=options.dist_url,
             args=(options, after_training),
         )
+
+
+def _work(args: argparse.Namespace, after_training: AfterTraining | None) -> None:
+    """Runs :func:`main` in one of several processes.
+
+    If another process dies, communication with it fails with an error of gloo or NCCL. This one
+    then waits, so that the other is the first to end, whose end the job reports.
+    """
+    try:
+        main(args, after_training)
+    except Exception as error:
+        if sentence_of(error) is None:
+            time.sleep(_NOTICED_S)
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -112,10 +129,6 @@ def _signals_to_workers() -> Iterator[None]:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
 
-    if hasattr(signal, "SIGUSR1"):  # Slurm sends it to Python's resource tracker too
-        usual = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which the tracker inherits
-        resource_tracker.ensure_running()
-        signal.signal(signal.SIGUSR1, usual)
     with handled_by(pass_on):
         try:
             yield

@@ -5,8 +5,6 @@ own.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -45,8 +43,7 @@ def started_by_torchrun() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
-@contextmanager
-def torchrun_group() -> Iterator[None]:
+def join_torchrun() -> None:
     """Joins detectron2's process groups in a process that torchrun started."""
     rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
@@ -58,10 +55,6 @@ def torchrun_group() -> Iterator[None]:
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def share_cores() -> None:

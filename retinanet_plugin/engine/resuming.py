@@ -1,15 +1,13 @@
-"""What a run saves to be resumed: checkpoints, and recent values of its losses.
+"""Checkpoints to resume a run from, and a warning if its settings have changed.
 
-The rest of what a resumed run needs to be the same run follows from the seed and the step: the
-order of the images (:mod:`..data.training_loader`) and the random numbers of a step.
+What else makes a resumed run the same run follows from the seed and the step: the order of the
+images (:mod:`..data.training_loader`) and the random numbers of a step.
 """
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
@@ -18,7 +16,6 @@ from ..errors import printable
 from ..utils import flatten
 from .checkpoint import SafeCheckpointer, remove_old
 
-_WINDOW = 20  # values that detectron2's writers take medians of
 _MAX_LISTED = 10
 
 logger = logging.getLogger("retinanet_plugin")
@@ -35,26 +32,6 @@ class Checkpoints(PeriodicCheckpointer):
         super().after_step()
         if comm.is_main_process() and (self.trainer.iter + 1) % self.period == 0:
             remove_old(Path(self.checkpointer.save_dir), self._max_to_keep)
-
-
-class EventHistory(HookBase):
-    """Saves the latest values of losses, so that medians in the log continue across a resume."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[str, Any] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        hints = self.trainer.storage.smoothing_hints()
-        histories = self.trainer.storage.histories().items()
-        return {name: history.values()[-_WINDOW:] for name, history in histories if hints[name]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict
-
-    def before_train(self) -> None:
-        for name, values in self._loaded.items():
-            for value, step in values:
-                self.trainer.storage.put_scalar(name, value, cur_iter=int(step))
 
 
 def settings_of(cfg: CfgNode, content: str) -> dict[str, str]:

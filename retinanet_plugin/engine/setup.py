@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
+from filelock import FileLock, Timeout
 
 from ..acceleration.memory import keep_freed_memory
 from ..config import find_config, get_config
@@ -17,9 +19,17 @@ from ..data import check_datasets, register_own_datasets
 from ..errors import UserError
 from ..modeling.registry import find
 from .checkpoint import has_run, local_file
-from .lock import lock_folder
 from .progress import on_terminal, start_logs
 from .scaling import scale_to_batch
+
+# In OUTPUT_DIR, besides logs and checkpoints.
+_WRITTEN = (
+    *("config.yaml", "metrics.json", "last_checkpoint", "report.html", ".lock"),
+    *("inference", "not_finite", "datasets"),
+)
+# A killed run's loader workers notice within 5 s; until then they may still hold its lock.
+_PATIENCE_S = 6.0
+_lock: FileLock | None = None
 
 
 def prepare(args: argparse.Namespace) -> CfgNode:
@@ -124,22 +134,54 @@ def check_training(cfg: CfgNode) -> None:
 def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
     """Creates ``OUTPUT_DIR``; for training, locks it and refuses to overwrite a run."""
     folder = cfg.OUTPUT_DIR
-    if not folder or "\0" in folder or "://" in folder:
-        raise UserError(f"OUTPUT_DIR: {folder!r} is no folder on this machine; give one.")
-    if training and not resume and has_run(cfg.OUTPUT_DIR) and comm.is_main_process():
-        raise UserError(
-            f"OUTPUT_DIR: {folder} already holds a run; continue it with --resume, or give another "
-            "OUTPUT_DIR."
-        )
+    if "://" in folder:
+        raise UserError(f"OUTPUT_DIR: {folder} is not a folder on this machine; give one.")
     try:
         os.makedirs(folder, exist_ok=True)
-    except (OSError, UnicodeEncodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"OUTPUT_DIR: cannot create {folder} ({reason}).") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"OUTPUT_DIR: {folder} is not writable; give another folder.")
+    except (OSError, ValueError) as error:
+        raise UserError(f"OUTPUT_DIR: cannot create {folder!r} ({error}); give another.") from None
+    check_links(Path(folder))
     if training and comm.is_main_process():
+        if not resume and has_run(folder):
+            raise UserError(
+                f"OUTPUT_DIR: {folder} already holds a run; continue it with --resume, or give "
+                "another OUTPUT_DIR."
+            )
         lock_folder(folder)
+
+
+def check_links(folder: Path) -> None:
+    """Refuses links in a folder, perhaps from elsewhere, that would make a run write outside it."""
+    written = [folder / name for name in _WRITTEN]
+    written += [*folder.glob("log.txt*"), *folder.glob("model_*.pth")]
+    for path in written:
+        for inner in (path, *path.rglob("*")):
+            target = Path(os.path.realpath(inner))
+            if inner.is_symlink() and not target.is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"OUTPUT_DIR: {inner} is a link to {target}, outside the folder; remove it, or "
+                    "give another OUTPUT_DIR."
+                )
+
+
+def lock_folder(folder: str) -> None:
+    """Locks ``folder`` for as long as this process lives or until it locks another.
+
+    Raises:
+        UserError: if another process holds the lock.
+    """
+    global _lock
+    if _lock is not None:
+        _lock.release()
+    _lock = FileLock(Path(folder) / ".lock", timeout=_PATIENCE_S)
+    try:
+        _lock.acquire()
+    except Timeout:
+        _lock = None
+        raise UserError(
+            f"OUTPUT_DIR: another process is training into {folder}; wait until it ends, or give "
+            "another OUTPUT_DIR."
+        ) from None
 
 
 def check_weights(cfg: CfgNode, *, training: bool, resume: bool) -> None:

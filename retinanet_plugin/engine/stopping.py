@@ -20,7 +20,6 @@ from .evaluation_hook import Evaluation
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
 _SAME_S = 1.0  # a terminal sends Ctrl-C to all processes, and launch passes it on to them again
-_GRACE_S = 120  # until SIGTERM kills a process whose step waits for another that has died
 
 
 def status_of(number: int) -> int:
@@ -86,8 +85,6 @@ class StopAfterStep(HookBase):
         self._received_at = now
         if is_second or self._evaluation.is_running:
             raise KeyboardInterrupt
-        if comm.get_world_size() > 1 and number == signal.SIGTERM:
-            signal.alarm(_GRACE_S)
         if comm.is_main_process():
             print("stopping after this step; a second signal stops at once", file=sys.stderr)
 
@@ -108,8 +105,6 @@ class StopAfterStep(HookBase):
         """Saves the last step if it is complete; all processes wait for the first, which does."""
         if self._done < 0:
             return
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
         if self._done == self.trainer.iter:  # otherwise training had ended
             is_last = self._done + 1 == self.trainer.max_iter
             name = "model_final" if is_last else f"model_{self._done:07d}"

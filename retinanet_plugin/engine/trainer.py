@@ -47,7 +47,7 @@ from .evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
 from .loss_shares import LossShares
 from .parallel import data_parallel
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import Checkpoints, EventHistory, settings_of, warn_of_changes
+from .resuming import Checkpoints, settings_of, warn_of_changes
 from .step import TrainingStep
 
 _EVALUATORS: dict[str, Any] = {
@@ -106,9 +106,9 @@ class Trainer(DefaultTrainer):
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
         )
         ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
+        progress = [ProgressLine()] if on_terminal() else []
         shares = [LossShares(self.model)] if cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
-        hooks = [EventHistory(), *shares, *(ours.get(type(hook), hook) for hook in hooks)]
-        return [ProgressLine(), *hooks] if on_terminal() else hooks
+        return [*progress, *shares, *(ours.get(type(hook), hook) for hook in hooks)]
 
     def _evaluate(self) -> OrderedDict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
@@ -159,14 +159,11 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Any:
         """Trains until ``SOLVER.MAX_ITER`` or early stopping."""
-        log = logging.getLogger("detectron2.engine.train_loop")
-        log.addFilter(_has_no_sentence)
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
         try:
             return super().train()
         except StoppedEarly as reason:
             logger.info(str(reason))
-        finally:
-            log.removeFilter(_has_no_sentence)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

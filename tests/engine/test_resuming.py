@@ -1,4 +1,4 @@
-"""Resumed runs: after kills, with damaged checkpoints, with other settings."""
+"""Resumed runs: after kills, with other settings, from other programs."""
 
 import os
 import subprocess
@@ -10,72 +10,28 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import TrainerBase
-from detectron2.utils.events import EventStorage
 from small_training import SMALL, train
 
 from retinanet_plugin import get_config
 from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import SafeCheckpointer
-from retinanet_plugin.engine.resuming import (
-    Checkpoints,
-    EventHistory,
-    settings_of,
-    warn_of_changes,
-)
-from retinanet_plugin.errors import UserError
+from retinanet_plugin.engine.resuming import Checkpoints, settings_of, warn_of_changes
 
 
 class Counting(TrainerBase):
-    """A trainer whose one weight counts its steps."""
+    """A trainer that only counts its steps."""
 
-    def __init__(self, folder: Path, keep: int = 0) -> None:
+    def __init__(self, folder: Path, keep: int) -> None:
         super().__init__()
-        self.model = torch.nn.Linear(1, 1, bias=False)
-        self.model.weight.data.zero_()
-        self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
-        self.register_hooks([EventHistory(), Checkpoints(self.checkpointer, 2, keep)])
-        self.start_iter = 0
+        self.checkpointer = SafeCheckpointer(torch.nn.Linear(1, 1), str(folder), trainer=self)
+        self.register_hooks([Checkpoints(self.checkpointer, 2, keep)])
 
-    def resume(self, until: int) -> "Counting":
+    def resume(self, until: int) -> None:
         loaded = self.checkpointer.resume_or_load("", resume=True)
-        self.start_iter = loaded.get("iteration", -1) + 1
-        self.train(self.start_iter, until)
-        return self
+        self.train(loaded.get("iteration", -1) + 1, until)
 
     def run_step(self) -> None:
-        self.storage.put_scalar("loss", float(self.iter**2))
-        self.model.weight.data += 1
-
-
-def damage(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 255
-    file.write_bytes(content[: len(content) * 3 // 4])
-
-
-def test_damaged_checkpoint_gives_way_to_the_one_before_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    Counting(tmp_path).resume(7)
-    for name in ("model_final.pth", "model_0000005.pth"):
-        damage(tmp_path / name)
-    run = Counting(tmp_path).resume(9)
-    assert run.start_iter == 4 and run.model.weight.item() == 9
-    assert "model_final.pth" in caplog.text and "model_0000005.pth" in caplog.text
-
-
-def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
-    Counting(tmp_path).resume(1)
-    damage(tmp_path / "model_final.pth")
-    with pytest.raises(UserError, match=r"model_final\.pth"):
-        Counting(tmp_path).resume(4)
-
-
-@pytest.mark.parametrize("content", ["", "../../etc/passwd", "model_9999999.pth"])
-def test_last_checkpoint_file_is_not_needed(tmp_path: Path, content: str) -> None:
-    Counting(tmp_path).resume(3)
-    (tmp_path / "last_checkpoint").write_text(content)
-    assert Counting(tmp_path).resume(3).start_iter == 3
+        pass
 
 
 def test_old_checkpoints_are_removed_also_after_a_resume(tmp_path: Path) -> None:
@@ -84,26 +40,6 @@ def test_old_checkpoints_are_removed_also_after_a_resume(tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == [
         *("last_checkpoint", "model_0000005.pth", "model_0000007.pth", "model_final.pth")
     ]
-
-
-def test_medians_in_the_log_continue(tmp_path: Path) -> None:
-    def medians(run: Counting) -> dict[str, float]:
-        return {k: v[0] for k, v in run.storage.latest_with_smoothing_hint(20).items()}
-
-    for folder, ends in (("whole", (30,)), ("parts", (9, 25, 30))):
-        (tmp_path / folder).mkdir()
-        for end in ends:
-            run = Counting(tmp_path / folder).resume(end)
-        assert medians(run) == {"loss": 19.5**2 + 0.25}
-
-
-def test_history_is_of_losses_not_of_metrics() -> None:
-    hook = EventHistory()
-    with EventStorage() as storage:
-        hook.trainer = type("T", (), {"storage": storage})()
-        storage.put_scalar("loss", 1.0)
-        storage.put_scalar("bbox/AP", 1.0, smoothing_hint=False)
-        assert list(hook.state_dict()) == ["loss"]
 
 
 def test_changed_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
-"""Keys that do not fit together are named before a run starts."""
+"""What is checked before a run starts: keys that must fit together, and the output folder."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from detectron2.utils import comm
 
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.engine import setup
-from retinanet_plugin.engine.setup import check_output, check_training, choose_device
+from retinanet_plugin.engine.setup import check_output, check_training, choose_device, lock_folder
 
 PATIENCE, PERIOD = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.EVAL_PERIOD"
 BEST_LOSS = ("TEST.BEST_METRIC", "validation/total_loss")
@@ -51,11 +53,57 @@ def test_several_processes_use_a_gpu_each(given: str, monkeypatch: pytest.Monkey
     assert cfg.MODEL.DEVICE == "cpu"
 
 
-def test_only_training_locks_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locked: list[str] = []
-    monkeypatch.setattr(setup, "lock_folder", locked.append)
-    cfg = get_config("Base-RetinaNet.yaml", ["OUTPUT_DIR", str(tmp_path / "out")])
-    check_output(cfg, training=False, resume=False)
-    assert locked == []
-    check_output(cfg, training=True, resume=False)
-    assert locked == [str(tmp_path / "out")]
+def output(folder: Path, *, training: bool = True) -> None:
+    cfg = get_config("Base-RetinaNet.yaml", ["OUTPUT_DIR", str(folder)])
+    check_output(cfg, training=training, resume=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml", "metrics.json", "log.txt", "log.txt.rank1", "report.html", ".lock"),
+        *("model_0000001.pth", "last_checkpoint", "inference", "inference/own/detections.png"),
+        *("datasets", "not_finite", "not_finite/step_0000001.json"),
+    ],
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_that_lead_outside_are_refused(tmp_path: Path, name: str, exists: bool) -> None:
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")
+    if exists:
+        (tmp_path / "outside").write_text("unchanged")
+    for training in (True, False):
+        with pytest.raises(UserError, match=f"OUTPUT_DIR: {link} "):
+            output(tmp_path / "out", training=training)
+    assert (tmp_path / "outside").exists() == exists
+
+
+def test_other_links_are_not(tmp_path: Path) -> None:
+    """Those within the folder, those that no run writes to, and one that is the folder itself."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    (tmp_path / "out" / "model_final.pth").symlink_to("model_0000001.pth")
+    (tmp_path / "out" / "notes").symlink_to(tmp_path)
+    output(tmp_path / "out", training=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_one_training_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "_PATIENCE_S", 0.2)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lock_folder(str(tmp_path))
+        os.write(writer, b"y")
+        signal.pause()
+    assert os.read(reader, 1) == b"y"
+    try:
+        output(tmp_path, training=False)
+        with pytest.raises(UserError, match=f"OUTPUT_DIR.*{tmp_path}"):
+            output(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    output(tmp_path)  # a killed process holds nothing
+    output(tmp_path)  # and this one may continue its own run

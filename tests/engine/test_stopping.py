@@ -1,6 +1,5 @@
 """Signals where several processes train; tests/engine/test_parallel.py has some that do."""
 
-import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from typing import Any, cast
 import pytest
 import torch
 from detectron2.engine import TrainerBase
-from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from retinanet_plugin import get_config
@@ -61,31 +59,6 @@ def test_error_without_a_signal_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="wrong"):
         Steps(tmp_path, act).run()
-
-
-def test_process_that_waits_for_a_dead_one_ends_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """launch sends SIGTERM then."""
-
-    def act(trainer: Steps) -> None:
-        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-        signal.raise_signal(signal.SIGTERM)
-        assert 0 < signal.alarm(0) <= 120
-        raise RuntimeError("Connection closed by peer")
-
-    with pytest.raises(SystemExit):
-        Steps(tmp_path, act).run()
-
-
-def test_signals_are_passed_on_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[int, int]] = []
-    workers = [SimpleNamespace(pid=x) for x in (7, 8)]
-    monkeypatch.setattr(launch.multiprocessing, "active_children", lambda: workers)
-    monkeypatch.setattr(os, "kill", lambda *args: sent.append(args))
-    with launch._signals_to_workers():
-        signal.raise_signal(signal.SIGTERM)
-    assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]
 
 
 @pytest.mark.parametrize("is_told", [True, False])
