@@ -1,11 +1,8 @@
 """The train command as a user runs it: train, resume, evaluate, stop, and make mistakes."""
 
-import logging
 import pickle
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -93,36 +90,13 @@ def test_evaluation_alone_gives_the_same_detections() -> None:
     assert exact != rounded and max(exact) == pytest.approx(max(rounded), rel=0.05)
 
 
-class _Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path("pwned"),))
-
-
-def _write_bad_weights() -> None:
-    Path("text.pth").write_text("these are not weights")
-    Path("evil.pkl").write_bytes(pickle.dumps({"model": _Evil(), "__author__": "me"}))
-    torch.save({"model": _Evil()}, "evil.pth")
-    torch.save({"model": {"a": torch.zeros(1000)}}, "short.pth")
-    Path("short.pth").write_bytes(Path("short.pth").read_bytes()[:-700])
-    torch.save({"model": {"a": torch.zeros(2)}}, "strange.pth")
-    torch.save([1, 2], "list.pth")
-    torch.save({"model_state": _Evil()}, "evil.pyth")
+@pytest.mark.parametrize("weights", ["absent.pth", "six.pth", "http://127.0.0.1:9/model.pth", ""])
+def test_weights_that_cannot_be_used(capsys: pytest.CaptureFixture[str], weights: str) -> None:
+    """tests/safety has more of them."""
     six = torch.load("trained/model_final.pth", weights_only=True)["model"]
     six["head.cls_score.bias"] = torch.zeros(9 * 6)
-    torch.save({"model": six}, "six_classes.pth")
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        *("absent.pth", "text.pth", "short.pth", "evil.pth", "evil.pyth", "evil.pkl"),
-        *("strange.pth", "list.pth", "six_classes.pth", "http://127.0.0.1:9/model.pth", ""),
-    ],
-)
-def test_weights_that_cannot_be_used(capsys: pytest.CaptureFixture[str], weights: str) -> None:
-    _write_bad_weights()
+    torch.save({"model": six}, "six.pth")
     assert "MODEL.WEIGHTS" in mistake(capsys, "--eval-only", "MODEL.WEIGHTS", weights)
-    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,11 +108,8 @@ def test_weights_that_cannot_be_used(capsys: pytest.CaptureFixture[str], weights
         ("SOLVER.BASE_LR", "fast"),
         ("MODEL.DEVICE", "gpu"),
         ("MODEL.META_ARCHITECTURE", "RetinaNot"),
-        ("MODEL.RETINANET.IOU_THRESHOLDS", "[0.4,'x']"),
-        ("SOLVER.IMS_PER_BATCH", "0"),
         ("TEST.DTYPE", "float15"),
         ("DATASETS.OWN.TRAIN_JSON", "no.json"),
-        ("OUTPUT_DIR", "data/annotations/train.json"),
     ],
 )
 def test_mistakes_before_training(
@@ -185,38 +156,6 @@ def test_code_of_ones_own() -> None:
     assert mine == pytest.approx(100 * ours, rel=1e-4)
 
 
-def test_no_code_from_yaml(capsys: pytest.CaptureFixture[str]) -> None:
-    """A config from elsewhere cannot name a file to run."""
-    Path("evil.py").write_text("open('pwned', 'w')")
-    Path("evil.yaml").write_text('_BASE_: "Base-Scratch-R18.yaml"\nIMPORT: "evil.py"\n')
-    assert "IMPORT" in mistake(capsys, config="evil.yaml")
-    assert not Path("pwned").exists()
-
-
-class _Signal(logging.Filter):
-    """Sends this process a signal when a logger gets a certain message."""
-
-    def __init__(self, number: signal.Signals, message: str) -> None:
-        super().__init__()
-        self.number, self.message = number, message
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if self.message in record.getMessage():
-            signal.raise_signal(self.number)
-        return True
-
-
-@contextmanager
-def signal_in_evaluation(number: signal.Signals) -> Iterator[None]:
-    sender = _Signal(number, "Start inference")
-    logger = logging.getLogger("detectron2.evaluation.evaluator")
-    logger.addFilter(sender)
-    try:
-        yield
-    finally:
-        logger.removeFilter(sender)
-
-
 @pytest.fixture
 def signal_in_step(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, signal.Signals]]:
     """Signals to send within steps of the first start; steps count from 0."""
@@ -248,13 +187,10 @@ def steps_of_schedule(checkpoint: str) -> int:
     return hooks["LRScheduler"]["last_epoch"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signal_in_a_step(
-    capsys: pytest.CaptureFixture[str], signal_in_step: list, number: signal.Signals
-) -> None:
+def test_signal_in_a_step(capsys: pytest.CaptureFixture[str], signal_in_step: list) -> None:
     """That step is kept, and the resumed run ends with the schedule of one never stopped."""
-    signal_in_step.append((1, number))
-    assert "model_0000001.pth" in stopped(capsys, number)
+    signal_in_step.append((1, signal.SIGUSR1))
+    assert "model_0000001.pth" in stopped(capsys, signal.SIGUSR1)
     assert steps_of_schedule("out/model_0000001.pth") == 2
     assert not Path("out/inference").exists()
     assert train("--resume", *SMALL, "OUTPUT_DIR", "out") == 0
@@ -285,14 +221,20 @@ def test_second_signal_stops_at_once(
     assert not list(Path("out").glob("*.pth"))
 
 
-def test_signal_in_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_signal_in_an_evaluation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between steps it keeps the step; after the last it stops at once."""
-    with signal_in_evaluation(signal.SIGTERM):
-        sentence = stopped(capsys, signal.SIGTERM, "TEST.EVAL_PERIOD", 2)
-        assert "model_0000001.pth" in sentence
-        assert steps_of_schedule("out/model_0000001.pth") == 2
-        shutil.rmtree("out")
-        assert "model_final.pth" in stopped(capsys, signal.SIGTERM)
+
+    def test(*args: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "test", test)
+    sentence = stopped(capsys, signal.SIGTERM, "TEST.EVAL_PERIOD", 2)
+    assert "model_0000001.pth" in sentence
+    assert steps_of_schedule("out/model_0000001.pth") == 2
+    shutil.rmtree("out")
+    assert "model_final.pth" in stopped(capsys, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -305,11 +247,6 @@ def test_image_damaged_behind_its_header(
         file.write_bytes(file.read_bytes()[:-2000])
     keys = ("DATASETS.OWN.ROOT", "damaged", "DATALOADER.NUM_WORKERS", workers)
     assert "damaged/train/" in mistake(capsys, *keys)
-
-
-def test_loss_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ("SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "20")
-    assert "SOLVER.BASE_LR" in mistake(capsys, *keys)
 
 
 def test_no_detections(capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,7 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Any:
         """Trains until ``SOLVER.MAX_ITER`` or early stopping."""
-        logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_sentence)
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_is_shown)
         try:
             return super().train()
         except StoppedEarly as reason:
@@ -252,10 +252,17 @@ def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
     return folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
 
 
-def _has_no_sentence(record: logging.LogRecord) -> bool:
-    """Filters out tracebacks of errors that are reported as one sentence."""
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Filters out tracebacks of errors that are reported elsewhere.
+
+    Errors with a sentence are reported by it. If one of several processes fails, so do the others,
+    for lack of it; ``launch`` reports the first.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or (sentence_of(error) is None and not isinstance(error, StoppedEarly))
+    if error is None:
+        return True
+    is_known = sentence_of(error) is not None or isinstance(error, StoppedEarly)
+    return not is_known and comm.get_world_size() == 1
 
 
 def _classes(datasets: Sequence[str]) -> list[str] | None:

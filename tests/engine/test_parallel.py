@@ -6,23 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from small_training import SMALL, metrics, train
-from torch import nn
 
 from retinanet_plugin import UserError, utils
 from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import choose_workers, invoke, parallel
-from retinanet_plugin.engine.parallel import share_statistics
-from retinanet_plugin.engine.step import TrainingStep
-from retinanet_plugin.evaluation.scores import highest_of_workers
 
 ARGS = [
     *(*SMALL, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
@@ -61,26 +52,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, name: str, *commands: tuple[str, ...]) -> list[tuple[int, str]]:
-    """Runs Python with each command's arguments at once; returns exit statuses and stderr."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command, *ARGS, "OUTPUT_DIR", name],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
-    try:
-        errors = [job.communicate(timeout=LIMIT_S)[1] for job in jobs]
-        return [(job.returncode, error) for job, error in zip(jobs, errors, strict=True)]
-    finally:
-        for job in jobs:
-            job.kill()
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", *args],
+        cwd=folder,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -93,36 +73,67 @@ def last_values(folder: Path) -> dict[str, float]:
     return {key: value for line in metrics(folder) for key, value in line.items()}
 
 
-def test_torchrun_trains_as_one_process_with_the_batch(folder: Path) -> None:
-    """The same images and augmentation, and the same gradients and metrics up to rounding."""
+@pytest.fixture(scope="module")
+def torchrun(folder: Path) -> Path:
+    """A run like the one alone, of two processes that torchrun has started."""
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    ((status, error),) = run(folder, "torchrun", (*launcher, *TRAIN))
-    assert status == 0, error
-    assert_same_weights(folder / "alone/model_final.pth", folder / "torchrun/model_final.pth")
+    code = str(Path(__file__).with_name("two_processes.py"))
+    job = start(folder, *launcher, *TRAIN, "--import", code, *ARGS, "OUTPUT_DIR", "torchrun")
+    output, _ = job.communicate(timeout=LIMIT_S)
+    assert job.returncode == 0, output
+    return folder / "torchrun"
+
+
+def test_two_processes_train_as_one_with_their_batch(folder: Path, torchrun: Path) -> None:
+    """The same images and augmentation, and the same gradients and metrics up to rounding."""
+    assert_same_weights(folder / "alone/model_final.pth", torchrun / "model_final.pth")
     one, two = (last_values(folder / name) for name in ("alone", "torchrun"))
     for key in ("total_loss", "validation/total_loss", "bbox/AP"):
         assert two[key] == pytest.approx(one[key], rel=1e-4), key
 
 
-def test_machines_stop_after_the_same_step(folder: Path) -> None:
+def test_what_two_processes_agree_on(torchrun: Path) -> None:
+    folder = torchrun.parent
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
+    assert [(x["skipped"], x["steps"]) for x in (first, second)] == [(1, 2)] * 2
+    report = json.loads((folder / "not_finite" / "step_0000002.json").read_text())
+    assert [x["image_id"] for x in report["images"]] == [0, 0, 1, 1]
+    assert first["highest"] == 0.25
+    assert first["own"] != second["own"]
+    assert first["own"] == first["shared"] == second["shared"]
+
+
+def test_machines_stop_after_the_same_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A signal to the command of the second one ends both, with one checkpoint."""
-    (folder / "stop.py").write_text(KILLER.format(action=STOP_COMMAND))
+    monkeypatch.chdir(folder)
+    Path("stop.py").write_text(KILLER.format(action=STOP_COMMAND))
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-    args = (*TRAIN, "--import", "stop.py", "--num-machines", "2", "--dist-url", url)
-    jobs = run(folder, "stopped", *((*args, "--machine-rank", rank) for rank in "01"))
-    assert [status for status, _ in jobs] == [75, 75], jobs
-    assert ["stopped: " in error for _, error in jobs] == [True, False]
-    assert [x.name for x in (folder / "stopped").glob("*.pth")] == ["model_0000001.pth"]
-    assert_same_weights(folder / "alone/model_0000001.pth", folder / "stopped/model_0000001.pth")
+    args = ("--import", "stop.py", "--num-machines", "2", "--dist-url", url)
+    keys = (*ARGS, "OUTPUT_DIR", "stopped")
+    second = start(folder, *TRAIN, *args, "--machine-rank", "1", *keys)
+    try:
+        assert train(*args, "--machine-rank", "0", *keys) == 75
+        output, _ = second.communicate(timeout=LIMIT_S)
+    finally:
+        second.kill()
+    assert second.returncode == 75 and "stopped: " not in output, output
+    assert "stopped: " in capfd.readouterr().err
+    assert [x.name for x in Path("stopped").glob("*.pth")] == ["model_0000001.pth"]
+    assert_same_weights(Path("alone/model_0000001.pth"), Path("stopped/model_0000001.pth"))
 
 
 @pytest.mark.skipif(utils.cpu_count() < 2, reason="one core: one process")
-def test_process_that_dies_ends_the_job_with_a_sentence(folder: Path) -> None:
-    (folder / "die.py").write_text(KILLER.format(action=DIE))
-    ((status, error),) = run(folder, "dead", (*TRAIN, "--import", "die.py", "--num-gpus", "2"))
-    assert status == 2 and "error: worker process 1" in error
-    assert "Traceback" not in error, error
+def test_process_that_dies_ends_the_job_with_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("die.py").write_text(KILLER.format(action=DIE))
+    assert train("--import", "die.py", "--num-gpus", "2", *ARGS, "OUTPUT_DIR", "dead") == 2
+    output = "".join(capfd.readouterr())
+    assert "error: worker process 1" in output and "Traceback" not in output, output
 
 
 def test_several_machines_need_an_address() -> None:
@@ -142,48 +153,3 @@ def test_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (0, 3):
         with pytest.raises(UserError, match=f"--num-gpus: {wrong}"):
             choose_workers(wrong)
-
-
-class Normed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(1)
-
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {"loss": self.norm(torch.stack([x["image"] for x in batch])).square().sum()}
-
-
-def work(rank: int, folder: str) -> None:
-    """Three steps, the second not finite in the second process only."""
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    comm.create_local_process_group(2)
-    model = Normed()
-    values = [[1.0, 2.0], [1.0, float("nan") if rank else 3.0], [4.0 + rank, 6.0]]
-    batches = [[{"image": torch.tensor([x]), "image_id": rank} for x in v] for v in values]
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    step = TrainingStep(model, batches, optimizer, "cpu", output=folder, max_skipped=1)
-    with EventStorage():
-        for step.iter in range(3):
-            step.run_step()
-    results = {
-        "skipped": step.state_dict()["skipped"],
-        "steps": model.norm.num_batches_tracked.item(),
-        "highest": highest_of_workers([None, 0.25][rank]),
-        "own": model.norm.running_mean.item(),
-    }
-    share_statistics(model)
-    results["shared"] = model.norm.running_mean.item()
-    Path(folder, f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
-
-
-def test_what_two_processes_agree_on(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert [(x["skipped"], x["steps"]) for x in (first, second)] == [(1, 2)] * 2
-    report = json.loads((tmp_path / "not_finite" / "step_0000002.json").read_text())
-    assert [x["image_id"] for x in report["images"]] == [0, 0, 1, 1]
-    assert first["highest"] == 0.25
-    assert first["own"] != second["own"]
-    assert first["own"] == first["shared"] == second["shared"]

@@ -19,7 +19,7 @@ NOT_FINITE = r"SOLVER\.BASE_LR: training stopped at step \d.*\.json"  # projects
 def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:
     torch.manual_seed(0)
     model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
-    batches = batches or [[random_picture(128, 192, 3)], [random_picture(128, 160, 0)]] * 5
+    batches = batches or [[random_picture(96, 128, 3)], [random_picture(96, 96, 0)]] * 5
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     step = TrainingStep(model, batches, optimizer, "cpu", dtype, **options)
     step.iter = 0

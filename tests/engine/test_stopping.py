@@ -72,3 +72,18 @@ def test_worker_that_ends_before_it_trains(is_told: bool, monkeypatch: pytest.Mo
         assert cast(SystemExit, ended.value).code == TO_BE_RESUMED
     else:
         assert "--resume" in str(ended.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection reset"), UserError("MODEL.X: wrong")])
+def test_worker_lets_another_that_died_end_first(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    slept: list[float] = []
+    monkeypatch.setattr(launch, "main", fail)
+    monkeypatch.setattr(launch.time, "sleep", slept.append)
+    with pytest.raises(type(error)):
+        launch._work(cast(Any, None), None)
+    assert bool(slept) == isinstance(error, RuntimeError)
