@@ -5,16 +5,15 @@
     python3 bootstrap.py test          install, then lint, types and tests
     python3 bootstrap.py detectron2    install only detectron2, into the environment of this Python
 
-The first two install the versions in requirements/ into .venv beside this file, or into --venv DIR;
-a second run starts right away. In an environment that bootstrap.py has not made, what is installed
-keeps its version, above all detectron2 and the torch that it was built for.
+The first two install the versions in requirements/ into .venv beside this file; a second run starts
+right away. In an environment that bootstrap.py has not made, what is installed keeps its version,
+above all detectron2 and the torch that it was built for.
 
 Standard library only. Tested on Linux x86-64.
 """
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -30,6 +29,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older versions can parse this fi
 
 ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements"
+VENV = ROOT / ".venv"
 STAMP = "retinanet_plugin.stamp"  # in environments made here: what is completely installed
 CHECKS = ("ruff check .", "ruff format --check .", "mypy", "lint-imports", "pytest")
 QUICKSTART = "train_net.py --config-file configs/quickstart.yaml --resume"
@@ -134,16 +134,11 @@ def install_detectron2(python: Path | str) -> None:
 
 def make_venv(venv: Path) -> None:
     """Makes a virtual environment, and marks it as made here."""
-    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
-        raise BootstrapError(f"--venv {venv} is neither empty nor a virtual environment")
-    for module in ("venv", "ensurepip"):
-        if importlib.util.find_spec(module) is None:
-            raise BootstrapError(
-                f"{sys.executable} has no {module} module; install it (on Debian and Ubuntu: sudo "
-                "apt install python3-venv)"
-            )
     if subprocess.run([sys.executable, "-m", "venv", str(venv)]).returncode:
-        raise BootstrapError(f"cannot make {venv}, see above; remove it and try again")
+        raise BootstrapError(
+            f"cannot make {venv}, see above; remove it and try again (on Debian and Ubuntu after: "
+            "sudo apt install python3-venv)"
+        )
     (venv / STAMP).touch()
 
 
@@ -184,14 +179,14 @@ def run(command: list[str]) -> int:
     return subprocess.run(command, cwd=ROOT).returncode
 
 
-def run_quickstart(venv: Path) -> int:
-    python = ensure_environment(venv, ["runtime"])
+def run_quickstart() -> int:
+    python = ensure_environment(VENV, ["runtime"])
     return run([str(python), *QUICKSTART.split()])
 
 
-def run_tests(venv: Path) -> int:
+def run_tests() -> int:
     """Runs the checks until one fails; returns its status."""
-    scripts = ensure_environment(venv, ["runtime", "test"]).parent
+    scripts = ensure_environment(VENV, ["runtime", "test"]).parent
     for check in CHECKS:
         name, *args = check.split()
         status = run([str(scripts / name), *args])
@@ -214,16 +209,11 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["quickstart", "test", "detectron2"])
-    parser.add_argument("--venv", type=Path, metavar="DIR", help="default: .venv beside this file")
+    commands = {"quickstart": run_quickstart, "test": run_tests, "detectron2": add_detectron2}
+    parser.add_argument("command", choices=commands)
     parsed = parser.parse_args(args)
-    if parsed.venv and parsed.command == "detectron2":
-        parser.error("--venv: not for detectron2, which is installed for the Python that runs this")
-    venv = Path(os.path.abspath((parsed.venv or ROOT / ".venv").expanduser()))
     try:
-        if parsed.command == "detectron2":
-            return add_detectron2()
-        return run_quickstart(venv) if parsed.command == "quickstart" else run_tests(venv)
+        return commands[parsed.command]()
     except (BootstrapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -64,16 +64,6 @@ def test_sides_alternate_and_failed_ones_are_left_out() -> None:
     assert times == {"a": [1, 3, 5]}
 
 
-def test_preparation_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    monkeypatch.setattr(
-        measure.timing, "seconds", lambda run, device: [order.append("timed"), run()][1]
-    )
-    run = Run(lambda x: order.append("run") or x, prepare=lambda: order.append("prepare") or 6.0)
-    assert measure.seconds(run, torch.device("cpu")) == 6.0
-    assert order == ["prepare", "timed", "run"]
-
-
 @pytest.mark.parametrize("per_run, rounds", [(0.01, 15), (1.5, 8), (2.5, 4), (30.0, 3)])
 def test_rounds_fit_into_the_time(per_run: float, rounds: int, monkeypatch) -> None:
     """3 to 15 rounds, the last of which ends within 12 seconds."""
@@ -101,15 +91,6 @@ def test_summaries_and_ratios() -> None:
     assert measure.better(Rates(1, 5, 3, 7), Rates(2, 4, 6, 1)) == Rates(2, 5, 6, 7)
 
 
-def test_half_precision_is_also_compared_with_float32() -> None:
-    float32 = {"part": "inference", "seconds": {"detectron2": {"median": 9.0}}}
-    half = {"part": "inference-bfloat16", "seconds": {"ours": {"median": 2.0}}}
-    for result in (half, float32):
-        comparison.add_float32_ratio(result, {"inference": float32})
-    assert half["times_as_fast_as_float32"] == 4.5
-    assert "times_as_fast_as_float32" not in float32
-
-
 @pytest.mark.parametrize(
     "part, floor",
     [("class-loss", 10.0), ("decoding", 4.0), ("training", 3.0), ("inference-bfloat16", 0.75)],
@@ -122,8 +103,7 @@ def test_floors(part: str, floor: float) -> None:
 
 
 def test_units() -> None:
-    assert duration(0.01234, 0.0119, 0.02) == "12.3 ms (11.9 to 20)"
-    assert duration(0.968, 0.9, 1.031) == "968 ms (900 to 1,031)"
+    assert duration(0.968, 0.01234, 1.031) == "968 ms (12.3 to 1,031)"
     assert duration(2.5) == "2.5 s"
     assert (size(58.4e6), size(2.9e9)) == ("58 MB", "2.90 GB")
 
@@ -282,7 +262,9 @@ def test_a_whole_run(tmp_path: Path, capsys, monkeypatch) -> None:
             assert ratio == pytest.approx(times[side]["median"] / times["ours"]["median"])
         assert shown.count(f"| {result['title']} |") == 2
     assert results["setting"]["anchors"] == 9 * (12 * 16 + 6 * 8 + 3 * 4 + 2 * 2 + 1)
-    assert results["parts"]["inference-bfloat16"]["times_as_fast_as_float32"] > 0
+    half, float32 = (results["parts"][x]["seconds"] for x in ("inference-bfloat16", "inference"))
+    ratio = float32["detectron2"]["median"] / half["ours"]["median"]
+    assert results["parts"]["inference-bfloat16"]["times_as_fast_as_float32"] == ratio
     with pytest.raises(UserError, match="--output"):
         command.main([*TINY, *args])
 
@@ -322,11 +304,3 @@ def test_what_cannot_run_is_noted(monkeypatch: pytest.MonkeyPatch, capsys) -> No
 def test_mistakes_are_named(args: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         command.main(args)
-
-
-@pytest.mark.parametrize("args", [["--batch", "0"], ["--boxes", "-1"]])
-def test_arguments_are_checked(args: list[str], capsys) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        command.main(args)
-    assert exit_.value.code == 2
-    assert args[0] in capsys.readouterr().err
