@@ -1,6 +1,6 @@
 """Runs of the whole network: training steps and inference."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -32,14 +32,16 @@ def numbers(values: Losses) -> dict[str, float]:
     return {name: value.item() for name, value in values.items()}
 
 
-# ---------------------------------------------------------------- training steps
-
-
-def _step(bench: Bench, model: nn.Module, dtype: torch.dtype, losses: Callable[[], Losses]) -> Run:
+def training_step(bench: Bench, side: str, dtype: torch.dtype) -> Run:
     """Forward, backward and the optimizer's update.
 
     The learning rate is 0 and statistics do not move, so all runs have the same weights.
     """
+    model = getattr(bench, side)
+    inputs: list[Any] = [bench.inputs]
+    if side == "torchvision":
+        images = torchvision_images(bench.inputs, bench.device)
+        inputs = [images, torchvision_targets(bench.inputs, bench.device)]
     optimizer = build_optimizer(bench.setting.cfg("SOLVER.BASE_LR", "0.0"), model)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -48,7 +50,11 @@ def _step(bench: Bench, model: nn.Module, dtype: torch.dtype, losses: Callable[[
     def run(_: None) -> Losses:
         with EventStorage():
             with autocast(bench.device.type, dtype):
-                values = losses()
+                if side == "detectron2":
+                    forget_average(model)
+                elif side == "ours":
+                    model.loss_normalizer.fill_(100.0)  # detectron2's initial value
+                values: Losses = model(*inputs)
             optimizer.zero_grad()
             total(values).backward()
             optimizer.step()
@@ -61,44 +67,13 @@ def _step(bench: Bench, model: nn.Module, dtype: torch.dtype, losses: Callable[[
     return Run(run, lambda: model.train() and None, observe, network=model)
 
 
-def detectron2_step(bench: Bench, dtype: torch.dtype) -> Run:
-    model = bench.detectron2
-
-    def losses() -> Losses:
-        forget_average(model)
-        values: Losses = model(bench.inputs)
-        return values
-
-    return _step(bench, model, dtype, losses)
-
-
-def our_step(bench: Bench, dtype: torch.dtype) -> Run:
-    model = bench.ours
-
-    def losses() -> Losses:
-        model.loss_normalizer.fill_(100.0)
-        values: Losses = model(bench.inputs)
-        return values
-
-    return _step(bench, model, dtype, losses)
-
-
-def torchvision_step(bench: Bench, dtype: torch.dtype) -> Run:
-    model = bench.torchvision
-    images = torchvision_images(bench.inputs, bench.device)
-    targets = torchvision_targets(bench.inputs, bench.device)
-    return _step(bench, model, dtype, lambda: model(images, targets))
-
-
-# ---------------------------------------------------------------- inference
-
-
-def _inference(
-    bench: Bench, model: nn.Module, dtype: torch.dtype, inputs: Sequence[Any] | None = None
-) -> Run:
+def inference(bench: Bench, side: str, dtype: torch.dtype) -> Run:
     """From images in memory to detections."""
-    model.eval()
-    inputs = bench.inputs if inputs is None else inputs
+    variants = {torch.float32: "ours_inference", torch.bfloat16: "ours_half_inference"}
+    model = getattr(bench, variants[dtype] if side == "ours" else side).eval()
+    inputs: Sequence[Any] = bench.inputs
+    if side == "torchvision":
+        inputs = torchvision_images(bench.inputs, bench.device)
 
     @torch.no_grad()
     def run(_: None) -> Any:
@@ -106,20 +81,6 @@ def _inference(
             return model(inputs)
 
     return Run(run, network=model)
-
-
-def our_inference(bench: Bench, dtype: torch.dtype) -> Run:
-    is_half = dtype is torch.bfloat16
-    return _inference(bench, bench.ours_half_inference if is_half else bench.ours_inference, dtype)
-
-
-def detectron2_inference(bench: Bench, dtype: torch.dtype) -> Run:
-    return _inference(bench, bench.detectron2, dtype)
-
-
-def torchvision_inference(bench: Bench, dtype: torch.dtype) -> Run:
-    images = torchvision_images(bench.inputs, bench.device)
-    return _inference(bench, bench.torchvision, dtype, images)
 
 
 # ---------------------------------------------------------------- comparisons of theirs and ours

@@ -297,16 +297,17 @@ def _loss_part(
 
 def _network_part(
     title: str,
+    run: Callable[..., Run],
     dtype: torch.dtype,
     compare: Callable[[Any, Any], list[Check]],
-    *,
     float32: str | None = None,
-    **sides: Callable[..., Run],
 ) -> Part:
+    # torchvision only takes part in float32: all of it would take more than ten minutes.
+    sides = ("detectron2", "ours") if float32 else ("detectron2", "torchvision", "ours")
     rate = str(dtype).removeprefix("torch.")
     return Part(
         title,
-        {name: partial(side, dtype=dtype) for name, side in sides.items()},
+        {side: partial(run, side=side, dtype=dtype) for side in sides},
         compare,
         floor=lambda rates, _, count: count / getattr(rates, rate),
         whole=True,
@@ -314,21 +315,14 @@ def _network_part(
     )
 
 
-# torchvision only takes part in float32: all of it would take more than ten minutes.
+_LOSS_SIDES = {"detectron2": _detectron2_loss, "torchvision": _torchvision_loss, "ours": _our_loss}
 PARTS: dict[str, Part] = {
-    "class-loss": _loss_part(
-        "class loss, forward and backward",
-        {"detectron2": _detectron2_loss, "torchvision": _torchvision_loss, "ours": _our_loss},
-    ),
+    "class-loss": _loss_part("class loss, forward and backward", _LOSS_SIDES),
     "class-loss-compiled": _loss_part(
         "class loss, ours compiled",
         {"detectron2": _detectron2_loss, "ours": partial(_our_loss, compiled=True)},
     ),
-    "loss": _loss_part(
-        "class and box loss, forward and backward",
-        {"detectron2": _detectron2_loss, "torchvision": _torchvision_loss, "ours": _our_loss},
-        class_only=False,
-    ),
+    "loss": _loss_part("class and box loss, forward and backward", _LOSS_SIDES, class_only=False),
     "labels": Part(
         "labels of the anchors",
         {
@@ -350,34 +344,25 @@ PARTS: dict[str, Part] = {
     ),
     "training": _network_part(
         "training step, float32",
+        networks.training_step,
         torch.float32,
         partial(compare_numbers, tolerance=1e-3),
-        detectron2=networks.detectron2_step,
-        torchvision=networks.torchvision_step,
-        ours=networks.our_step,
     ),
     "training-bfloat16": _network_part(
         "training step, bfloat16 autocast",
+        networks.training_step,
         torch.bfloat16,
         partial(compare_numbers, tolerance=0.05),
         float32="training",
-        detectron2=networks.detectron2_step,
-        ours=networks.our_step,
     ),
     "inference": _network_part(
-        "inference, float32",
-        torch.float32,
-        _compare_found,
-        detectron2=networks.detectron2_inference,
-        torchvision=networks.torchvision_inference,
-        ours=networks.our_inference,
+        "inference, float32", networks.inference, torch.float32, _compare_found
     ),
     "inference-bfloat16": _network_part(
         "inference, bfloat16 autocast",
+        networks.inference,
         torch.bfloat16,
         networks.compare_scores,
         float32="inference",
-        detectron2=networks.detectron2_inference,
-        ours=networks.our_inference,
     ),
 }

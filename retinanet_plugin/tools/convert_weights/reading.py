@@ -1,6 +1,7 @@
 """Reads a file of weights safely, and recognizes its framework by its keys."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from ...errors import UserError, printable
 from ...utils import sha256, shorten
 from . import detectron2_model, from_mmdetection, from_torchvision
 from .model import COCO_CLASSES, Model, Options, check_values
-from .training_state import ignore_training_state
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys that hold the weights
+# What the training state in mmengine's checkpoints names besides tensors.
+_TRAINING_STATE = {
+    "mmengine.logging.history_buffer": ["HistoryBuffer"],
+    "builtins": ["getattr"],  # buffers name their own methods by it
+    "numpy": ["ndarray", "dtype"],
+    "numpy.core.multiarray": ["_reconstruct", "scalar"],  # numpy 1
+    "numpy._core.multiarray": ["_reconstruct", "scalar"],  # numpy 2
+}
 
 
 def read_model(file: Path, config: str | None, options: Options) -> tuple[Model, CfgNode]:
@@ -30,7 +38,7 @@ def read_model(file: Path, config: str | None, options: Options) -> tuple[Model,
         UserError: if the file cannot be read, is of an unknown kind, or not known completely.
     """
     try:
-        with ignore_training_state():
+        with _ignore_training_state():
             content = read_safely(str(file))
     except UserError as error:
         raise UserError(str(error).replace("MODEL.WEIGHTS", "--weights", 1)) from None
@@ -129,3 +137,24 @@ def _tensors(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, s
     if not tensors:
         raise UserError(f"it has no tensors ({printable(shorten(state)) or 'it is empty'}).")
     return tensors, others
+
+
+class _Ignored:
+    """Stands in for classes and functions of a training state; keeps nothing and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _ignore_training_state() -> AbstractContextManager[Any]:
+    """While active, ``torch.load(weights_only=True)`` reads mmengine's files without its code."""
+    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
+        return nullcontext()
+    stand_ins: list[Any] = [
+        type(name, (_Ignored,), {"__module__": module})
+        for module, names in _TRAINING_STATE.items()
+        for name in names
+    ]
+    return torch.serialization.safe_globals(stand_ins)
