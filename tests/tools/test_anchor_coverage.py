@@ -24,19 +24,19 @@ from detectron2.modeling import build_anchor_generator, build_model
 from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 
 from retinanet_plugin import UserError
-from retinanet_plugin.data.dataset_boxes import (
+from retinanet_plugin.tools.anchors import command
+from retinanet_plugin.tools.anchors import search as anchor_search
+from retinanet_plugin.tools.anchors.coverage import (
+    Anchors,
+    measure,
+    positive_threshold,
+)
+from retinanet_plugin.tools.anchors.dataset_boxes import (
     DatasetBoxes,
     ImageScale,
     read_boxes,
     training_scales,
 )
-from retinanet_plugin.evaluation.anchor_coverage import (
-    Anchors,
-    measure,
-    positive_threshold,
-)
-from retinanet_plugin.tools.anchors import command
-from retinanet_plugin.tools.anchors import search as anchor_search
 from retinanet_plugin.tools.anchors.search import (
     AnchorKeys,
     cluster_shapes,

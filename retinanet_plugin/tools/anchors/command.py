@@ -26,11 +26,11 @@ from ...command_line import (
 )
 from ...config import get_config
 from ...data import check_datasets, register_own_datasets
-from ...data.dataset_boxes import read_boxes, training_scales
 from ...data.own_datasets import FROM_DATA
 from ...engine.setup import check_names
-from ...evaluation.anchor_coverage import Anchors, measure, positive_threshold
 from ...utils import output_files, write_figure, write_text
+from .coverage import Anchors, measure, positive_threshold
+from .dataset_boxes import read_boxes, training_scales
 from .figure import draw
 from .search import AnchorKeys, suggest
 from .tables import Findings

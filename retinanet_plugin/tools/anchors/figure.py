@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...evaluation.anchor_coverage import Anchors
+from .coverage import Anchors
 from .tables import Findings, describe
 
 _MOST_DOTS, _MOST_BARS = 4000, 20

@@ -15,13 +15,13 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from tqdm import tqdm
 
-from ...evaluation.anchor_coverage import (
+from ...modeling import RetinaNetAnchorGenerator
+from .coverage import (
     Anchors,
     Coverage,
     best_iou_in_grid,
     measure,
 )
-from ...modeling import RetinaNetAnchorGenerator
 
 _GOOD_COVERAGE = 0.99  # nothing is searched from this share on
 _PRICE = 0.005  # what one more anchor per location costs in the score

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.anchor_coverage import Coverage
 from ...utils import markdown_table
+from .coverage import Coverage
 from .search import AnchorKeys, Suggestion, covers_enough
 
 _STEP = 0.5  # octaves per bin of sizes and ratios

@@ -27,10 +27,9 @@ from ...command_line import (
     positive_int,
 )
 from ...errors import UserError
-from ...model_card import card_path
 from ...runtimes.exported_files import CHANNELS, FORMATS, INPUT_DTYPES, LAYOUTS
 from ...utils import output_files, write_text
-from .card import model_card
+from .card import card_path, model_card
 from .comparison import TOLERANCES
 from .exporting import PRECISIONS, comparison_images, export, load_model
 

@@ -20,12 +20,12 @@ from ...data import check_datasets, register_own_datasets
 from ...engine.amp import DTYPES
 from ...errors import UserError
 from ...evaluation.timing import load_images, noise_images
-from ...model_card import versions
 from ...predictor import Predictor, config_beside
 from ...runtimes.backends import OUTPUTS
 from ...runtimes.exported_files import ExportedModel, is_exported, load
 from ...utils import sha256
 from . import writers
+from .card import versions
 from .comparison import TOLERANCES, Comparison, batches, compare
 from .detector import ImageDetector
 from .int8 import quantize

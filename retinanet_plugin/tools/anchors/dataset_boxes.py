@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 
-from ..errors import UserError
+from ...errors import UserError
 
 _NUM_RANGE_SIZES = 5  # image sizes that stand for a range
 

@@ -15,11 +15,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..data.dataset_boxes import DatasetBoxes, ImageScale
-from ..errors import UserError
-from ..modeling import AnchorAssigner, FocalRetinaNet
-from ..modeling.anchor_grid import AnchorGrid
-from ..modeling.anchors import HostAnchors
+from ...errors import UserError
+from ...modeling import AnchorAssigner, FocalRetinaNet
+from ...modeling.anchor_grid import AnchorGrid
+from ...modeling.anchors import HostAnchors
+from .dataset_boxes import DatasetBoxes, ImageScale
 
 _EMPTY = 1e-5  # pixels: detectron2 drops boxes with a shorter side
 
