@@ -1,4 +1,4 @@
-"""A real browser for tests of pages, where there is one."""
+"""Opens pages in headless Chromium, for tests."""
 
 import os
 import shutil
@@ -9,38 +9,36 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """A headless Chromium, playwright's ``Browser``; skips the test where there is none."""
+    """Starts Chromium as playwright's ``Browser``; skips the test if either is missing."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser ({', '.join(NAMES)})")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium or google-chrome")
     # As root, as in a container, Chromium refuses to start with its sandbox.
-    words = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+    args = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=found, args=words)
+        browser = play.chromium.launch(executable_path=chromium, args=args)
         yield browser
         browser.close()
 
 
 @contextmanager
 def open_page(browser: Any, path: Path, **context: Any) -> Iterator[Any]:
-    """A file as playwright's ``Page``, in which nothing may go wrong nor be fetched.
+    """Opens a file as playwright's ``Page``; fails if it logs an error or requests anything.
 
     Args:
-        context: what ``Browser.new_context`` takes.
+        context: arguments of ``Browser.new_context``.
     """
     page = browser.new_context(**context).new_page()
-    wrong: list[str] = []
-    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda r: wrong.append(r.url) if r.url != path.as_uri() else None)
+    faults: list[str] = []
+    page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda r: faults.append(r.url) if r.url != path.as_uri() else None)
     page.goto(path.as_uri())
     yield page
     page.context.close()
-    assert [w for w in wrong if not w.startswith("data:")] == []
+    assert [fault for fault in faults if not fault.startswith("data:")] == []

@@ -64,24 +64,22 @@ def write_result(run: Run, status: int, machine: Mapping[str, Any]) -> str | Non
     Returns:
         the result in words; None if the run failed.
     """
-    ap: Sequence[float | None] = (None, None, None)
-    diverged_at = None
     if status == 0:
         datasets = run.cfg.DATASETS
         evaluated = ["own_test"] if datasets.OWN.TEST_JSON else datasets.TEST
         metrics = last_metrics(run.folder / "metrics.json", evaluated)
         if metrics is None:
             return None
-        ap = [metrics[key] for key in METRICS]
+        ap, ap50, ap75 = (metrics[key] for key in METRICS)
+        result = Result(ap, ap50, ap75, None, machine)
+        text = f"AP {ap:.1f}, AP50 {ap50:.1f}, AP75 {ap75:.1f}"
     elif match := _DIVERGED.search(last_line(run.log)):
-        diverged_at = int(match[1])
+        result = Result(None, None, None, int(match[1]), machine)
+        text = f"diverged at step {result.diverged_at:,}"
     else:
         return None
-    result = Result(*ap, diverged_at, machine)
     write_json(run.folder / "result.json", asdict(result))
-    if diverged_at is not None:
-        return f"diverged at step {diverged_at:,}"
-    return ", ".join(f"{key} {value:.1f}" for key, value in zip(METRICS, ap, strict=True))
+    return text
 
 
 def last_line(log: Path) -> str:

@@ -147,5 +147,5 @@ def draw(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel("training step")
         hide_frame(axes)
     if len(runs) > 1:
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure

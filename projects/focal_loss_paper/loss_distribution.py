@@ -198,8 +198,8 @@ def draw(distribution: LossDistribution) -> Figure:
         axes.set_xlabel(f"fraction of {side.count:,} {name}, easiest first")
         axes.legend(frameon=False, loc="upper left")
         ends = dict.fromkeys((min(gammas), max(gammas)))
-        shares = [f"{side.hardest(gamma, 0.1):.0%} ($\\gamma$ = {gamma:g})" for gamma in ends]
-        axes.set_title(f"The hardest 10% of {name} hold\n{' and '.join(shares)} of their loss")
+        held = [f"{side.hardest(gamma, 0.1):.0%} ($\\gamma$ = {gamma:g})" for gamma in ends]
+        axes.set_title(f"The hardest 10% of {name} hold\n{' and '.join(held)} of their loss")
     for gamma, color in zip(gammas, colors, strict=True):
         fractions, shares = distribution.negatives.curve(gamma)
         kept = fractions < 1

@@ -16,7 +16,7 @@ from coco_sets import forget_new_sets
 
 from projects.focal_loss_paper import ablate as command
 from projects.focal_loss_paper import ablation_report as report
-from projects.focal_loss_paper.ablation_plan import Options, Plan, Run, make_plans
+from projects.focal_loss_paper.ablation_plan import Options, Run, make_plans
 from projects.focal_loss_paper.ablation_report import (
     kendall_tau,
     measure,
@@ -44,7 +44,7 @@ DATALOADER: {NUM_WORKERS: 0}
 TEST: {DRAW_PICTURES: 0, REPORT: False}
 SEED: 3
 """
-# Replaces `retinanet train`: AP is alpha; what else it does is in a file of the row's name.
+# Replaces `retinanet train`: AP is alpha. A file of the row's name makes it wait, or holds its error.
 STAND_IN = """
 import json, pathlib, signal, sys, time, yaml
 here = pathlib.Path(sys.argv[0]).parent
@@ -52,26 +52,21 @@ content = yaml.safe_load(open(sys.argv[1]))
 folder = pathlib.Path(content["OUTPUT_DIR"])
 alpha = content["MODEL"]["RETINANET"]["FOCAL_LOSS_ALPHA"]
 row = here / folder.parent.name
-does = row.read_text() if row.exists() else ""
+error = row.read_text() if row.exists() else ""
 with open(here / "ran", "a") as file:
     file.write(f"{row.name} {content['SEED']}\\n")
-if does == "diverge":
-    print("error: training stopped at step 12, where the loss or its gradients are not finite.")
-    sys.exit(2)
-if does == "fail":
-    print("error: no such thing.\\nlast words")
-    sys.exit(2)
-if does == "wait":
-    def stop(*_):
-        row.write_text("")
-        sys.exit(75)
-    signal.signal(signal.SIGTERM, stop)
+if error == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: (row.unlink(), sys.exit(75)))
     (folder / "waiting").touch()
     time.sleep(600)
+if error:
+    print(f"error: {error}\\nlast words")
+    sys.exit(2)
 scores = {"bbox/AP": 100 * alpha, "bbox/AP50": 100 * alpha, "bbox/AP75": 0, "iteration": 29}
 with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps(scores) + "\\n")
 """
+DIVERGED = "training stopped at step 12, where the loss or its gradients are not finite"
 ROWS = ("a_alpha", "--rows", "alpha_0.25,alpha_0.50,alpha_0.75")
 
 
@@ -125,8 +120,8 @@ def test_rows_are_run_once_and_reported(ablate: Any, capsys: Any) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_failed_row_does_not_stop_the_others(ablate: Any, capsys: Any) -> None:
-    Path("alpha_0.25").write_text("fail")
-    Path("alpha_0.50").write_text("diverge")
+    Path("alpha_0.25").write_text("no such thing")
+    Path("alpha_0.50").write_text(DIVERGED)
     assert ablate(*ROWS) == 1
     shown = capsys.readouterr()
     assert "no such thing" in shown.err and "alpha_0.25/seed_3/run.log" in shown.err
@@ -209,30 +204,22 @@ def test_kendalls_tau() -> None:
     assert kendall_tau([1], [2]) is None
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    """Table 1a with two seeds."""
-    options = Options(data="quickstart", output=tmp_path, seeds=(1, 2))
-    (plan,) = make_plans(["a_alpha"], options)
-    return plan
-
-
 def finish(run: Run, ap: float | None) -> None:
     """Leaves what training leaves; None: it diverged at step 12."""
     run.folder.mkdir(parents=True, exist_ok=True)
     run.config_file.write_text(run.cfg.dump())
-    run.log.write_text("error: training stopped at step 12, where the loss or its gradients are")
+    run.log.write_text(f"error: {DIVERGED}")
     lines = [
         {"iteration": 19, "bbox/AP": 1.0, "bbox/AP50": 2.0, "bbox/AP75": 3.0},
         {"iteration": 59, "bbox/AP": ap, "bbox/AP50": ap, "bbox/AP75": np.nan},
     ]
-    text = "".join(f"{json.dumps(line)}\n" for line in lines[: 1 if ap is None else 2])
-    (run.folder / "metrics.json").write_text(text + '{"cut sho')
+    (run.folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     assert write_result(run, 2 if ap is None else 0, MACHINE)
 
 
-def test_a_report(plan: Plan) -> None:
+def test_a_report(tmp_path: Path) -> None:
     """Two seeds: 0.10 diverged, one seed of 0.50 did, 0.999 failed, and 0.90 has not run."""
+    (plan,) = make_plans(["a_alpha"], Options("quickstart", tmp_path, seeds=(1, 2)))
     ap = {
         "alpha_0.10": (None, None),
         "alpha_0.25": (20.0, 22.0),
@@ -255,7 +242,7 @@ def test_a_report(plan: Plan) -> None:
     lines = (plan.folder / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + 7 and lines[2].startswith("alpha_0.25,alpha 0.25,2,0,21,1.41")
     assert (plan.folder / "results.png").read_bytes()[1:4] == b"PNG"
-    (other,) = make_plans(["a_alpha"], Options("quickstart", plan.folder.parent, 3, (1, 2)))
+    (other,) = make_plans(["a_alpha"], Options("quickstart", tmp_path, steps=3, seeds=(1, 2)))
     assert not any(m.results for m in measure(other))  # those of other settings
 
 
