@@ -12,7 +12,7 @@ resized image in memory to its detections. Writes speed_accuracy.png and speed_a
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from retinanet_plugin.evaluation.timing import (
     inference,
     load_images,
     median_shape,
+    summarize,
     time_in_turn,
 )
 from retinanet_plugin.runtimes.network import load_network
@@ -58,14 +59,14 @@ class Model:
         cfg: its config.
         metrics: AP, AP50 and AP75 in percent, of its last evaluation.
         shape: median height and width of the network's inputs.
-        times: milliseconds of each run, an image each.
+        milliseconds: per image, as ``timing.summarize`` returns them.
     """
 
     name: str
     cfg: CfgNode
     metrics: Mapping[str, float]
     shape: tuple[int, int] = (0, 0)
-    times: Sequence[float] = ()
+    milliseconds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:
@@ -82,13 +83,13 @@ class Model:
             return f"ResNeXt-{resnets.DEPTH}-{resnets.NUM_GROUPS}x{resnets.WIDTH_PER_GROUP}d"
         return f"ResNet-{resnets.DEPTH}"
 
-    def quartiles(self) -> list[float]:
-        """Returns the quartiles of the times, the median among them."""
-        return [float(x) for x in np.quantile(self.times, (0.25, 0.5, 0.75))]
+    def quartiles(self) -> tuple[float, float, float]:
+        """Returns the quartiles of the milliseconds, the median among them."""
+        low, high = self.milliseconds["quartiles"]
+        return low, self.milliseconds["median"], high
 
     def numbers(self) -> dict[str, Any]:
         """Returns all numbers as JSON."""
-        low, middle, high = self.quartiles()
         return {
             "name": self.name,
             "backbone": self.backbone,
@@ -97,7 +98,7 @@ class Model:
             "height": self.shape[0],
             "width": self.shape[1],
             "dtype": self.cfg.TEST.DTYPE,
-            "milliseconds": {"median": middle, "quartiles": [low, high], "all": list(self.times)},
+            "milliseconds": self.milliseconds,
             "metrics": dict(self.metrics),
         }
 
@@ -151,7 +152,7 @@ def read_run(folder: Path, name: str, overrides: Sequence[str] = ()) -> Model:
 
 
 def measure(models: Sequence[Model], num_images: int, rounds: int) -> None:
-    """Loads all models, times them in turn, and sets their ``times`` and ``shape``."""
+    """Loads all models, times them in turn, and sets ``milliseconds`` and ``shape``."""
     networks, images = {}, {}
     for model in models:
         # Own datasets of several models share their names.
@@ -165,7 +166,7 @@ def measure(models: Sequence[Model], num_images: int, rounds: int) -> None:
     seconds = time_in_turn(networks, inputs, device, rounds)
     for model in models:
         model.shape = median_shape(inputs[model.name])
-        model.times = [1000 * x for x in seconds[model.name]]
+        model.milliseconds = summarize(seconds[model.name])
 
 
 def markdown(models: Sequence[Model], machine: Mapping[str, Any]) -> str:
@@ -180,7 +181,7 @@ def markdown(models: Sequence[Model], machine: Mapping[str, Any]) -> str:
         rows.append([model.name, model.backbone, model.dataset, size, times, *metrics])
     note = (
         f"{machine['device']}, {machine['threads']} CPU threads, torch {machine['torch']}; "
-        f"{len(models[0].times)} runs of each model, in turn, one image at a time."
+        f"{len(models[0].milliseconds['all'])} runs of each model, in turn, one image at a time."
     )
     return f"{markdown_table(head, rows)}\n\n{note}\n"
 

@@ -71,6 +71,13 @@ def time_in_turn(
     return times
 
 
+def summarize(seconds: Sequence[float]) -> dict[str, Any]:
+    """Returns the median and the quartiles of times, and all of them, in milliseconds."""
+    times = [1000 * x for x in seconds]
+    low, middle, high = (float(x) for x in np.quantile(times, (0.25, 0.5, 0.75)))
+    return {"median": middle, "quartiles": [low, high], "all": times}
+
+
 def inference(network: Callable[..., Any], cfg: CfgNode) -> Callable[[Input], Any]:
     """Returns a function that detects objects in one image, in ``TEST.DTYPE``."""
     device_type, dtype = torch.device(cfg.MODEL.DEVICE).type, getattr(torch, cfg.TEST.DTYPE)

@@ -44,7 +44,7 @@ DATALOADER: {NUM_WORKERS: 0}
 TEST: {DRAW_PICTURES: 0, REPORT: False}
 SEED: 3
 """
-# Replaces `retinanet train`: AP is alpha. A file of the row's name makes it wait, or holds its error.
+# Replaces `retinanet train`: AP is alpha. A file with the row's name holds its error, or "wait".
 STAND_IN = """
 import json, pathlib, signal, sys, time, yaml
 here = pathlib.Path(sys.argv[0]).parent

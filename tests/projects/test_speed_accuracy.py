@@ -13,6 +13,7 @@ from small_run import write_run
 from projects.focal_loss_paper import speed_accuracy as command
 from projects.focal_loss_paper.speed_accuracy import Model, draw, markdown
 from retinanet_plugin import UserError, get_config
+from retinanet_plugin.evaluation.timing import summarize
 
 MACHINE = {"device": "abacus", "threads": 1, "torch": "9"}
 # Table 1e of the paper.
@@ -29,8 +30,9 @@ def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def model(name: str, times: list[float], ap: float, side: int = 64) -> Model:
+def model(name: str, milliseconds: list[float], ap: float, side: int = 64) -> Model:
     metrics = {"AP": ap, "AP50": ap + 20, "AP75": ap + 5}
+    times = summarize([x / 1000 for x in milliseconds])
     return Model(name, get_config("Base-Scratch-R18.yaml"), metrics, (side, 80), times)
 
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -49,6 +48,7 @@ from ...evaluation.timing import (
     inference,
     load_images,
     median_shape,
+    summarize,
     time_in_turn,
 )
 from ...runtimes.exported_files import ONNX_RUNTIMES, is_exported
@@ -68,7 +68,7 @@ class Evaluated:
         cfg: its config; its ``OUTPUT_DIR`` takes its detections.
         network: called as detectron2's models.
         metrics: of each test set in percent, as its evaluator returns them.
-        times: seconds of each run, an image each.
+        milliseconds: per image, as ``timing.summarize`` returns them.
     """
 
     file: str
@@ -76,16 +76,25 @@ class Evaluated:
     cfg: CfgNode
     network: Any
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    times: Sequence[float] = ()
+    milliseconds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Size of the file in bytes."""
         return Path(self.cfg.MODEL.WEIGHTS).stat().st_size
 
-    def quartiles(self) -> list[float]:
-        """Returns the quartiles of the times, the median among them, in milliseconds."""
-        return [float(x) * 1000 for x in np.quantile(self.times, (0.25, 0.5, 0.75))]
+    def numbers(self) -> dict[str, Any]:
+        """Returns what was measured, as JSON."""
+        return {
+            "file": self.file,
+            "bytes": self.size,
+            "runtime": self.runtime,
+            "metrics": {
+                name: {key: x if math.isfinite(x) else None for key, x in metrics.items()}
+                for name, metrics in self.metrics.items()
+            },
+            "milliseconds": self.milliseconds,
+        }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,13 +145,13 @@ def main(args: Sequence[str] | None = None) -> None:
     inputs, device = dict.fromkeys(runs, images), torch.device(cfg.MODEL.DEVICE)
     times = time_in_turn(runs, inputs, device, parsed.rounds)
     for name, model in models.items():
-        model.times = times[name]
+        model.milliseconds = summarize(times[name])
     about = {
         "machine": describe_machine(cfg.MODEL.DEVICE, torch.get_num_threads()),
         "data": {name: len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST},
         "shape": median_shape(images),
     }
-    write_json(numbers, {**about, "models": [_numbers(model) for model in models.values()]})
+    write_json(numbers, {**about, "models": [model.numbers() for model in models.values()]})
     print(f"{markdown(list(models.values()), about)}\n{numbers}")
 
 
@@ -180,24 +189,6 @@ def build(
     return models
 
 
-def _numbers(model: Evaluated) -> dict[str, Any]:
-    low, middle, high = model.quartiles()
-    return {
-        "file": model.file,
-        "bytes": model.size,
-        "runtime": model.runtime,
-        "metrics": {
-            name: {key: x if math.isfinite(x) else None for key, x in metrics.items()}
-            for name, metrics in model.metrics.items()
-        },
-        "milliseconds": {
-            "median": middle,
-            "quartiles": [low, high],
-            "all": [time * 1000 for time in model.times],
-        },
-    }
-
-
 def markdown(models: Sequence[Evaluated], about: Mapping[str, Any]) -> str:
     """Returns a table with a line per model and test set, and how it was measured.
 
@@ -208,7 +199,7 @@ def markdown(models: Sequence[Evaluated], about: Mapping[str, Any]) -> str:
     head = ["model", "runtime", "data", "MB", *_COLUMNS, "ms per image: median (quartiles)"]
     rows = []
     for model in models:
-        low, middle, high = model.quartiles()
+        middle, (low, high) = model.milliseconds["median"], model.milliseconds["quartiles"]
         for dataset, metrics in model.metrics.items():
             values = [metrics.get(key, math.nan) for key in _COLUMNS]
             rows.append(
@@ -219,9 +210,10 @@ def markdown(models: Sequence[Evaluated], about: Mapping[str, Any]) -> str:
                 ]
             )
     machine, (height, width) = about["machine"], about["shape"]
+    runs = len(models[0].milliseconds["all"])
     data = ", ".join(f"{name} ({count} images)" for name, count in about["data"].items())
     return (
         f"{markdown_table(head, rows)}\n\n{data}. {machine['device']}, {machine['threads']} CPU "
-        f"threads, torch {machine['torch']}; {len(models[0].times)} runs of each model, in turn, "
-        f"one image of about {height} x {width} pixels at a time.\n"
+        f"threads, torch {machine['torch']}; {runs} runs of each model, in turn, one image of "
+        f"about {height} x {width} pixels at a time.\n"
     )
