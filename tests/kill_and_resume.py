@@ -48,75 +48,59 @@ LIMIT_S = 600  # of one run
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # differ from run to run
 
 
-class Run:
-    """An output folder, and the processes that train into it."""
-
-    def __init__(self, folder: Path, data: Path, options: argparse.Namespace) -> None:
-        self.folder = folder
-        self._args = [
-            *("--num-gpus", str(options.processes), *ARGS, "DATASETS.OWN.ROOT", str(data)),
-            *("DATALOADER.NUM_WORKERS", str(options.loader_workers), "OUTPUT_DIR", str(folder)),
-        ]
-
-    def start(self, *, resume: bool = False) -> int:
-        """Trains in a forked process; returns its id."""
-        self.folder.mkdir(exist_ok=True)
-        child = os.fork()
-        if child:
-            return child
-        status = 1
-        try:
-            os.setpgid(0, 0)  # a group with its workers, which are killed with it
-            output = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            cli.main(["train", *(["--resume"] if resume else []), *self._args])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-
-    def finish(self, child: int) -> None:
-        _, status = os.waitpid(child, 0)
-        if status:
-            raise SystemExit(f"{self.folder}: ended with status {status}; see its output.txt")
-
-    def kill_when(self, child: int, moment: Callable[[], bool]) -> bool:
-        """Returns whether the run was killed; it may end before the moment comes."""
-        until = time.monotonic() + LIMIT_S
-        while time.monotonic() < until:
-            if os.waitpid(child, os.WNOHANG)[0]:
-                return False
-            if moment():
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return True
-            time.sleep(0.0005)
-        raise SystemExit(f"{self.folder}: no such moment within {LIMIT_S} seconds")
-
-    def partial_files(self) -> list[Path]:
-        return list(self.folder.glob(".*.part*"))
-
-    def log(self) -> str:
-        file = self.folder / "log.txt"
-        return file.read_text(encoding="utf-8") if file.exists() else ""
+def start(folder: Path, args: list[str], *, resume: bool = False) -> int:
+    """Trains into ``folder`` in a forked process; returns its id."""
+    folder.mkdir(exist_ok=True)
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setpgid(0, 0)  # a group with its workers, which are killed with it
+        output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        cli.main(["train", *(["--resume"] if resume else []), *args, "OUTPUT_DIR", str(folder)])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
-def moments(run: Run, whole_s: float, rng: random.Random) -> dict[str, Callable[[], bool]]:
-    """Returns functions that tell whether now is the moment to kill."""
+def finish(folder: Path, child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise SystemExit(f"{folder}: ended with status {status}; see its output.txt")
+
+
+def kill_when(child: int, moment: Callable[[], bool]) -> bool:
+    """Returns whether the process was killed; it may end before the moment comes."""
+    until = time.monotonic() + LIMIT_S
+    while time.monotonic() < until:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        if moment():
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(0.0005)
+    raise SystemExit(f"no such moment within {LIMIT_S} seconds")
+
+
+def moments(folder: Path, whole_s: float, rng: random.Random) -> dict[str, Callable[[], bool]]:
+    """Returns functions that tell whether now is the moment to kill the run in ``folder``."""
     at = time.monotonic() + rng.uniform(0.0, whole_s)
-    number = rng.randint(1, STEPS // 2)  # of the checkpoint
-    evaluation = rng.randint(1, STEPS // 4)
-    seen: set[int] = set()
+    checkpoint, evaluation = rng.randint(1, STEPS // 2), rng.randint(1, STEPS // 4)
+    log, seen = folder / "log.txt", set[str]()
 
     def writing() -> bool:
-        seen.update(p.stat().st_ino for p in run.partial_files() if p.exists())
-        return len(seen) >= number
+        seen.update(path.name for path in folder.glob(".*.part"))
+        return len(seen) >= checkpoint
 
     def evaluating() -> bool:
-        if run.log().count("Start inference") < evaluation:
+        if not log.exists() or log.read_text().count("Start inference") < evaluation:
             return False
         time.sleep(rng.uniform(0.0, 0.3))
         return True
@@ -159,7 +143,7 @@ def _last_ap(folder: Path) -> str:
     return str([x["bbox/AP"] for x in map(json.loads, lines) if "bbox/AP" in x][-1:])
 
 
-def main(args: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -167,36 +151,39 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--loader-workers", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="to work in; default: a temporary one")
-    options = parser.parse_args(args)
+    options = parser.parse_args()
     rng = random.Random(options.seed)
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
+    folder = Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     synthetic.draw_dataset(folder / "data", num_train=24, num_test=8, size=96)
-    whole = Run(folder / "whole", folder / "data", options)
+    args = [
+        *("--num-gpus", str(options.processes), *ARGS, "DATASETS.OWN.ROOT", str(folder / "data")),
+        *("DATALOADER.NUM_WORKERS", str(options.loader_workers)),
+    ]
+    whole = folder / "whole"
     started = time.monotonic()
-    whole.finish(whole.start())
+    finish(whole, start(whole, args))
     whole_s = time.monotonic() - started
     equal, kinds = 0, Counter[str]()
     with tqdm(total=options.kills, unit="kill") as bar:
         for number in range(10 * options.kills):
             if bar.n == options.kills:
                 break
-            run = Run(folder / f"killed_{number}", folder / "data", options)
+            run = folder / f"killed_{number}"
             choices = moments(run, whole_s, rng)
             kind = list(choices)[number % len(choices)]
-            if not run.kill_when(run.start(), choices[kind]):
-                shutil.rmtree(run.folder)  # it had ended; try another one
+            if not kill_when(start(run, args), choices[kind]):
+                shutil.rmtree(run)  # it had ended; try another one
                 continue
             kinds[kind] += 1
-            run.finish(run.start(resume=True))
-            if different := compare(run.folder, whole.folder):
-                print(f"{run.folder} ({kind}) differs: {different[:5]}", file=sys.stderr)
+            finish(run, start(run, args, resume=True))
+            if different := compare(run, whole):
+                print(f"{run} ({kind}) differs: {different[:5]}", file=sys.stderr)
             else:
                 equal += 1
-                shutil.rmtree(run.folder)
+                shutil.rmtree(run)
             bar.update()
     print(f"{equal} of {bar.n} killed runs ended like the uninterrupted one ({dict(kinds)})")
-    if equal == bar.n and options.folder is None:
+    if equal == bar.n:
         shutil.rmtree(folder)
     return 0 if equal == bar.n else 1
 

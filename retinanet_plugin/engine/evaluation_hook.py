@@ -86,31 +86,26 @@ class Evaluation(EvalHook):
             self.trainer.iter = self.trainer.storage.iter = done - 1
             self._do_eval()
             self.trainer.iter = self.trainer.storage.iter = done
-        if self._is_enough():
-            self._stop("Training has stopped early before")
+        self._stop_if_enough("Training has stopped early before")
 
     def after_step(self) -> None:
         super().after_step()
-        if self._is_enough():
-            step = self.trainer.iter
-            self.trainer.checkpointer.save("model_final", iteration=step)
-            self._stop(f"Stopping early at step {step + 1} of {self.trainer.max_iter}")
+        step = self.trainer.iter + 1
+        self._stop_if_enough(f"Stopping early at step {step} of {self.trainer.max_iter}", save=True)
 
     def _do_eval(self) -> None:
+        step = min(self.trainer.iter, self.trainer.max_iter - 1)
+        share_statistics(self.trainer.model)
         self.is_running = True
         try:
-            self._evaluate(min(self.trainer.iter, self.trainer.max_iter - 1))
+            with seeded_random(0):
+                results = flatten_results_dict(self._func())
         finally:
             self.is_running = False
-
-    def _evaluate(self, step: int) -> None:
-        share_statistics(self.trainer.model)
-        with seeded_random(0):
-            results = flatten_results_dict(self._func())
-            metrics = {name: float(value) for name, value in results.items()}
-            self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
-            if self._period > 0:
-                self._keep_best(step, metrics)
+        metrics = {name: float(value) for name, value in results.items()}
+        self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
+        if self._period > 0:
+            self._keep_best(step, metrics)
         self._evaluated_at = step
         for writer in self._writers:
             writer.write()
@@ -118,22 +113,18 @@ class Evaluation(EvalHook):
 
     def _keep_best(self, step: int, metrics: Mapping[str, float]) -> None:
         name, value = comm.all_gather(self._best_metric(metrics))[0]
-        loss = metrics.get("validation/total_loss", math.nan)
-        summary = f"Step {step + 1}: {name} {value:.4g}, validation loss {loss:.4g}"
         sign = -1 if "loss" in name else 1
         is_better = math.isnan(self._best) or sign * value > sign * self._best
         if math.isfinite(value) and is_better:
             self._without_better = 0
             self._best, self._best_at = value, step
             self._checkpointer.save(BEST, iteration=step, metrics={name: value})
-            logger.info(f"{summary}; the best so far, saved in {BEST}.pth")
+            note = f"the best so far, saved in {BEST}.pth"
         else:
             self._without_better += 1
-            patience = f" of {self._patience}" if self._patience else ""
-            logger.info(
-                f"{summary}; {self._best_so_far()} (evaluations without a better one: "
-                f"{self._without_better}{patience})"
-            )
+            note = f"{self._without_better} evaluations without a better one"
+        loss = metrics.get("validation/total_loss", math.nan)
+        logger.info(f"Step {step + 1}: {name} {value:.4g}, validation loss {loss:.4g}; {note}")
 
     def _best_metric(self, metrics: Mapping[str, float]) -> tuple[str, float]:
         """Returns ``TEST.BEST_METRIC`` of the first test set."""
@@ -147,17 +138,14 @@ class Evaluation(EvalHook):
             )
         return self._metric, math.nan
 
-    def _is_enough(self) -> bool:
-        return 0 < self._patience <= self._without_better
-
-    def _stop(self, how: str) -> None:
+    def _stop_if_enough(self, how: str, *, save: bool = False) -> None:
+        if not 0 < self._patience <= self._without_better:
+            return
+        if save:
+            self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
         self._eval_after_train = False
         raise StoppedEarly(
             f"{how}: {self._metric} has not improved in {self._without_better} evaluations "
-            f"(SOLVER.EARLY_STOPPING.PATIENCE {self._patience}); {self._best_so_far()}"
+            f"(SOLVER.EARLY_STOPPING.PATIENCE {self._patience}); the best was {self._best:.4g} at "
+            f"step {self._best_at + 1}"
         )
-
-    def _best_so_far(self) -> str:
-        if self._best_at < 0:
-            return "no value so far"
-        return f"the best was {self._best:.4g} at step {self._best_at + 1}"

@@ -5,6 +5,7 @@ detectron2's log goes to ``OUTPUT_DIR/log.txt``, and is printed only if stderr i
 
 import io
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -61,20 +62,15 @@ class ProgressLine(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % _PERIOD == 0 or done - self.trainer.start_iter <= _PERIOD:
-            self._bar.set_postfix_str(_losses(self.trainer.storage), refresh=False)
+            latest = self.trainer.storage.latest_with_smoothing_hint(_PERIOD)
+            names = [x for x in latest if x.startswith("loss_") and "/" not in x]
+            losses = [f"{x.removeprefix('loss_')} {latest[x][0]:.3g}" for x in names]
+            total = latest["total_loss"][0] if "total_loss" in latest else math.nan
+            self._bar.set_postfix_str(f"loss {total:.3g} ({', '.join(losses)})", refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:
         self._bar.close()
-
-
-def _losses(storage: Any) -> str:
-    latest = storage.latest_with_smoothing_hint(_PERIOD)
-    if "total_loss" not in latest:
-        return ""
-    losses = {x: latest[x][0] for x in latest if x.startswith("loss_") and "/" not in x}
-    parts = ", ".join(f"{name.removeprefix('loss_')} {x:.3g}" for name, x in losses.items())
-    return f"loss {latest['total_loss'][0]:.3g} ({parts})"
 
 
 @contextmanager

@@ -37,8 +37,7 @@ def scale_to_batch(cfg: CfgNode, given: Collection[str] = ()) -> str | None:
     for name in (*RATES, *STEP_COUNTS):
         group, key = name.split(".")
         old: Any = cfg[group][key]
-        unused = name == "SOLVER.STEPS" and solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
-        if name in given or unused:
+        if name in given:
             continue
         if name in RATES:
             new: Any = old * batch / base

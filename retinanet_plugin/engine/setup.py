@@ -89,7 +89,7 @@ def choose_device(cfg: CfgNode) -> None:
     if not torch.cuda.is_available():
         if device.type == "cuda":
             cfg.MODEL.DEVICE = "cpu"
-    elif comm.get_world_size() > 1 and (device.type == "cpu" or device.index is not None):
+    elif comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cuda":
         raise UserError(
             f"MODEL.DEVICE: {cfg.MODEL.DEVICE} for {comm.get_world_size()} processes, which use a "
             "GPU each; give cuda, and choose GPUs with the environment variable "
@@ -105,19 +105,13 @@ def check_names(cfg: CfgNode) -> None:
 
 
 def check_training(cfg: CfgNode) -> None:
-    """Checks keys of training that depend on each other.
-
-    Raises:
-        UserError: naming the first wrong key.
-    """
+    """Checks keys of training that depend on each other."""
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    key, workers = "SOLVER.REFERENCE_WORLD_SIZE", reference
-    if reference == 0:
-        key, workers = "SOLVER.IMS_PER_BATCH", comm.get_world_size()
+    workers = reference or comm.get_world_size()
     if workers < 0 or batch % workers:
         raise UserError(
-            f"{key}: a batch of {batch} images cannot be shared by {workers} processes; give a "
-            "batch size that is a multiple of their number."
+            f"SOLVER.{'REFERENCE_WORLD_SIZE' if reference else 'IMS_PER_BATCH'}: {batch} images "
+            f"per batch cannot be shared by {workers} processes; give a multiple of their number."
         )
     patience, metric = cfg.SOLVER.EARLY_STOPPING.PATIENCE, cfg.TEST.BEST_METRIC
     if patience and cfg.TEST.EVAL_PERIOD < 1:
@@ -126,9 +120,7 @@ def check_training(cfg: CfgNode) -> None:
             "end; give the steps between them as TEST.EVAL_PERIOD."
         )
     if metric.startswith("validation/") and not cfg.TEST.LOSS:
-        raise UserError(
-            f'TEST.BEST_METRIC: "{metric}" is measured only with TEST.LOSS True; set that.'
-        )
+        raise UserError(f'TEST.BEST_METRIC: "{metric}" needs TEST.LOSS True; set that.')
 
 
 def check_output(cfg: CfgNode, *, training: bool, resume: bool) -> None:
@@ -165,11 +157,7 @@ def check_links(folder: Path) -> None:
 
 
 def lock_folder(folder: str) -> None:
-    """Locks ``folder`` for as long as this process lives or until it locks another.
-
-    Raises:
-        UserError: if another process holds the lock.
-    """
+    """Locks ``folder`` for as long as this process lives or until it locks another."""
     global _lock
     if _lock is not None:
         _lock.release()

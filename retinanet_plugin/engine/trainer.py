@@ -39,7 +39,6 @@ from ..data.training_loader import (
 )
 from ..errors import UserError, printable, sentence_of
 from ..evaluation.draw_detections import draw_detections
-from ..evaluation.scores import highest_of_workers, highest_score
 from ..evaluation.validation_loss import mapper_with_truth, validation_loss
 from .amp import DTYPES, autocast
 from .checkpoint import SafeCheckpointer
@@ -98,21 +97,16 @@ class Trainer(DefaultTrainer):
         """Returns detectron2's hooks, with those for evaluation and checkpoints replaced."""
         cfg, hooks = self.cfg, super().build_hooks()
         writers = [w for h in hooks if isinstance(h, PeriodicWriter) for w in h._writers]
+        writers = [w for w in writers if type(w) is not CommonMetricPrinter]
         best = BestCheckpointer(self.model, cfg.OUTPUT_DIR, classes=self._classes)
-        evaluation = Evaluation(
-            cfg, self._evaluate, best, [w for w in writers if type(w) is not CommonMetricPrinter]
-        )
-        checkpoints = Checkpoints(
-            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.KEEP_CHECKPOINTS
-        )
-        ours = {EvalHook: evaluation, PeriodicCheckpointer: checkpoints}
+        for i, hook in enumerate(hooks):
+            if isinstance(hook, EvalHook):
+                hooks[i] = Evaluation(cfg, hook._func, best, writers)
+            elif isinstance(hook, PeriodicCheckpointer):
+                hooks[i] = Checkpoints(self.checkpointer, hook.period, cfg.SOLVER.KEEP_CHECKPOINTS)
         progress = [ProgressLine()] if on_terminal() else []
         shares = [LossShares(self.model)] if cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
-        return [*progress, *shares, *(ours.get(type(hook), hook) for hook in hooks)]
-
-    def _evaluate(self) -> OrderedDict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
+        return [*progress, *shares, *hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads the newest checkpoint if ``resume`` and there is one, else ``MODEL.WEIGHTS``.
@@ -214,16 +208,14 @@ class Trainer(DefaultTrainer):
                 loader = cls.build_test_loader(cfg, name)
                 with (
                     validation_loss(cfg, model) as loss,
-                    highest_score(model) as highest,
                     evaluation_progress(loader, name) as images,
                 ):
                     both = DatasetEvaluators([evaluator, *([loss] if loss else [])])
                     results[name] = inference_on_dataset(model, images, both)
-                highest_seen = highest_of_workers(highest())
                 if comm.is_main_process():
                     logging.getLogger("detectron2").info(f"Metrics of {name} in csv format:")
                     print_csv_format(results[name])
-                    _draw(cfg, name, highest_seen)
+                    _draw(cfg, name)
         return results if len(results) != 1 else next(iter(results.values()))
 
     @classmethod
@@ -271,21 +263,16 @@ def _classes(datasets: Sequence[str]) -> list[str] | None:
     return next(filter(None, names), None)
 
 
-def _draw(cfg: CfgNode, dataset_name: str, highest: float | None) -> None:
-    """Draws detections beside ground truth, and says so if there are none.
-
-    Args:
-        highest: score, also of those below the threshold, if known.
-    """
+def _draw(cfg: CfgNode, dataset_name: str) -> None:
+    """Draws detections beside ground truth, and says so if there are none."""
     folder = inference_folder(cfg, dataset_name)
     detections, image = folder / "coco_instances_results.json", folder / "detections.png"
     if not detections.is_file():  # metrics other than COCO's
         return
     if not json.loads(detections.read_text()):
-        seen = "" if highest is None else f"; the highest score is {highest:.3g}"
         logger.info(
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
-            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is nan{seen}."
+            f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is nan."
         )
     if cfg.TEST.DRAW_PICTURES > 0:
         draw_detections(dataset_name, detections, image, count=cfg.TEST.DRAW_PICTURES)

@@ -98,7 +98,6 @@ def test_what_two_processes_agree_on(torchrun: Path) -> None:
     assert [(x["skipped"], x["steps"]) for x in (first, second)] == [(1, 2)] * 2
     report = json.loads((folder / "not_finite" / "step_0000002.json").read_text())
     assert [x["image_id"] for x in report["images"]] == [0, 0, 1, 1]
-    assert first["highest"] == 0.25
     assert first["own"] != second["own"]
     assert first["own"] == first["shared"] == second["shared"]
 

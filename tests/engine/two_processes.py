@@ -11,7 +11,6 @@ from torch import nn
 
 from retinanet_plugin.engine.parallel import share_statistics
 from retinanet_plugin.engine.step import TrainingStep
-from retinanet_plugin.evaluation.scores import highest_of_workers
 
 
 class Normed(nn.Module):
@@ -38,7 +37,6 @@ def three_steps() -> dict[str, Any]:
     return {
         "skipped": step.state_dict()["skipped"],
         "steps": model.norm.num_batches_tracked.item(),
-        "highest": highest_of_workers([None, 0.25][rank]),
         "own": own,
         "shared": model.norm.running_mean.item(),
     }
