@@ -1,22 +1,16 @@
-"""Matches of detections and ground truth by the rules of pycocotools' COCOeval, as flat arrays.
+"""COCOeval's matches of detections and ground truth, as flat arrays."""
 
-COCOeval loops in Python over detections, thresholds and sizes, which takes minutes on the 5,000
-validation images of COCO. Here each detection is matched at all thresholds and sizes at once.
-"""
-
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools import mask
-from pycocotools.cocoeval import Params
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-_PARAMS = Params(iouType="bbox")
-IOUS = _PARAMS.iouThrs  # (T,): 0.5, 0.55 .. 0.95
-RECALLS = _PARAMS.recThrs  # (R,): 0, 0.01 .. 1
-AREAS = np.array(_PARAMS.areaRng)  # (S, 2): lower and upper limit of all, small, medium and large
-_MAX_DETECTIONS = _PARAMS.maxDets[-1]  # per image and class
 MATCH_IOU = 0.5
 BACKGROUND_IOU = 0.1  # below it a detection has nothing to do with a box (TIDE, section 2.2)
 
@@ -29,14 +23,12 @@ class Truths:
         image, label: (M,) int64, indices of image and class.
         box: (M, 4) float64, x, y, width, height.
         crowd: (M,) bool, regions in which detections are not judged.
-        counted: (S, M) bool, for each of the :data:`AREAS`: no crowd, and of that size.
     """
 
     image: np.ndarray
     label: np.ndarray
     box: np.ndarray
     crowd: np.ndarray
-    counted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,7 @@ class Detections:
         box: (N, 4) float64, x, y, width, height.
         score: (N,) float64.
         truth: (N,) int64, row of the box matched at IoU 0.5, or -1; never a crowd.
-        right, judged: (S, T, N) bool, for each of the :data:`AREAS` and :data:`IOUS`: a true
-            positive; a true or a false positive, which detections in crowds and those that
-            belong to another size are not.
+        ignored: (N,) bool, in a crowd at IoU 0.5: neither a true nor a false positive.
     """
 
     image: np.ndarray
@@ -58,13 +48,7 @@ class Detections:
     box: np.ndarray
     score: np.ndarray
     truth: np.ndarray
-    right: np.ndarray
-    judged: np.ndarray
-
-    @property
-    def ignored(self) -> np.ndarray:
-        """(N,) bool: in a crowd, at IoU 0.5."""
-        return ~self.judged[0, 0]
+    ignored: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,66 +73,83 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections matched with ground truth; images and classes are in the order of their ids."""
+    """Detections matched with ground truth; images and classes are in the order of their ids.
+
+    Args:
+        num_boxes: (S, K) int64, boxes of each size (all, small, medium, large) and class, without
+            crowds.
+        precision: (T, 101, K, S) float64, of COCOeval: by IoU threshold, recall, class and size;
+            -1 where there are no boxes.
+    """
 
     image_ids: list[Any]
     class_names: list[str]
+    num_boxes: np.ndarray
+    precision: np.ndarray
     truths: Truths
     detections: Detections
     overlaps: Overlaps
 
-    @property
-    def num_boxes(self) -> np.ndarray:
-        """(S, K) int64: boxes of each size and class, without crowds."""
-        labels, num_classes = self.truths.label, len(self.class_names)
-        return np.stack(
-            [np.bincount(labels[c], minlength=num_classes) for c in self.truths.counted]
-        )
-
 
 def match(dataset: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Matches:
-    """Matches detections with ground truth.
+    """Runs COCOeval.
 
     Args:
         dataset: content of a COCO JSON file.
         results: detections in COCO's result format.
 
     Raises:
-        KeyError, TypeError, ValueError: if ``results`` do not fit ``dataset``.
+        AssertionError, KeyError, TypeError, ValueError: if ``results`` do not fit ``dataset``.
     """
-    names = {category["id"]: str(category["name"]) for category in dataset["categories"]}
-    image_of = {x: i for i, x in enumerate(sorted({image["id"] for image in dataset["images"]}))}
-    label_of = {class_id: k for k, class_id in enumerate(sorted(names))}
-    boxes = [
-        a
-        for a in dataset["annotations"]
-        if a["image_id"] in image_of and a["category_id"] in label_of
-    ]
-    boxes.sort(key=lambda a: image_of[a["image_id"]])
-    area = np.array([a["area"] for a in boxes], float)
-    crowd = np.array([bool(a.get("iscrowd")) for a in boxes], bool)
-    truths = Truths(*_columns(boxes, image_of, label_of), crowd, _of_sizes(area) & ~crowd)
-    # COCOeval takes an id of 0 for no match.
-    matchable = np.array([a["id"] != 0 for a in boxes], bool)
-
-    image, label, box = _columns(results, image_of, label_of)
-    score = np.array([r["score"] for r in results], float)
-    order = np.lexsort((-score, label, image))
-    group = (image * len(names) + label)[order]
-    order = order[np.arange(len(order)) - np.searchsorted(group, group) < _MAX_DETECTIONS]
-    of_size = _of_sizes(box[order, 2] * box[order, 3])
-    unmatched = np.repeat(of_size[:, None], len(IOUS), axis=1)
-    detections = Detections(
-        image[order],
-        label[order],
-        box[order],
-        score[order],
-        truth=np.full(len(order), -1),
-        right=np.zeros(unmatched.shape, bool),
-        judged=unmatched,
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, detected = COCO(), COCO()
+        annotations = [{"iscrowd": 0, **a} for a in dataset["annotations"]]
+        truth.dataset = {**dataset, "annotations": annotations}
+        truth.createIndex()
+        if results:  # loadRes fails without
+            detected = truth.loadRes([dict(result) for result in results])
+        evaluation = COCOeval(truth, detected, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    image_ids, class_ids = sorted(truth.imgs), sorted(truth.cats)
+    entries = np.array(evaluation.evalImgs, object)
+    entries = entries.reshape(len(class_ids), len(evaluation.params.areaRng), len(image_ids))
+    num_boxes = [0 if e is None else np.count_nonzero(e["gtIgnore"] == 0) for e in entries.flat]
+    truths, detections = _flatten(truth, detected, [e for e in entries[:, 0].T.flat if e])
+    return Matches(
+        image_ids,
+        [str(truth.cats[class_id]["name"]) for class_id in class_ids],
+        np.array(num_boxes, int).reshape(entries.shape).sum(axis=-1).T,
+        evaluation.eval["precision"][..., -1],
+        truths,
+        detections,
+        _overlaps(truths, detections),
     )
-    overlaps = _match(truths, matchable, detections)
-    return Matches(list(image_of), [names[k] for k in label_of], truths, detections, overlaps)
+
+
+def _flatten(
+    truth: COCO, detected: COCO, entries: Sequence[Mapping[str, Any]]
+) -> tuple[Truths, Detections]:
+    """Collects COCOeval's entries of boxes of all sizes, which are by image, then class."""
+    image_of = {image_id: i for i, image_id in enumerate(sorted(truth.imgs))}
+    label_of = {class_id: k for k, class_id in enumerate(sorted(truth.cats))}
+    boxes = truth.loadAnns(truth.getAnnIds(imgIds=list(image_of), catIds=list(label_of)))
+    # 0 means no match in COCOeval, also for a box with that id.
+    row_of = {box["id"]: row for row, box in enumerate(boxes)} | {0: -1}
+    found = [detected.anns[n] for entry in entries for n in entry["dtIds"]]
+    rows = [row_of[matched] for entry in entries for matched in entry["dtMatches"][0]]
+    ignored = np.array([x for entry in entries for x in entry["dtIgnore"][0]], bool)
+    truths = Truths(
+        *_columns(boxes, image_of, label_of),
+        np.array([bool(box["iscrowd"]) for box in boxes], bool),
+    )
+    detections = Detections(
+        *_columns(found, image_of, label_of),
+        np.array([detection["score"] for detection in found], float),
+        np.where(ignored, -1, np.array(rows, np.int64)),
+        ignored,
+    )
+    return truths, detections
 
 
 def _columns(
@@ -162,40 +163,14 @@ def _columns(
     )
 
 
-def _of_sizes(area: np.ndarray) -> np.ndarray:
-    """(S, ...) bool: whether areas are within the limits of each size."""
-    return (area >= AREAS[:, :1]) & (area <= AREAS[:, 1:])
-
-
-def _match(truths: Truths, matchable: np.ndarray, detections: Detections) -> Overlaps:
-    """Fills in what unmatched ``detections`` lack."""
-    image, right, judged = detections.image, detections.right, detections.judged
+def _overlaps(truths: Truths, detections: Detections) -> Overlaps:
     pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for i in np.intersect1d(image, truths.image):
-        first, last = np.searchsorted(image, [i, i + 1])
+    for i in np.intersect1d(detections.image, truths.image):
+        first, last = np.searchsorted(detections.image, [i, i + 1])
         start, stop = np.searchsorted(truths.image, [i, i + 1])
-        crowd, counted = truths.crowd[start:stop], truths.counted[:, start:stop]
-        boxes = detections.box[first:last], truths.box[start:stop]
-        iou = mask.iou(*boxes, crowd.astype(np.uint8))
+        crowd = truths.crowd[start:stop]
+        iou = mask.iou(detections.box[first:last], truths.box[start:stop], crowd.astype(np.uint8))
         rows, columns = np.nonzero((iou >= BACKGROUND_IOU) & ~crowd)
         pairs.append((rows + first, columns + start, iou[rows, columns]))
-        iou[detections.label[first:last, None] != truths.label[start:stop]] = 0
-        free = np.ones((len(AREAS), len(IOUS), stop - start), bool)
-        for row in np.flatnonzero((iou >= MATCH_IOU).any(axis=1)):
-            # A box of this size that fits comes first, then the IoU, then the last of equal ones.
-            fitting = free & (iou[row] >= IOUS[:, None])
-            preferred = fitting & counted[:, None]
-            fitting = np.where(preferred.any(axis=-1, keepdims=True), preferred, fitting)
-            best = stop - start - 1 - np.where(fitting, iou[row], -1)[..., ::-1].argmax(axis=-1)
-            fits = fitting.any(axis=-1)
-            free &= ~(fitting & (np.arange(stop - start) == best[..., None])) | crowd
-            matched = fits & matchable[start + best]
-            is_counted = np.take_along_axis(counted, best, axis=1)
-            n = first + row
-            right[..., n] = matched & is_counted
-            judged[..., n] = (matched | judged[..., n]) & (is_counted | ~fits)
-            if right[0, 0, n]:
-                detections.truth[n] = start + best[0, 0]
     detection, truth, iou = map(np.concatenate, zip(*pairs, strict=True))
-    same_class = detections.label[detection] == truths.label[truth]
-    return Overlaps(detection, truth, iou, same_class)
+    return Overlaps(detection, truth, iou, detections.label[detection] == truths.label[truth])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...evaluation.matching import AREAS, IOUS, MATCH_IOU, RECALLS, Matches
+from ...evaluation.matching import MATCH_IOU, Matches
 
 SCORES = np.arange(101) / 100
 
@@ -28,21 +28,10 @@ class Accuracy:
 
 
 def accuracies(matches: Matches) -> list[Accuracy]:
-    """Returns the AP of each class, then of all classes, equal to COCOeval's to the last bit."""
-    names, detections = matches.class_names, matches.detections
-    num_boxes = matches.num_boxes
-    shape = len(IOUS), len(RECALLS), len(names), len(AREAS)
-    precision = np.full(shape, -1.0)  # -1: not defined, as in COCOeval
-    for k in range(len(names)):
-        rows = np.flatnonzero(detections.label == k)
-        rows = rows[np.argsort(-detections.score[rows], kind="stable")]
-        for size in range(len(AREAS)):
-            if num_boxes[size, k] and len(detections.score):
-                precision[:, :, k, size] = precision_at_recalls(
-                    detections.right[size][:, rows],
-                    detections.judged[size][:, rows],
-                    num_boxes[size, k],
-                )
+    """Returns the AP of each class, then of all classes."""
+    names, num_boxes, precision = matches.class_names, matches.num_boxes, matches.precision
+    if not len(matches.detections.score):
+        precision = np.full_like(precision, -1)
     boxes = np.append(num_boxes, num_boxes.sum(axis=1, keepdims=True), axis=1)
     results = []
     for k, name in enumerate([*names, "all classes"]):
@@ -54,24 +43,6 @@ def accuracies(matches: Matches) -> list[Accuracy]:
         curve = curves.mean(axis=0) if len(curves) else None
         results.append(Accuracy(name, boxes[:, k].tolist(), metrics, curve))
     return results
-
-
-def precision_at_recalls(right: np.ndarray, judged: np.ndarray, num_boxes: int) -> np.ndarray:
-    """Returns the highest precision at or above each of the 101 recalls, as COCOeval does.
-
-    Args:
-        right, judged: (T, D) bool, true positives and all positives, by falling score.
-        num_boxes: of the ground truth, more than 0.
-
-    Returns:
-        (T, 101) float64, 0 at recalls that are not reached.
-    """
-    found = right.cumsum(axis=1, dtype=float)
-    precision = found / (judged.cumsum(axis=1) + np.spacing(1))
-    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    highest = np.pad(highest, ((0, 0), (0, 1)))
-    first = [np.searchsorted(recall, RECALLS) for recall in found / num_boxes]
-    return np.take_along_axis(highest, np.stack(first), axis=1)
 
 
 def _percent(precision: np.ndarray) -> float | None:

@@ -83,7 +83,7 @@ def match_detections(cfg: CfgNode, dataset: Dataset) -> Matches:
     try:
         results = json.loads(path.read_text("utf-8"))
         return match(json.loads(truth.read_text("utf-8")), results)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as detections on {truth} ({type(error).__name__}: {error}); "
             "evaluate again with --eval-only."

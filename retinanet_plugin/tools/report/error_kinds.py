@@ -8,10 +8,11 @@ lets a box be found by fixing either a class or a location.
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools.cocoeval import Params
 
 from ...evaluation.matching import BACKGROUND_IOU, MATCH_IOU, Matches
-from .accuracy import precision_at_recalls
 
+_RECALLS = Params(iouType="bbox").recThrs  # 0, 0.01 .. 1
 # Errors of detections, then the one of boxes.
 KINDS = ("class", "fit", "both", "duplicate", "background", "missed")
 _CLASS, _FIT, _BOTH, _DUPLICATE, _BACKGROUND, _RIGHT, _IGNORED = range(7)
@@ -124,8 +125,7 @@ def errors(matches: Matches, score: float) -> Errors:
             rows = np.flatnonzero(kept & (label == k))
             rows = rows[np.argsort(-detections.score[rows], kind="stable")]
             if num_boxes:
-                curve = precision_at_recalls(right[None, rows], kept[None, rows], num_boxes)
-                aps[k] = curve.mean() * 100
+                aps[k] = _average_precision(right[rows], kept[rows], num_boxes)
             elif not len(rows):
                 aps[k] = 100
         return aps
@@ -150,6 +150,14 @@ def errors(matches: Matches, score: float) -> Errors:
         {kind: by_class.tolist() for kind, by_class in counts.items()},
         {kind: _mean(np.maximum(aps - before, 0), boxes) for kind, aps in after.items()},
     )
+
+
+def _average_precision(right: np.ndarray, judged: np.ndarray, num_boxes: int) -> float:
+    """Returns COCO's AP in percent from (D,) true positives and all positives by falling score."""
+    found = right.cumsum()
+    precision = found / (judged.cumsum() + np.spacing(1))
+    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+    return float(highest[np.searchsorted(found / num_boxes, _RECALLS)].mean() * 100)
 
 
 def _mean(values: np.ndarray, boxes: np.ndarray) -> float | None:

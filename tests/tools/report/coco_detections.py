@@ -1,4 +1,4 @@
-"""Random detections and ground truth with many ties, and pycocotools' evaluation of them."""
+"""Random detections and ground truth with many ties, their evaluation and their matches."""
 
 import contextlib
 import copy
@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -75,6 +76,26 @@ def coco_eval(coco: Coco, results: Results) -> COCOeval:
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
+
+
+def brute_force_matches(coco: Coco, results: Results) -> list[int | None]:
+    """For each result the index of the box it finds at IoU 0.5, -1 for none; None in a crowd.
+
+    A box comes before a crowd, then the largest IoU, then the last.
+    """
+    matches: list[int | None] = [-1] * len(results)
+    for n in sorted(range(len(results)), key=lambda n: -results[n]["score"]):
+        candidates = [
+            (not a["iscrowd"], iou, i)
+            for i, a in enumerate(coco["annotations"])
+            if all(a[key] == results[n][key] for key in ("image_id", "category_id"))
+            and (a["iscrowd"] or i not in matches)
+            and (iou := mask.iou([results[n]["bbox"]], [a["bbox"]], [a["iscrowd"]])[0, 0]) >= 0.5
+        ]
+        if candidates:
+            is_box, _, i = max(candidates)
+            matches[n] = i if is_box else None
+    return matches
 
 
 def one_image(boxes: list[tuple[int, float]], crowds: tuple[int, ...] = ()) -> Coco:

@@ -3,7 +3,15 @@
 from typing import Any
 
 import pytest
-from coco_detections import Coco, Results, coco_eval, detections_of, one_image, random_set
+from coco_detections import (
+    Coco,
+    Results,
+    brute_force_matches,
+    coco_eval,
+    detections_of,
+    one_image,
+    random_set,
+)
 from pycocotools import mask
 
 from retinanet_plugin.evaluation.matching import match
@@ -50,25 +58,17 @@ def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 def _brute_force(coco: Coco, results: Results) -> tuple[dict[str, list[int]], dict[int, int]]:
-    """By kind the indices of results, falling in score, and of annotations for "missed".
+    """By kind the indices of results, which fall in score, and of annotations for "missed".
 
     And of those that can be fixed, the annotation that they find then.
     """
-    results = sorted(results, key=lambda r: -r["score"])
-    evaluation = coco_eval(coco, results)
-    state = {}
-    for entry in evaluation.evalImgs:
-        if entry and entry["aRng"] == evaluation.params.areaRng[0]:
-            for i, m, ignored in zip(
-                entry["dtIds"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True
-            ):
-                state[i - 1] = "ignored" if ignored else int(m) or "wrong"
+    matches = brute_force_matches(coco, results)
     boxes = [(i, a) for i, a in enumerate(coco["annotations"]) if not a["iscrowd"]]
-    lost = {i for i, a in boxes if a["id"] not in state.values()}
+    lost = {i for i, _ in boxes if i not in matches}
     kinds: dict[str, list[int]] = {kind: [] for kind in KINDS}
     fixes: dict[tuple[str, int], int] = {}
     for n, r in enumerate(results):
-        if state[n] != "wrong":
+        if matches[n] != -1:
             continue
         near = [(_iou(r, a), i, a) for i, a in boxes if a["image_id"] == r["image_id"]]
         own, other = (
