@@ -191,7 +191,8 @@ def _how(plan: Plan, rows: Sequence[Measured]) -> str:
         f"evaluated on {cfgs[0].DATASETS.OWN.TEST_JSON or ', '.join(cfgs[0].DATASETS.TEST)}",
         " ".join(plan.options.overrides),
     ]
-    for machine in [result.machine for m in rows for result in m.results][:1]:
+    if results := [result for m in rows for result in m.results]:
+        machine = results[0].machine
         parts += [machine["device"], *(f"{x} {machine[x]}" for x in ("torch", "detectron2"))]
     return (
         f"{', '.join(filter(None, parts))}. Paper: {plan.table.data}. "

@@ -190,8 +190,7 @@ def test_mistakes_before_any_row_runs(ablate: Any, args: list[str], named: str) 
 
 def test_list(capsys: Any) -> None:
     assert command.main(["--list"]) == 0
-    shown = capsys.readouterr().out
-    assert "b_gamma: " in shown and "gamma_2.0   gamma 2, alpha 0.25   AP 34.0" in shown
+    assert "gamma_2.0   gamma 2, alpha 0.25   AP 34.0" in capsys.readouterr().out
 
 
 def test_kendalls_tau() -> None:

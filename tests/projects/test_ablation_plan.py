@@ -21,7 +21,7 @@ from projects.focal_loss_paper.tables import TABLES
 from retinanet_plugin import UserError, get_config
 from retinanet_plugin.utils import flatten
 
-DATA = ("quickstart", "bccd_R18_FPN.yaml", "coco")
+DATA = ("quickstart.yaml", "bccd_R18_FPN.yaml", "coco")
 
 
 def plan_of(name: str, **options: Any) -> Plan:
@@ -43,7 +43,7 @@ def write_row(run: Run) -> None:
 @pytest.mark.parametrize("name", [name for name in TABLES if name != "e_speed"])
 @pytest.mark.parametrize("data", DATA[:2])
 def test_a_row_differs_from_the_data_in_its_own_keys_alone(name: str, data: str) -> None:
-    base = dict(flatten(get_config(data if data.endswith(".yaml") else f"{data}.yaml")))
+    base = dict(flatten(get_config(data)))
     for row, (run,) in plan_of(name, data=data).runs.items():
         own = dict(flatten(yaml.safe_load(row.path.read_text())))
         if own.pop("_BASE_") == "cross_entropy.yaml":  # no_prior has its keys too
@@ -113,32 +113,21 @@ def test_what_counts_steps_follows_them(steps: int, milestones: tuple[int, ...])
 
 
 def test_own_rows(tmp_path: Path) -> None:
-    """Their files count with all bases, except data and output; the rest is the data's."""
-    base = 'MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\n_BASE_: "quickstart.yaml"\n'
-    (tmp_path / "base.yaml").write_text(base)
-    text = "MODEL: {RETINANET: {FOCAL_LOSS_GAMMA: 3.0}}\nSOLVER: {BASE_LR: 0.123}\n"
-    (tmp_path / "steeper.yaml").write_text(f'_BASE_: "base.yaml"\n{text}OUTPUT_DIR: "mine"\n')
-    for data, steps in (("bccd_R18_FPN.yaml", 600), ("coco", 90_000)):
-        plan = plan_of("b_gamma", data=data, own_rows=[tmp_path / "steeper.yaml"])
-        assert [row.label for row in plan.runs][-2:] == ["gamma 5, alpha 0.25", "steeper"]
-        run = run_of(plan, "steeper")
-        retinanet, solver = run.cfg.MODEL.RETINANET, run.cfg.SOLVER
-        assert (retinanet.FOCAL_LOSS_GAMMA, retinanet.PRIOR_PROB) == (3.0, 0.02)
-        assert (solver.BASE_LR, solver.MAX_ITER) == (0.123, steps)
-        assert run.folder.parent.name == "steeper"
-
-
-def test_an_own_row_on_a_row_of_the_paper(tmp_path: Path) -> None:
-    """On other data, what the paper's row says about its data does not count."""
-    text = f'_BASE_: "{CONFIGS}/no_fpn.yaml"\nMODEL: {{RETINANET: {{PRIOR_PROB: 0.02}}}}\n'
-    (tmp_path / "mine.yaml").write_text(text + "INPUT: {MIN_SIZE_TEST: 96}\n")
-    files = [tmp_path / "mine.yaml"]
-    mine = run_of(plan_of("b_gamma", data="quickstart", own_rows=files), "mine").cfg
-    assert mine.MODEL.RETINANET.PRIOR_PROB == 0.02
-    assert (mine.INPUT.MIN_SIZE_TRAIN, mine.INPUT.MIN_SIZE_TEST) == ((128,), 96)
-    no_fpn = run_of(plan_of("variants", data="quickstart"), "no_fpn").cfg
-    assert mine.MODEL.ANCHOR_GENERATOR == no_fpn.MODEL.ANCHOR_GENERATOR
-    assert run_of(plan_of("b_gamma", own_rows=files), "mine").cfg.INPUT.MIN_SIZE_TRAIN == (600,)
+    """A user's files count, except for the output; so does what a row of the paper varies."""
+    text = "MODEL: {RETINANET: {PRIOR_PROB: 0.02}}\nSOLVER: {BASE_LR: 0.123}\n"
+    (tmp_path / "base.yaml").write_text(f'_BASE_: "{CONFIGS}/no_fpn.yaml"\n{text}')
+    text = 'INPUT: {MIN_SIZE_TEST: 96}\nOUTPUT_DIR: "mine"\n'
+    (tmp_path / "own_row.yaml").write_text(f'_BASE_: "base.yaml"\n{text}')
+    for data, steps, size in (("quickstart", 1400, 128), ("coco", 90_000, 600)):
+        plan = plan_of("b_gamma", data=data, own_rows=[tmp_path / "own_row.yaml"])
+        assert [row.label for row in plan.runs][-2:] == ["gamma 5, alpha 0.25", "own row"]
+        run = run_of(plan, "own_row")
+        model, solver, image = run.cfg.MODEL, run.cfg.SOLVER, run.cfg.INPUT
+        assert (model.RETINANET.PRIOR_PROB, solver.BASE_LR, solver.MAX_ITER) == (0.02, 0.123, steps)
+        assert (image.MIN_SIZE_TRAIN, image.MIN_SIZE_TEST) == ((size,), 96)
+        no_fpn = run_of(plan_of("variants", data=data), "no_fpn").cfg
+        assert model.ANCHOR_GENERATOR == no_fpn.MODEL.ANCHOR_GENERATOR
+        assert run.folder.parent.name == "own_row"
 
 
 def test_a_row_of_several_tables_is_one_run() -> None:

@@ -12,6 +12,7 @@ from coco_sets import forget_new_sets
 from conftest import random_picture, small_config, spread_logits
 from detectron2.modeling import build_model
 from fvcore.nn import sigmoid_focal_loss
+from small_training import SMALL
 from torch import nn
 
 from projects.focal_loss_paper import loss_distribution as command
@@ -129,15 +130,6 @@ def test_models_and_images_without_samples() -> None:
     nn.init.constant_(model.head.cls_score.bias, float("nan"))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
         measure(model, [[random_picture(64, 64, 3)]], [2.0])
-
-
-SMALL = [
-    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1", "MODEL.DEVICE", "cpu"),
-    *("INPUT.MIN_SIZE_TEST", "96", "DATALOADER.NUM_WORKERS", "0"),
-    *("DATASETS.OWN.ROOT", "data", "DATASETS.OWN.TRAIN_JSON", "annotations/train.json"),
-    *("DATASETS.OWN.TRAIN_IMAGES", "train", "DATASETS.OWN.TEST_JSON", "annotations/test.json"),
-    *("DATASETS.OWN.TEST_IMAGES", "test"),
-]
 
 
 @pytest.fixture
