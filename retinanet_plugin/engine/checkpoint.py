@@ -1,13 +1,13 @@
 """Checkpoints: written whole, read without running code in them, checked against the model."""
 
 import logging
+import math
 import os
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -19,9 +19,6 @@ from ..errors import UserError, printable
 from ..utils import atomic_writer, shorten, write_text
 from .safe_pickle import check_archive, load_arrays
 from .weights_report import SCORES, WeightsReport, difference, take_shared_classes
-
-_NUMBERED = re.compile(r"model_\d{7,}\.pth")
-_RESUMABLE = re.compile(r"model_(\d{7,}|final)\.pth")  # not the best one, which may be old
 
 logger = logging.getLogger("retinanet_plugin")
 
@@ -95,17 +92,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path:
             local_file(path)
-        try:
-            return super().load(path, *args, **kwargs)
-        finally:
-            self._parsed_url_during_load = None  # the base class leaves it set after an error
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> Any:
         if filename.endswith(".pkl"):
-            checkpoint = _from_zoo(_read(filename, load_arrays))
-        elif filename.endswith(".pyth"):
-            weights = _read(filename, _load_tensors).get("model_state")
-            checkpoint = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+            checkpoint = read_safely(filename)
+        elif filename.endswith(".pyth"):  # of pycls
+            weights = read_safely(filename).get("model_state")
+            checkpoint = {"model": weights, "matching_heuristics": True}
         else:
             checkpoint = super()._load_file(filename)
         weights = checkpoint["model"]
@@ -118,14 +112,21 @@ class SafeCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _torch_load(self, filename: str) -> Any:
-        return _read(filename, _load_tensors)
+        return read_safely(filename)
 
     def _load_model(self, checkpoint: Any) -> Any:
         classes = classes_in(checkpoint)
         different = difference(classes, self._classes)
         try:
             if different and not self.complete:
-                self._adapt_classes(checkpoint["model"], classes or [], different)
+                weights, ours = checkpoint["model"], self._classes or []
+                shared = take_shared_classes(weights, self.model, classes or [], ours)
+                if shared is not None:
+                    logger.info(
+                        f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {different}; "
+                        f"the classification layer keeps {len(shared)} classes by name "
+                        f"({shorten(shared)}); the others start from the prior."
+                    )
             incompatible = super()._load_model(checkpoint)
         except Exception as error:  # arrays of text, sparse tensors, ...
             reason = printable(str(error).strip().split("\n")[-1].strip(), 200)
@@ -134,7 +135,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "detectron2 or this plugin."
             ) from None
         report = WeightsReport(self.model, incompatible)
-        if not report.is_complete:
+        if report.missing or report.reshaped:
             if self.complete or not report.num_loaded:
                 raise UserError(f"MODEL.WEIGHTS: {report}; {report.advice(classes)}.")
             is_new = any(name.startswith(SCORES) for name in report.reshaped)
@@ -147,17 +148,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def _adapt_classes(self, weights: dict[str, Any], theirs: list[str], different: str) -> None:
-        shared = take_shared_classes(weights, self.model, theirs, self._classes or [])
-        if shared is not None:
-            how = "starts from the prior"
-            if shared:
-                how = f"keeps {len(shared)} classes by name ({shorten(shared)}); others start anew"
-            logger.info(
-                f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {different}; the "
-                f"classification layer {how}."
-            )
-
 
 def has_run(folder: str | Path) -> bool:
     """Whether a folder has a checkpoint of a run, damaged or not."""
@@ -167,36 +157,32 @@ def has_run(folder: str | Path) -> bool:
 def resumable(folder: str | Path) -> list[Path]:
     """Returns the checkpoints of a run, newest first: what ``last_checkpoint`` names, then by step.
 
-    ``model_final.pth`` has no step in its name. It is last if ``last_checkpoint`` names a numbered
-    one, as after a run was extended, and first otherwise. Modification times do not count, since
-    copies have their own.
+    ``model_final.pth``, which has no step in its name, comes first, but last if a numbered one is
+    named, as after a run was extended.
     """
-    folder = Path(folder)
-    paths = [p for p in folder.glob("model_*.pth") if _RESUMABLE.fullmatch(p.name)]
-    try:
-        with (folder / "last_checkpoint").open(errors="replace") as file:
-            last = file.read(100)
-    except OSError:
-        last = ""
-    is_numbered = folder / last in paths and _NUMBERED.fullmatch(last) is not None
+    steps, file = _steps(folder), Path(folder) / "last_checkpoint"
+    last = file.read_text(errors="replace") if file.is_file() else ""
+    was_extended = any(path.name == last and math.isfinite(step) for path, step in steps.items())
 
-    def newness(path: Path) -> tuple[bool, int]:
-        if path.stem == "model_final":
-            return path.name == last, -1 if is_numbered else sys.maxsize
-        return path.name == last, _step_of(path)
+    def newness(path: Path) -> tuple[bool, float]:
+        is_old = was_extended and path.stem == "model_final"
+        return path.name == last, -1 if is_old else steps[path]
 
-    return sorted(paths, key=newness, reverse=True)
+    return sorted(steps, key=newness, reverse=True)
 
 
 def remove_old(folder: str | Path, keep: int) -> None:
     """Removes the numbered checkpoints of a run except the last ``keep``; 0 keeps all."""
-    numbered = [p for p in Path(folder).glob("model_*.pth") if _NUMBERED.fullmatch(p.name)]
-    for path in sorted(numbered, key=_step_of)[:-keep]:
+    steps = {path: step for path, step in _steps(folder).items() if math.isfinite(step)}
+    for path in sorted(steps, key=steps.__getitem__)[:-keep]:
         path.unlink(missing_ok=True)
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("model_"))
+def _steps(folder: str | Path) -> dict[Path, float]:
+    """The checkpoints of a run, except the best one, which may be old; infinite for the final."""
+    name = re.compile(r"model_(?:final|(\d{7,}))\.pth")
+    matches = {path: name.fullmatch(path.name) for path in Path(folder).glob("*.pth")}
+    return {path: float(match[1] or "inf") for path, match in matches.items() if match}
 
 
 def fault_of(path: Path) -> str | None:
@@ -222,16 +208,13 @@ def local_file(path: str, source: str = "MODEL.WEIGHTS") -> str:
     Raises:
         UserError: if there is no such file.
     """
-    scratch = ", or '' for random weights" if source == "MODEL.WEIGHTS" else ""
     try:
         local = PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
     except Exception as error:  # no network, HTTP 404, ...
         reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{source}: cannot download {path} ({reason}); give a local file{scratch}."
-        ) from None
+        raise UserError(f"{source}: cannot download {path} ({reason}).") from None
     if not os.path.isfile(local):
-        raise UserError(f"{source}: no file {path}; give a local file{scratch}.")
+        raise UserError(f"{source}: no file {path}; give a local file.")
     return str(local)
 
 
@@ -253,15 +236,12 @@ def read_safely(path: str) -> dict[str, Any]:
     Raises:
         UserError: if the file cannot be read.
     """
-    if path.endswith(".pkl"):
-        return _from_zoo(_read(path, load_arrays))
-    return _read(path, _load_tensors)
-
-
-def _read(path: str, read: Callable[[BinaryIO], Any]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            content = read(file)
+            if path.endswith(".pkl"):
+                return _from_zoo(load_arrays(file))
+            check_archive(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(f"it is a {type(content).__name__}")
         return content
@@ -271,11 +251,6 @@ def _read(path: str, read: Callable[[BinaryIO], Any]) -> dict[str, Any]:
             f"MODEL.WEIGHTS: {path} cannot be read safely ({reason}); give a .pth of tensors or a "
             ".pkl of numpy arrays, and download it again if it is incomplete."
         ) from None
-
-
-def _load_tensors(file: BinaryIO) -> Any:
-    check_archive(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _short_reason(message: str) -> str:

@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 from ..losses import MinedLoss
-from ..losses.layout import anchor_logits, is_dense
+from ..losses.layout import anchor_logits
 from ..modeling import FocalRetinaNet
 
 PERIOD = 20  # steps per record, as between two lines of detectron2's writers
@@ -60,8 +60,7 @@ class LossShares(HookBase):
         """Adds a training step, before its backward pass."""
         if not model.training:
             return
-        logits = [x.detach() if is_dense(x) else x.detach().contiguous() for x in self._logits]
-        self._logits = []
+        logits, self._logits = self._logits, []
         targets, loss = model.targets, model.head.cls_loss
         image, anchor, label = targets.image, targets.anchor, targets.gt_class
         if isinstance(loss, MinedLoss):

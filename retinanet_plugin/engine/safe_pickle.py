@@ -148,23 +148,6 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {printable(f'{module}.{name}', 80)}")
         return _STAND_INS[module, name]
 
-    def check_pair(self) -> None:
-        target, key, _ = self.stack[-3:]
-        self._check_dictionary(target, [key])
-
-    def check_pairs(self) -> None:
-        self._check_dictionary(self.metastack[-1][-1], self.stack[::2])
-
-    def check_new_pairs(self) -> None:
-        self._check_dictionary({}, self.stack[::2])
-
-    def check_state(self) -> None:
-        if type(self.stack[-2]) not in (_Array, _DType, _Dict):
-            raise pickle.UnpicklingError(f"it sets the state of a {type(self.stack[-2]).__name__}")
-
-    def refuse_set(self) -> None:
-        raise pickle.UnpicklingError("it has a set")
-
     def load_bytearray8(self) -> None:
         """As the base class, which allocates the claimed length before reading."""
         length = int.from_bytes(self.read(8), "little")
@@ -173,11 +156,21 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("pickle data was truncated")
         self.stack.append(bytearray(data))
 
-    def _check_dictionary(self, target: object, keys: list[Any]) -> None:
-        if not isinstance(target, dict):
-            raise pickle.UnpicklingError(f"it puts keys into a {type(target).__name__}")
-        for key in keys:
-            _key(key)
+
+def _check_items(target: object, keys: list[Any]) -> None:
+    if not isinstance(target, dict):
+        raise pickle.UnpicklingError(f"it puts keys into a {type(target).__name__}")
+    for key in keys:
+        _key(key)
+
+
+def _check_state(target: object) -> None:
+    if type(target) not in (_Array, _DType, _Dict):
+        raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
+
+
+def _refuse_set(unpickler: _Unpickler) -> None:
+    raise pickle.UnpicklingError("it has a set")
 
 
 def _first(check: Callable[[Any], None], step: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -188,14 +181,13 @@ def _first(check: Callable[[Any], None], step: Callable[[Any], None]) -> Callabl
     return checked
 
 
+_Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _Unpickler.load_bytearray8
+for _code in (pickle.EMPTY_SET, pickle.FROZENSET, pickle.ADDITEMS):
+    _Unpickler.dispatch[_code[0]] = _refuse_set
 for _code, _check in {
-    pickle.SETITEM: _Unpickler.check_pair,
-    pickle.SETITEMS: _Unpickler.check_pairs,
-    pickle.DICT: _Unpickler.check_new_pairs,
-    pickle.BUILD: _Unpickler.check_state,
-    pickle.EMPTY_SET: _Unpickler.refuse_set,
-    pickle.FROZENSET: _Unpickler.refuse_set,
-    pickle.ADDITEMS: _Unpickler.refuse_set,
+    pickle.SETITEM: lambda x: _check_items(x.stack[-3], [x.stack[-2]]),
+    pickle.SETITEMS: lambda x: _check_items(x.metastack[-1][-1], x.stack[::2]),
+    pickle.DICT: lambda x: _check_items({}, x.stack[::2]),
+    pickle.BUILD: lambda x: _check_state(x.stack[-2]),
 }.items():
     _Unpickler.dispatch[_code[0]] = _first(_check, _Unpickler.dispatch[_code[0]])
-_Unpickler.dispatch[pickle.BYTEARRAY8[0]] = _Unpickler.load_bytearray8

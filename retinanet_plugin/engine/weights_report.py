@@ -19,22 +19,19 @@ class WeightsReport:
         incompatible: what ``Checkpointer._load_model`` returned.
 
     Attributes:
-        missing: parameters that the checkpoint does not have.
         reshaped: parameters of another shape: name -> (shape in the file, shape in the model).
+        missing: the other parameters that were not set.
         num_loaded: how many parameters were set.
-        is_complete: whether all of them were.
     """
 
     def __init__(self, model: nn.Module, incompatible: Any) -> None:
         names = [name for name, _ in model.named_parameters()]
-        shapes = {name: others for name, *others in incompatible.incorrect_shapes}
-        missing = set(incompatible.missing_keys)
-        self.reshaped = {x: shapes[x] for x in names if x in shapes}
-        self.missing = [x for x in names if x in missing and x not in shapes]
-        self._unused = incompatible.unexpected_keys
-        self._total = len(names)
+        self.reshaped = {x: shapes for x, *shapes in incompatible.incorrect_shapes if x in names}
+        unset = {*incompatible.missing_keys} - {*self.reshaped}
+        self.missing = [x for x in names if x in unset]
         self.num_loaded = len(names) - len(self.missing) - len(self.reshaped)
-        self.is_complete = self.num_loaded == len(names)
+        self._total = len(names)
+        self._unused = incompatible.unexpected_keys
 
     def __str__(self) -> str:
         parts = [f"the checkpoint sets {self.num_loaded} of the model's {self._total} parameters"]

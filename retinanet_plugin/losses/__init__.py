@@ -7,10 +7,8 @@ detector trains on millions of them: :class:`DenseLoss` sums a binary loss over 
 
 from .binary import BinaryLoss
 from .boxes import BOX_LOSSES, box_regression_loss, encode_boxes
-from .cross_entropy import CrossEntropyLoss
 from .dense import DenseLoss, dense_class_loss
-from .focal import FocalLoss
-from .focal_star import FocalStarLoss
+from .focal import CrossEntropyLoss, FocalLoss, FocalStarLoss
 from .layout import offsets_of
 from .mined import MinedLoss
 from .ohem import HardExamples

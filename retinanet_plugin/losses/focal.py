@@ -1,4 +1,4 @@
-"""Focal loss, equation 5 of "Focal Loss for Dense Object Detection" (arXiv 1708.02002)."""
+"""The focal loss of arXiv 1708.02002, its alternative form FL*, and the cross entropy."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from .binary import BinaryLoss, class_weight, sigmoid, softplus
 
 
 class FocalLoss(BinaryLoss):
-    """``FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)``, computed from logits.
+    """Equation 5: ``FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)``, computed from logits.
 
     With ``x_t = x`` for positives and ``-x`` for negatives, ``1 - p_t = sigmoid(-x_t)`` and
     ``-log(p_t) = softplus(-x_t)``. Neither cancels or overflows, so value and derivative stay
@@ -44,6 +44,52 @@ class FocalLoss(BinaryLoss):
         grad.add_(error).mul_(factor)
         value = entropy.mul_(factor)
         return (value.neg_() if positive else value), grad
+
+
+class FocalStarLoss(BinaryLoss):
+    """Appendix A: ``FL* = -alpha_t log(p_t*) / gamma`` with ``p_t* = sigmoid(gamma x_t + beta)``.
+
+    Args:
+        alpha: weight of the positives in [0, 1]; negative or None: no weights.
+        gamma: steepness, above 0. The paper trains with (gamma 2, beta 1) and (gamma 4, beta 0).
+        beta: shift.
+    """
+
+    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0, beta: float = 1.0) -> None:
+        if gamma <= 0:
+            raise ValueError(f"gamma must be above 0, got {gamma}")
+        class_weight(alpha, True)  # raises if alpha is out of range
+        self.alpha, self.gamma, self.beta = alpha, gamma, beta
+
+    def _scaled(self, logits: Tensor, positive: bool) -> Tensor:
+        """``-(gamma x_t + beta)``."""
+        return logits * (-self.gamma if positive else self.gamma) - self.beta
+
+    def value(self, logits: Tensor, positive: bool) -> Tensor:
+        weight = class_weight(self.alpha, positive) / self.gamma
+        return weight * F.softplus(self._scaled(logits, positive))
+
+    def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
+        x = self._scaled(logits, positive)
+        weight = class_weight(self.alpha, positive)
+        grad = sigmoid(x).mul_(-weight if positive else weight)
+        return softplus(x).mul_(weight / self.gamma), grad
+
+
+class CrossEntropyLoss(FocalStarLoss):
+    """Equations 1 and 3: ``CE(p_t) = -alpha_t log(p_t)``, which is FL* with gamma 1 and beta 0.
+
+    Args:
+        alpha: weight of the positives in [0, 1]; negative or None: no weights.
+    """
+
+    def __init__(self, alpha: float | None = None) -> None:
+        super().__init__(alpha, gamma=1.0, beta=0.0)
+
+    def value(self, logits: Tensor, positive: bool) -> Tensor:
+        x = self._scaled(logits, positive)
+        loss = F.softplus(x) if torch.is_grad_enabled() else softplus(x)
+        return class_weight(self.alpha, positive) * loss
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

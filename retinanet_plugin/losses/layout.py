@@ -5,11 +5,9 @@ classes gives a tensor (N, A*K, H, W) per level, contiguous or channels-last.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Logits per chunk. On a CPU, per core: enough for torch to share the work, while the five buffers
 # of 256 KB stay in the core's cache. Elsewhere: enough for a kernel to take longer than its launch
@@ -80,47 +78,31 @@ def anchor_logits(
     """Gathers the K logits of each of the given anchors, level by level.
 
     Args:
-        logits: a tensor per level, (N, A*K, H, W), dense.
-        image, anchor, label: (P,) int64, on the CPU; no anchor twice.
+        logits: a tensor per level, (N, A*K, H, W).
+        image, anchor, label: (P,) int64, on the CPU.
 
     Returns:
-        on the device of the logits: (P, K), at least float32, differentiable once; and whether
-        each class is the label of its anchor, (P, K), bool.
+        on the device of the logits: (P, K), at least float32; and whether each class is the label
+        of its anchor, (P, K), bool.
     """
-    first, order = [], []
-    for x, (here, image_i, cell, index) in zip(
-        logits, by_level(logits, num_classes, image, anchor), strict=True
-    ):
-        first.append(offsets_of(x, image_i, cell, index * num_classes))
-        order.append(here)
     device = logits[0].device
-    *first, label = to_device([*first, label[torch.cat(order)]], device)
+    rows, order = [], []
+    for x, (here, *index) in zip(logits, by_level(logits, num_classes, image, anchor), strict=True):
+        rows.append(gather(x, num_classes, *to_device(index, device)))
+        order.append(here)
+    joined = torch.cat(rows)
+    (label,) = to_device([label[torch.cat(order)]], device)
     classes = torch.arange(num_classes, device=device)
-    rows = torch.cat(
-        [
-            _Gather.apply(x, index[:, None] + classes * x.stride(1))
-            for x, index in zip(logits, first, strict=True)
-        ]
-    )
-    return rows.to(torch.promote_types(rows.dtype, torch.float32)), label[:, None] == classes
+    return joined.to(torch.promote_types(joined.dtype, torch.float32)), label[:, None] == classes
 
 
-class _Gather(torch.autograd.Function):
-    """Elements at memory offsets, each at most once; the gradient is one dense tensor."""
+def gather(x: Tensor, size: int, image: Tensor, cell: Tensor, group: Tensor) -> Tensor:
+    """Groups of ``size`` channels of (N, C, H, W): (P, size), differentiable.
 
-    @staticmethod
-    def forward(ctx: Any, dense: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(offsets)
-        ctx.geometry = dense.shape, dense.stride()
-        return in_memory_order(dense)[offsets]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (offsets,) = ctx.saved_tensors
-        grad = upstream.new_empty(0).new_empty_strided(*ctx.geometry).zero_()
-        in_memory_order(grad)[offsets] = upstream
-        return grad, None
+    Args:
+        image, cell, group: (P,) int64; ``cell`` is ``y * W + x``.
+    """
+    return x.unflatten(1, (-1, size)).flatten(3)[image, group, :, cell]
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:

@@ -8,9 +8,6 @@ from .targets import AnchorBoxes
 
 # Anchors that NMS processes together: about as many as a minibatch needs.
 _CANDIDATES = 1024
-# When to stop settling anchors one by one: anchors visited, plus the cost of a step in anchors.
-_MAX_VISITS = 16 * 1024
-_STEP_COST = 32
 
 
 class HardExamples:
@@ -57,14 +54,7 @@ class HardExamples:
             kept = torch.cat([kept, suppression.keep(candidates)])
         if self.positive_fraction == 0:
             return kept[: self.batch_size]
-        positives = kept[positive[kept]]
-        if len(positives) < self._max_positives:
-            # Easier than the negatives of the minibatch: settled one by one, so that NMS need not
-            # process all anchors in between.
-            order = suppression.order
-            easy = order[(positive & suppression.open)[order]]
-            positives = torch.cat([positives, easy[suppression.is_kept(easy)]])
-        positives = positives[: self._max_positives]
+        positives = kept[positive[kept]][: self._max_positives]
         negatives = kept[~positive[kept]]
         count = min(self._negatives_for(len(positives)), self.batch_size - len(positives))
         return torch.cat([positives, negatives[:count]])
@@ -78,12 +68,14 @@ class HardExamples:
         return round(max(1, positives) * ratio)
 
     def _is_enough(self, kept: Tensor, positive: Tensor, open: Tensor) -> bool:
-        """Whether ``kept`` has the whole minibatch, except positives that are still open."""
+        """Whether ``kept`` has the whole minibatch, so that the ``open`` anchors do not matter."""
         if self.positive_fraction == 0:
             return len(kept) >= self.batch_size
         positives = int(positive[kept].sum())
-        possible = min(positives + int((positive & open).sum()), self._max_positives)
-        return len(kept) - positives >= min(self._negatives_for(possible), self.batch_size)
+        if positives < self._max_positives and (positive & open).any():
+            return False
+        wanted = self._negatives_for(min(positives, self._max_positives))
+        return len(kept) - positives >= min(wanted, self.batch_size)
 
 
 class _GreedyNMS:
@@ -112,53 +104,8 @@ class _GreedyNMS:
         rank = torch.arange(len(candidates), 0, -1, dtype=torch.float32)  # scores without ties
         kept = candidates[nms(self._anchors.boxes_of(candidates), rank, self._threshold)]
         self.open[candidates] = False
-        self.open[self._overlaps(kept)[1]] = False
+        for _, anchor, iou in self._anchors.pairs(
+            self._anchors.boxes_of(kept), self._threshold, include_best=False
+        ):
+            self.open[anchor[iou > self._threshold]] = False
         return kept
-
-    def _overlaps(self, anchor: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of one of the given anchors and one whose IoU with it is above the threshold."""
-        boxes = self._anchors.boxes_of(anchor)
-        pairs = [
-            (anchor[i[iou > self._threshold]], j[iou > self._threshold])
-            for i, j, iou in self._anchors.pairs(boxes, self._threshold, False)
-        ]
-        first, second = zip(*pairs, strict=True) if pairs else ([anchor[:0]], [anchor[:0]])
-        return torch.cat(first), torch.cat(second)
-
-    def is_kept(self, queries: Tensor) -> Tensor:
-        """Whether each of the open anchors (P,) is kept, usually without running NMS down to it.
-
-        An anchor is kept if no kept harder one overlaps it. So each waits for the hardest open
-        anchor that overlaps it, that one for the hardest that overlaps it, and so on; the last in
-        the chain is kept and suppresses those that it overlaps. Such chains visit few anchors.
-        Where they visit many, as among equal losses, plain NMS takes over.
-        """
-        rank = torch.full_like(self.open, len(self.order), dtype=torch.int64)
-        rank[self.order] = torch.arange(len(self.order))
-        hardest = rank.clone()  # lowest rank of an open anchor that overlaps it, or its own
-        kept, seen = torch.zeros_like(self.open), torch.zeros_like(self.open)
-        chain, new = queries[:0], queries
-        first, second = queries[:0], queries[:0]  # pairs of a visited and an overlapping anchor
-        visits = 0
-        while self.open[queries].any() and visits < _MAX_VISITS:
-            visits += len(new) + _STEP_COST
-            seen[new] = True
-            pairs = self._overlaps(new)
-            first, second = torch.cat([first, pairs[0]]), torch.cat([second, pairs[1]])
-            still = self.open[first] & self.open[second]
-            first, second = first[still], second[still]
-            chain = torch.cat([chain, new])
-            chain = chain[self.open[chain]]
-            hardest[chain] = rank[chain]
-            hardest.scatter_reduce_(0, first, rank[second], "amin")
-            is_last = hardest[chain] == rank[chain]
-            kept[chain[is_last]] = True
-            self.open[chain[is_last]] = False
-            self.open[second[hardest[first] == rank[first]]] = False
-            new = self.order[hardest[chain[~is_last]]].unique()
-            new = new[self.open[new] & ~seen[new]]
-        for candidates in self.order.split(_CANDIDATES):
-            if not self.open[queries].any():
-                break
-            kept[self.keep(candidates)] = True
-        return kept[queries]

@@ -33,9 +33,6 @@ class _Cache:
             self._values.popitem(last=False)
         return self._values[key]
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return _Cache, ()
 
@@ -57,7 +54,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         offset: of the first anchor's center from the corner of the image, in strides, in [0, 1).
 
     Raises:
-        UserError: if a number is out of range.
+        UserError: if an aspect ratio is not above 0.
     """
 
     @configurable
@@ -70,16 +67,11 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         aspect_ratios: Sequence[float] | Sequence[Sequence[float]] = (0.5, 1.0, 2.0),
         offset: float = 0.0,
     ) -> None:
-        prefix = "MODEL.ANCHOR_GENERATOR"
-        check(
-            scales_per_octave >= 1, f"{prefix}.SCALES_PER_OCTAVE", scales_per_octave, "at least 1"
-        )
-        check(anchor_scale > 0, f"{prefix}.ANCHOR_SCALE", anchor_scale, "a number above 0")
         levels = [x if isinstance(x, Sequence) else [x] for x in aspect_ratios]
         ratios = [x for level in levels for x in level]
         check(
             bool(ratios) and all(0 < x < math.inf for x in ratios),
-            f"{prefix}.ASPECT_RATIOS",
+            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
             aspect_ratios,
             "height / width, each above 0, such as [[0.5, 1.0, 2.0]]",
         )

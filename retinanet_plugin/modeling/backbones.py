@@ -7,7 +7,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7, build_retinanet_resnet_fpn_backbone
 from torch import Tensor
 
-from .registry import one_of, register_once
+from .registry import register_once
 
 
 class P6P7(LastLevelP6P7):
@@ -35,9 +35,9 @@ def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
     """detectron2's RetinaNet backbone, with MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU."""
     backbone = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
     fpn = cfg.MODEL.FPN
-    source = one_of(fpn.P6_INPUT, ("res5", "p5"), "MODEL.FPN.P6_INPUT")
     shapes = {**backbone.bottom_up.output_shape(), **backbone.output_shape()}
-    backbone.top_block = P6P7(shapes[source].channels, fpn.OUT_CHANNELS, source, fpn.P7_RELU)
+    in_channels = shapes[fpn.P6_INPUT].channels
+    backbone.top_block = P6P7(in_channels, fpn.OUT_CHANNELS, fpn.P6_INPUT, fpn.P7_RELU)
     return backbone
 
 

@@ -9,13 +9,9 @@ import torch
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import nms
 
 # Logits per block of the search on a CPU: their maximum costs little more than reading them.
 _BLOCK = 64
-# Up to this many boxes torchvision's batched_nms handles all classes at once on a CPU, by shifting
-# them apart; beyond, it handles one class after another.
-_SHIFTED_BOXES = 1000
 
 
 class DetectionDecoder:
@@ -96,7 +92,7 @@ class DetectionDecoder:
             height, width = image_size
             x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
             boxes = torch.stack((x, y), dim=2).flatten(1)
-        keep = _nms_by_class(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
+        keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.max_detections]
         return Instances(
             image_size,
             pred_boxes=Boxes(boxes[keep]),
@@ -202,18 +198,3 @@ def _is_by_cell(logits: Tensor) -> bool:
 def _in_memory_order(logits: Tensor) -> Tensor:
     """The logits (C, H, W) as a flat view in the order of memory, in either memory format."""
     return (logits.permute(1, 2, 0) if _is_by_cell(logits) else logits).flatten()
-
-
-def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes that ``batched_nms`` keeps, by descending score.
-
-    For many boxes on a CPU they are sorted by class once; torchvision would search all boxes again
-    for each class.
-    """
-    if not boxes.is_cpu or torch.jit.is_tracing() or len(boxes) <= _SHIFTED_BOXES:
-        return batched_nms(boxes, scores, classes, threshold)
-    order = torch.argsort(classes, stable=True)
-    counts = torch.unique_consecutive(classes[order], return_counts=True)[1].tolist()
-    parts = zip(*(x.split(counts) for x in (order, boxes[order], scores[order])), strict=True)
-    keep = torch.cat([part[nms(*of_class, threshold)] for part, *of_class in parts]).sort().values
-    return keep[scores[keep].sort(descending=True).indices]

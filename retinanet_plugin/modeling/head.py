@@ -20,7 +20,7 @@ from ..losses import (
     box_regression_loss,
     offsets_of,
 )
-from ..losses.layout import by_level, is_dense, to_device
+from ..losses.layout import by_level, gather, is_dense, to_device
 from .cls_losses import build_cls_loss
 from .registry import check, find, one_of, register_once
 
@@ -60,7 +60,7 @@ class FocalLossHead(RetinaNetHead):
         class_agnostic_bbox_reg: False predicts a box per class, in A*K*4 channels.
 
     Raises:
-        UserError: if a number or name is not allowed.
+        UserError: if ``box_reg_loss_type`` is unknown.
     """
 
     num_classes: int
@@ -84,10 +84,7 @@ class FocalLossHead(RetinaNetHead):
         smooth_l1_beta: float = 0.1,
         class_agnostic_bbox_reg: bool = True,
     ) -> None:
-        prefix = "MODEL.RETINANET"
-        check(0 < prior_prob < 1, f"{prefix}.PRIOR_PROB", prior_prob, "a number between 0 and 1")
-        check(num_classes >= 1, f"{prefix}.NUM_CLASSES", num_classes, "at least 1")
-        check(len(conv_dims) >= 1, f"{prefix}.NUM_CONVS", len(conv_dims), "at least 1")
+        check(num_classes >= 1, "MODEL.RETINANET.NUM_CLASSES", num_classes, "at least 1")
         super().__init__(
             input_shape=input_shape,
             num_classes=num_classes,
@@ -108,9 +105,8 @@ class FocalLossHead(RetinaNetHead):
         cls_loss = cls_loss or FocalLoss()
         self.cls_loss = DenseLoss(cls_loss) if isinstance(cls_loss, BinaryLoss) else cls_loss
         self.box2box_transform = box2box_transform or Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
-        self.box_reg_loss_type = one_of(
-            box_reg_loss_type, BOX_LOSSES, f"{prefix}.BBOX_REG_LOSS_TYPE"
-        )
+        key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
+        self.box_reg_loss_type = one_of(box_reg_loss_type, BOX_LOSSES, key)
         self.smooth_l1_beta = smooth_l1_beta
 
     @classmethod
@@ -148,10 +144,9 @@ class FocalLossHead(RetinaNetHead):
         remaining = iter(to_device(indices, device))
         deltas, positives, ignored = [], [], []
         for deltas_i in predictions[1]:
-            positive, image, group, cell, first = islice(remaining, 5)
+            positive, image, cell, group, first = islice(remaining, 5)
             positives.append(positive)
-            # (N, A*4 or A*K*4, H, W) -> (P_i, 4)
-            deltas.append(deltas_i.unflatten(1, (-1, 4)).flatten(3)[image, group, :, cell])
+            deltas.append(gather(deltas_i, 4, image, cell, group))
             ignored.append(first)
         anchor_box, gt_box = to_device([targets.anchor_box[order], targets.gt_box[order]], device)
         loss_box_reg = box_regression_loss(
@@ -180,7 +175,7 @@ class FocalLossHead(RetinaNetHead):
 
         Returns:
             the order (P,) of the positives by level; and five indices per level: of the positives
-            the memory offset of the logit, and the image, group of 4 channels and cell of the
+            the memory offset of the logit, and the image, cell and group of 4 channels of the
             deltas; of the ignored anchors the memory offset of the first class.
         """
         order, indices = [], []
@@ -191,7 +186,7 @@ class FocalLossHead(RetinaNetHead):
             here, image, cell, anchor = positive
             channel = anchor * k + targets.gt_class[here]
             group = anchor if self.class_agnostic_bbox_reg else channel
-            indices += [offsets_of(logits_i, image, cell, channel), image, group, cell]
+            indices += [offsets_of(logits_i, image, cell, channel), image, cell, group]
             order.append(here)
             _, image, cell, anchor = ignored_i
             indices.append(offsets_of(logits_i, image, cell, anchor * k))

@@ -1,4 +1,4 @@
-"""Registration that may be repeated, and look-ups whose errors name the config key."""
+"""Registration that a reload may repeat, and look-ups whose errors name the config key."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,21 +8,12 @@ from detectron2.utils.registry import Registry
 from ..errors import UserError, did_you_mean
 
 
-def register_once(registry: Registry, item: Any) -> Any:
-    """Registers ``item`` under its name; the same item, perhaps reloaded, replaces itself.
-
-    Raises:
-        KeyError: from the registry, if the name belongs to something else.
-    """
-    name = item.__name__
-    if name in registry and _origin(registry.get(name)) == _origin(item):
-        registry._obj_map.pop(name)
+def register_once(registry: Registry, item: Any) -> None:
+    """Registers ``item``; if its module is imported again, the new item replaces the old one."""
+    old = registry._obj_map.get(item.__name__)
+    if old is not None and old.__module__ == item.__module__:
+        del registry._obj_map[item.__name__]
     registry.register(item)
-    return item
-
-
-def _origin(item: Any) -> tuple[str, str]:
-    return item.__module__, item.__qualname__
 
 
 def find(registry: Registry, name: str, key: str) -> Any:

@@ -7,10 +7,7 @@ import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import nn
 
-from retinanet_plugin.acceleration.fast_conv import (
-    fold_norms,
-    use_fast_convolutions,
-)
+from retinanet_plugin.acceleration.fast_conv import fold_norms, use_fast_convolutions
 
 
 def randomize(norm: nn.Module) -> None:

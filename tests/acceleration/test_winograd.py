@@ -45,14 +45,11 @@ def test_outputs_and_gradients(
     def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return winograd_conv2d(x, weight, bias, algorithm)
 
-    for order in ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)):  # of the dimensions in memory
-        back = [order.index(i) for i in range(4)]
-        x, upstream = (
-            t.detach().permute(order).contiguous().permute(back) for t in (given[0], given[3])
-        )
-        there = (x.requires_grad_(), *given[1:3], upstream)
-        for a, b in zip(all_of(convolve, there), all_of(plain, there), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    expected = all_of(plain, given)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x, upstream = (t.detach().contiguous(memory_format=memory_format) for t in given[::3])
+        results = all_of(convolve, (x.requires_grad_(), *given[1:3], upstream))
+        torch.testing.assert_close(results, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_rounding_in_float32() -> None:

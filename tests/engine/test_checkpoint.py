@@ -36,42 +36,22 @@ def seven(tmp_path_factory) -> Path:
     return folder / "model.pth"
 
 
-@pytest.fixture
-def nameless(seven: Path, tmp_path: Path) -> Path:
-    """The same without names of classes."""
-    content = torch.load(seven, weights_only=True)
-    del content["classes"]
-    torch.save(content, tmp_path / "nameless.pth")
-    return tmp_path / "nameless.pth"
-
-
 def load(weights: Path, model: nn.Module | None = None, **options: Any) -> dict[str, Any]:
     return SafeCheckpointer(model or Detector(), **options).load(str(weights))
-
-
-def test_classes_are_saved(seven: Path, nameless: Path) -> None:
-    assert torch.load(seven, weights_only=True)["classes"] == SEVEN
-    loaded = load(seven, complete=True, classes=SEVEN)
-    assert loaded["classes"] == SEVEN and loaded["iteration"] == 4
-    assert "classes" not in load(nameless, complete=True, classes=SEVEN)
 
 
 @pytest.mark.parametrize(
     "model, named",
     [
-        (
-            Detector(num_classes=3),
-            [" 6 of the .* 8 ", r"\(63, 4, 1, 1\)", r"\(27, 4", "NUM_CLASSES"],
-        ),
-        (Detector(layers=5), [" 8 of the .* 14 ", "6 are missing .*backbone.2.weight", "DEPTH"]),
-        (Detector(layers=1, width=2), [" 2 of the .* 6 ", "unused .*backbone.1", "DEPTH"]),
+        (Detector(num_classes=3), r" 6 of .* 8 .*\(63, 4, 1, 1\).*\(27, 4.*NUM_CLASSES"),
+        (Detector(layers=5), " 8 of .* 14 .*6 are missing .*backbone.2.weight.*DEPTH"),
+        (Detector(layers=1, width=2), " 2 of .* 6 .*unused .*backbone.1.*DEPTH"),
     ],
     ids=["classes", "layers", "width"],
 )
-def test_weights_of_another_model(seven: Path, model: Detector, named: list[str]) -> None:
-    for pattern in named:
-        with pytest.raises(UserError, match=f"MODEL.WEIGHTS: .*{pattern}"):
-            load(seven, model, complete=True)
+def test_weights_of_another_model(seven: Path, model: Detector, named: str) -> None:
+    with pytest.raises(UserError, match=f"MODEL.WEIGHTS: .*{named}"):
+        load(seven, model, complete=True)
 
 
 @pytest.mark.parametrize("classes", [["b", "a", *SEVEN[2:]], [*SEVEN[:6], "z"]])
@@ -96,17 +76,20 @@ def test_fine_tuning_keeps_shared_classes(seven: Path, classes: list[str]) -> No
         for anchor in range(9):
             for i, label in enumerate(classes):
                 row = anchor * len(classes) + i
+                expected = before[name][row]
                 if label in SEVEN:
                     expected = there[name][anchor * 7 + SEVEN.index(label)]
-                else:
-                    expected = before[name][row]
                 assert torch.equal(value[row], expected)
 
 
-def test_fine_tuning_without_names_starts_from_the_prior(nameless: Path) -> None:
+def test_without_names_of_classes(seven: Path, tmp_path: Path) -> None:
+    content = torch.load(seven, weights_only=True)
+    del content["classes"]
+    torch.save(content, tmp_path / "nameless.pth")
+    assert load(tmp_path / "nameless.pth", complete=True, classes=list("tuvwxyz"))["iteration"] == 4
     ours = Detector(num_classes=3)
     before = ours.head.cls_score.bias.clone()
-    load(nameless, ours, classes=["a", "b", "c"])
+    load(tmp_path / "nameless.pth", ours, classes=["a", "b", "c"])
     assert torch.equal(ours.head.cls_score.bias, before)
 
 
@@ -131,23 +114,17 @@ def test_a_flipped_bit_in_any_tensor_is_found(tmp_path: Path) -> None:
         assert fault_of(path) is not None, entry.filename
 
 
-@pytest.mark.parametrize("length", [0, 10, 5000, -1])
-def test_a_truncated_file_is_found(tmp_path: Path, length: int) -> None:
-    path = tmp_path / "model_0000001.pth"
-    save(path)
-    path.write_bytes(path.read_bytes()[:length])
-    assert fault_of(path) is not None
-    assert fault_of(tmp_path / "absent.pth") is not None
-
-
-@pytest.mark.parametrize("bytes_behind, value", [(8, 1), (10, 8), (10, 12), (10, 99)])
-def test_a_run_with_damaged_checkpoints(tmp_path: Path, bytes_behind: int, value: int) -> None:
-    """The flipped bits say that an entry is encrypted, or compressed in some way."""
+@pytest.mark.parametrize("fault", ["empty", "cut", "encrypted", "unknown compression"])
+def test_a_run_with_damaged_checkpoints(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "model_0000002.pth"
     save(path)
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + bytes_behind] = value
-    data[data.index(b"PK\3\4") + bytes_behind - 2] = value
+    if fault in ("empty", "cut"):
+        data = data[: -1 if fault == "cut" else 0]
+    else:
+        behind, value = (8, 1) if fault == "encrypted" else (10, 99)
+        data[data.index(b"PK\1\2") + behind] = value
+        data[data.index(b"PK\3\4") + behind - 2] = value
     path.write_bytes(data)
     checkpointer = SafeCheckpointer(nn.Module(), str(tmp_path))
     with pytest.raises(UserError, match=rf"{path.name}.*OUTPUT_DIR"):
@@ -160,29 +137,20 @@ def test_a_run_with_damaged_checkpoints(tmp_path: Path, bytes_behind: int, value
     ("last", "newest"),
     [
         ("model_final.pth", ["final", "0000019", "0000009", "0000004"]),
-        ("model_0000019.pth", ["0000019", "0000009", "0000004", "final"]),  # a longer MAX_ITER
         ("model_0000009.pth", ["0000009", "0000019", "0000004", "final"]),
         ("model_best.pth", ["final", "0000019", "0000009", "0000004"]),
-        ("model_0000099.pth", ["final", "0000019", "0000009", "0000004"]),
-        ("../model_0000009.pth", ["final", "0000019", "0000009", "0000004"]),
-        ("\0" * 5000, ["final", "0000019", "0000009", "0000004"]),
+        ("../outside.pth", ["final", "0000019", "0000009", "0000004"]),
         (None, ["final", "0000019", "0000009", "0000004"]),
     ],
 )
 def test_the_newest_is_first(tmp_path: Path, last: str | None, newest: list[str]) -> None:
-    for time, name in enumerate(("0000019", "final", "0000009", "best", "0000004")):
-        (tmp_path / f"model_{name}.pth").touch()
-        os.utime(tmp_path / f"model_{name}.pth", (1000 + time, 1000 + time))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in (tmp_path / "outside.pth", *(folder / f"model_{x}.pth" for x in (*newest, "best"))):
+        path.touch()
     if last is not None:
-        (tmp_path / "last_checkpoint").write_text(last)
-    assert [p.name for p in resumable(tmp_path)] == [f"model_{name}.pth" for name in newest]
-
-
-def test_a_run_is_not_resumed_from_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    save(tmp_path / "outside.pth")
-    (tmp_path / "run" / "last_checkpoint").write_text("../outside.pth")
-    assert SafeCheckpointer(nn.Module(), str(tmp_path / "run")).get_checkpoint_file() == ""
+        (folder / "last_checkpoint").write_text(last)
+    assert [p.name for p in resumable(folder)] == [f"model_{name}.pth" for name in newest]
 
 
 def test_the_latest_steps_are_kept(tmp_path: Path) -> None:

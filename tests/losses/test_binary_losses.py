@@ -1,7 +1,5 @@
 """Each loss and its derivative against the formula, computed by mpmath."""
 
-import math
-
 import mpmath
 import pytest
 import torch
@@ -31,11 +29,6 @@ def focal_star(
     return -a_t * mpmath.log(1 / (1 + mpmath.exp(-(gamma * x_t + beta)))) / gamma
 
 
-def cross_entropy(x: mpmath.mpf, positive: bool) -> mpmath.mpf:
-    p = 1 / (1 + mpmath.exp(-x))
-    return -mpmath.log(p if positive else 1 - p)
-
-
 CASES = {
     "focal": (FocalLoss(), lambda x, y: focal(x, y, 0.25, 2)),
     "focal-gamma-0": (FocalLoss(0.75, 0.0), lambda x, y: focal(x, y, 0.75, 0)),
@@ -43,7 +36,7 @@ CASES = {
     "focal-gamma-1": (FocalLoss(0.25, 1.0), lambda x, y: focal(x, y, 0.25, 1)),
     "focal-gamma-5": (FocalLoss(0.25, 5.0), lambda x, y: focal(x, y, 0.25, 5)),
     "focal-unweighted": (FocalLoss(-1, 2.0), lambda x, y: 2 * focal(x, y, 0.5, 2)),
-    "cross-entropy": (CrossEntropyLoss(), cross_entropy),
+    "cross-entropy": (CrossEntropyLoss(), lambda x, y: 2 * focal(x, y, 0.5, 0)),
     "balanced": (CrossEntropyLoss(0.75), lambda x, y: focal(x, y, 0.75, 0)),
     "focal-star-2-1": (FocalStarLoss(), lambda x, y: focal_star(x, y, 0.25, 2, 1)),
     "focal-star-4-0": (FocalStarLoss(0.25, 4, 0), lambda x, y: focal_star(x, y, 0.25, 4, 0)),
@@ -58,14 +51,11 @@ def test_value_and_derivative(case: str, positive: bool, dtype: torch.dtype) -> 
     loss, formula = CASES[case]
     logits = torch.tensor(LOGITS, dtype=dtype)
     values, grads = loss.value_and_grad(logits, positive)
-    expected = [float(formula(mpmath.mpf(x), positive)) for x in logits.tolist()]
-    slopes = [
-        float(mpmath.diff(lambda t: formula(t, positive), mpmath.mpf(x))) for x in logits.tolist()
-    ]
+    points = [mpmath.mpf(x) for x in logits.tolist()]
+    expected = [float(formula(x, positive)) for x in points]
+    slopes = [float(mpmath.diff(lambda t: formula(t, positive), x)) for x in points]
     # softplus turns linear beyond 20, which is off by 2e-9; float32 rounds at 1e-7 of the value.
-    tolerance = (
-        {"rtol": 2e-5, "atol": 5e-9} if dtype is torch.float32 else {"rtol": 1e-6, "atol": 5e-9}
-    )
+    tolerance = {"rtol": 2e-5 if dtype is torch.float32 else 1e-6, "atol": 5e-9}
     torch.testing.assert_close(values, torch.tensor(expected, dtype=dtype), **tolerance)
     torch.testing.assert_close(grads, torch.tensor(slopes, dtype=dtype), **tolerance)
     torch.testing.assert_close(loss.value(logits, positive), values, rtol=1e-5, atol=1e-9)
@@ -82,13 +72,6 @@ def test_torchvision_agrees(alpha: float, gamma: float, logits: list[float]) -> 
     targets = (torch.arange(len(x)) % 2).double()
     expected = torchvision.ops.sigmoid_focal_loss(x, targets, alpha=alpha, gamma=gamma)
     torch.testing.assert_close(FocalLoss(alpha, gamma)(x, targets), expected, rtol=1e-6, atol=1e-8)
-
-
-def test_prior_makes_easy_negatives_cheap() -> None:
-    """Section 3.3: at a score of 0.01, the loss of a negative is 1e4 times lower than its CE."""
-    x = torch.tensor([-math.log(99)], dtype=torch.float64)
-    ratio = FocalLoss(-1, 2.0).value(x, False) / CrossEntropyLoss().value(x, False)
-    assert ratio.item() == pytest.approx(1e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [lambda: FocalLoss(gamma=-0.1), lambda: FocalStarLoss(gamma=0.0)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torchvision.ops import nms
 
 from retinanet_plugin import RetinaNetAnchorGenerator
@@ -80,7 +80,7 @@ def dense(logits: list[Tensor]) -> Tensor:
 
 
 def bits_of(labels: Tensor) -> Tensor:
-    return (one_hot(labels.clamp(min=0), K) * (labels >= 0)[..., None]).double()
+    return (labels[..., None] == torch.arange(K)).double()
 
 
 def dense_losses(logits: list[Tensor], labels: Tensor) -> Tensor:
@@ -124,26 +124,23 @@ def check(
     assert chosen[loss.chosen].all() and len(loss.chosen[0]) == count
     grads = torch.autograd.grad(ours, logits)
     wanted = torch.autograd.grad(expected, logits)
-    for x, grad, other in zip(logits, grads, wanted, strict=True):
-        assert grad.dtype is x.dtype and grad.stride() == x.stride()
-        rtol = max(1e-5, torch.finfo(x.dtype).eps)
-        torch.testing.assert_close(grad, other, rtol=rtol, atol=1e-9)
+    rtol = max(1e-5, torch.finfo(logits[0].dtype).eps)
+    torch.testing.assert_close(grads, wanted, rtol=rtol, atol=1e-9)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("ties", [True, False], ids=["ties", "no-ties"])
-@pytest.mark.parametrize("batch, fraction", [(1, 0.0), (12, 0.0), (12, 0.25), (500, 0.25)])
-def test_equals_brute_force(batch, fraction, ties, memory_format) -> None:
+@pytest.mark.parametrize(
+    "batch, fraction, dtype",
+    [
+        *((x, y, torch.float32) for x, y in ((1, 0.0), (12, 0.0), (12, 0.25), (500, 0.25))),
+        *((12, 0.25, x) for x in (torch.float16, torch.bfloat16, torch.float64)),
+    ],
+)
+def test_equals_brute_force(batch, fraction, dtype, ties, memory_format) -> None:
     for threshold in (0.5, 0.7, 1.0):
-        labels = random_labels()
-        check(random_logits(ties, torch.float32, memory_format), labels, batch, threshold, fraction)
-
-
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    for ties, fraction in ((True, 0.0), (False, 0.25)):
-        check(random_logits(ties, dtype, memory_format), random_labels(), 12, 0.5, fraction)
+        logits = random_logits(ties, dtype, memory_format)
+        check(logits, random_labels(), batch, threshold, fraction)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
@@ -176,11 +173,9 @@ def test_ratio(batch: int, positives: int, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 @pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "few ties"])
-@pytest.mark.parametrize("visits", [0, 200, 10**6])
-def test_easy_positives(visits: int, levels: int, threshold: float, monkeypatch) -> None:
-    """Easier than most negatives, as late in training: NMS does not process all in between."""
+def test_easy_positives(levels: int, threshold: float, monkeypatch) -> None:
+    """Easier than most negatives, as late in training."""
     monkeypatch.setattr("retinanet_plugin.losses.ohem._CANDIDATES", 16)
-    monkeypatch.setattr("retinanet_plugin.losses.ohem._MAX_VISITS", visits)
     grid = make_grid([(8, 7), (4, 4)], scales=2)
     count = grid.num_anchors
     for easier, positives in ((levels // 2, 60), (levels, 3), (levels, 60)):
@@ -191,8 +186,7 @@ def test_easy_positives(visits: int, levels: int, threshold: float, monkeypatch)
         losses[labels >= 0] -= easier
         losses[labels == -2] = -torch.inf
         expected = brute_force(losses, labels, 64, threshold, 0.25, grid)
-        chosen = HardExamples(64, threshold, 0.25)(losses, labels >= 0, grid)
-        assert chosen.tolist() == expected
+        assert HardExamples(64, threshold, 0.25)(losses, labels >= 0, grid).tolist() == expected
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from conftest import small_config
 from detectron2.modeling import build_backbone
 
-from retinanet_plugin import UserError
-
 OURS = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_p6p7_backbone")
 
 
@@ -38,8 +36,3 @@ def test_parameter_names_are_detectron2s() -> None:
         backbone = build_backbone(small_config(*extra)).eval()
         names.append(list(backbone.state_dict()))
     assert names[0] == names[1]
-
-
-def test_unknown_level() -> None:
-    with pytest.raises(UserError, match=r"MODEL.FPN.P6_INPUT: .*p4"):
-        build_backbone(small_config(*OURS, "MODEL.FPN.P6_INPUT", "p4"))

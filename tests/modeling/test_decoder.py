@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from detectron2.layers import batched_nms
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -42,7 +41,6 @@ def test_detections_are_detectron2s(
     memory_format: str, step: float, score_thresh: float, topk: int, nms_thresh: float, kept: int
 ) -> None:
     transform = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
-    thresholds = {"test_score_thresh": score_thresh, "test_nms_thresh": nms_thresh}
     theirs = RetinaNet(
         backbone=nn.Identity(),
         head=nn.Identity(),
@@ -59,7 +57,8 @@ def test_detections_are_detectron2s(
         max_detections_per_image=kept,
         pixel_mean=[0.0] * 3,
         pixel_std=[1.0] * 3,
-        **thresholds,
+        test_score_thresh=score_thresh,
+        test_nms_thresh=nms_thresh,
     )
     ours = DetectionDecoder(
         num_classes=NUM_CLASSES,
@@ -144,17 +143,6 @@ def test_search_at_the_threshold(search: str, dtype: torch.dtype, score_thresh: 
     (expected,) = torch.where(logits.float().sigmoid().flatten() > score_thresh)
     assert torch.equal(index, expected)
     assert 0 < len(index) < len(logits)
-
-
-@pytest.mark.parametrize("num_boxes", [0, 7, 1001, 2500])
-@pytest.mark.parametrize("num_classes", [1, 6, 400])
-def test_nms_is_torchvisions(num_boxes: int, num_classes: int) -> None:
-    corner = torch.rand(num_boxes, 2) * 200
-    boxes = torch.cat([corner, corner + 10 + torch.rand(num_boxes, 2) * 50], dim=1)
-    scores = torch.rand(num_boxes).mul(500).round() / 500  # many are equal
-    classes = torch.randint(num_classes, (num_boxes,))
-    kept = decoder_module._nms_by_class(boxes, scores, classes, 0.5)
-    assert torch.equal(kept, batched_nms(boxes, scores, classes, 0.5))
 
 
 def test_clipping_before_nms() -> None:
