@@ -1,1 +1,1 @@
-"""Time and memory beside detectron2's RetinaNet and torchvision's: see ``__main__``."""
+"""Time and memory beside detectron2's RetinaNet and torchvision's."""

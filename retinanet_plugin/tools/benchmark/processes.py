@@ -85,8 +85,10 @@ class Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, name, setting, threads, imports)
         )
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process ends it
         with patch.dict(os.environ, PYTHONWARNINGS="ignore"):  # those of imports were shown before
             self.process.start()
+        signal.signal(signal.SIGINT, handler)
         theirs.close()
 
     def call(self, method: str, *args: Any) -> Any:
@@ -118,7 +120,6 @@ def _serve(
     import_code(imports)
     if name == "ours":
         keep_freed_memory(setting.cfg())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     os.dup2(2, 1)  # stdout is for the tables
     torch.set_num_threads(threads)
     side = Side(name)

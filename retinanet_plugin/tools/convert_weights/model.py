@@ -30,37 +30,22 @@ _NUM_ANCHORS = 9  # 3 sizes x 3 ratios, as every framework's RetinaNet has
 
 @dataclass
 class Options:
-    """What files of weights do not say.
+    """What files of weights do not say."""
 
-    Args:
-        classes: class names in the order of the outputs; None: as in the file.
-        has_background: whether torchvision's output 0 is the background.
-        norm_eps: epsilon of torchvision's frozen batch norms; None: known from the file.
-        caffe_style: whether mmdetection's ResNet is Caffe's: BGR, stride in the 1x1 convolution;
-            None: known from the file.
-    """
-
-    classes: list[str] | None = None
-    has_background: bool = True
-    norm_eps: float | None = None
-    caffe_style: bool | None = None
+    classes: list[str] | None = None  # in the order of the outputs; None: as in the file
+    has_background: bool = True  # as output 0 of torchvision's
+    norm_eps: float | None = None  # of torchvision's frozen batch norms; None: as for this file
+    caffe_style: bool | None = None  # BGR, stride in the 1x1 convolution; None: as in the file
 
 
 @dataclass
 class Keys:
-    """The record of a conversion.
+    """The record of a conversion."""
 
-    Args:
-        used: output key -> the input key it was taken from.
-        unused: input key -> why it was left out.
-        made: output key that the input has nothing for -> what it is.
-        missing: parameters that are left to training.
-    """
-
-    used: dict[str, str] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
-    made: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    used: dict[str, str] = field(default_factory=dict)  # output key -> input key
+    unused: dict[str, str] = field(default_factory=dict)  # input key -> why it was left out
+    made: dict[str, str] = field(default_factory=dict)  # output key without an input -> its value
+    missing: list[str] = field(default_factory=list)  # parameters that are left to training
 
     def then(self, after: "Keys") -> "Keys":
         """Returns the record of this conversion followed by another one."""
@@ -72,24 +57,16 @@ class Keys:
 
 @dataclass
 class Model:
-    """Weights under this plugin's names, or, after a conversion, under another framework's.
+    """Weights under this plugin's names, or, after a conversion, under another framework's."""
 
-    Args:
-        source: the framework and architecture of the file.
-        settings: config keys on top of ``Base-RetinaNet.yaml``; empty if the model came with a
-            whole config.
-        classes: class names, if known.
-        notes: sentences that a person should read.
-        is_detector: False for a backbone alone.
-    """
-
-    source: str
+    source: str  # framework and architecture of the file
     weights: dict[str, Tensor]
     keys: Keys
+    # On top of Base-RetinaNet.yaml; empty if the model came with a whole config.
     settings: dict[str, Any]
     classes: list[str] | None = None
-    notes: list[str] = field(default_factory=list)
-    is_detector: bool = True
+    notes: list[str] = field(default_factory=list)  # for the person who converts
+    is_detector: bool = True  # False for a backbone alone
 
 
 class NoRandomValues(TorchFunctionMode):
