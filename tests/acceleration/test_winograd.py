@@ -82,14 +82,6 @@ def test_in_place_layers_and_unneeded_gradients() -> None:
         torch.testing.assert_close(results, wanted)
 
 
-def test_a_second_derivative_is_an_error() -> None:
-    x, weight, bias, _ = inputs((1, 2, 4, 4, 2), torch.float64)
-    y = winograd_conv2d(x, weight, bias).square().sum()
-    (grad,) = torch.autograd.grad(y, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize("fast_bfloat16", [True, False])
 def test_where_it_is_faster(fast_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_has_fast_bfloat16", lambda: fast_bfloat16)
@@ -124,13 +116,3 @@ def test_only_plain_3x3_convolutions_change() -> None:
     use_fast_convolutions(nn.ModuleList(others + changed), fold_norms=True, winograd=True)
     assert not any(isinstance(x, FastConv2d) for x in others)
     assert all(isinstance(x, FastConv2d) for x in changed)
-
-
-def test_layers_keep_their_norm_and_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet_plugin.acceleration.fast_conv.is_faster", lambda x, weight: True)
-    for norm in ("", "BN", "FrozenBN"):
-        layer = Conv2d(4, 6, 3, padding=1, norm=get_norm(norm, 6), activation=F.relu).double()
-        x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-        expected = layer(x)
-        use_fast_convolutions(layer, fold_norms=True, winograd=True)
-        torch.testing.assert_close(layer(x), expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import nms
 
 from retinanet_plugin import RetinaNetAnchorGenerator
@@ -221,15 +221,6 @@ def test_losses_of_anchors(chunk: int, memory_format, monkeypatch) -> None:
     torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_one_class_and_anchor(memory_format: torch.memory_format) -> None:
-    x = torch.randn(2, 1, 3, 5).contiguous(memory_format=memory_format)
-    losses = anchor_losses(CrossEntropyLoss(), [x], [torch.tensor([7])], 1)
-    expected = softplus(x.flatten(1))
-    expected[0, 7] = softplus(-x[0, 0, 1, 2])
-    torch.testing.assert_close(losses, expected)
-
-
 def test_any_binary_loss_and_choice() -> None:
     logits, labels = random_logits(False, torch.float32, FORMATS[0]), random_labels()
     losses = FocalLoss()(dense(logits), bits_of(labels)).sum(2)
@@ -241,11 +232,7 @@ def test_any_binary_loss_and_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [
-        *(("batch_size", 0), ("nms_thresh", 0.0), ("nms_thresh", 1.1)),
-        *(("positive_fraction", 1.0), ("positive_fraction", -0.1)),
-    ],
+    "name, value", [("batch_size", 0), ("nms_thresh", 0.0), ("positive_fraction", 1.0)]
 )
 def test_impossible_parameters(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):

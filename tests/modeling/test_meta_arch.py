@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 from conftest import random_picture, small_config, spread_logits
-from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -31,29 +30,6 @@ def test_infinite_and_nan_outputs(value: float) -> None:
         predictions = [[torch.full_like(x, value) for x in p] for p in model.head(features)]
         (detections,) = model.forward_inference(images, features, predictions)
     assert not len(detections) or not detections.pred_boxes.tensor.isfinite().any()
-
-
-def test_tracing() -> None:
-    """A trace made on one size serves another: it has no constants of the image."""
-    # Few candidates, with boxes near their anchors: while tracing, torchvision's NMS separates
-    # classes in another way, which fails for boxes far outside the image.
-    model = build_model(small_config("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 50)).eval()
-    spread_logits(model)
-    torch.nn.init.normal_(model.head.bbox_pred.weight, std=1e-3)
-    image = random_picture(192, 256, 0)["image"]
-
-    def inference(model: nn.Module, image: torch.Tensor) -> Instances:
-        return model([{"image": image}])[0]["instances"]
-
-    wrapper = TracingAdapter(model, image, inference).eval()
-    with torch.no_grad():
-        traced = torch.jit.trace(wrapper, (random_picture(128, 128, 0)["image"],))
-        detections = wrapper.outputs_schema(traced(image))
-        expected = inference(model, image)
-    assert len(expected) > 0 and len(detections) == len(expected)
-    torch.testing.assert_close(detections.scores, expected.scores)
-    torch.testing.assert_close(detections.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(detections.pred_classes, expected.pred_classes)
 
 
 class TinyBackbone(Backbone):

@@ -69,14 +69,12 @@ _MANY = {f"f{i}": f"_BASE_: [f{i + 1}.yaml, f{i + 1}.yaml]" for i in range(40)} 
 CONFIGS: dict[str, Make] = {
     "command": _files(COMMAND_YAML),
     "command in the base": _files("_BASE_: b.yaml", b=COMMAND_YAML),
-    "name": _files("SOLVER: !!python/name:os.system"),
     "module": _files("SOLVER: !!python/module:antigravity"),
     "object": _files("A: !!python/object/new:os.system [touch pwned]"),
     "laughs": _files(laughs()),
     "merged laughs": _files(laughs(of_list=False)),
     "alias of itself": _files("A: &a [1, *a]"),
     "brackets": _files("[" * 5_000),
-    "braces": _files("{a: " * 5_000),
     "huge": _files("A: '" + "x" * 2**20 + "'"),
     "digits": _files("A: " + "9" * 5000),
     "no date": _files("A: 2001-99-99"),
@@ -116,7 +114,6 @@ ANNOTATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "lists": (lambda: b"[" * 1_000_000, ""),
     "objects": (lambda: b'{"a":' * 200_000, ""),
     "NaN": (lambda: _box("[0, NaN, 5, 5]"), "bbox"),
-    "infinity": (lambda: _box("[0, 0, Infinity, 5]"), "bbox"),
     "1e308": (lambda: _box("[0, 0, 1e308, 1e308]"), "bbox"),
     "4,000 digits": (lambda: _box(f"[0, 0, {'9' * 4000}, 5]"), "bbox"),
     "5,000 digits": (lambda: _box(f"[0, 0, {'9' * 5000}, 5]"), ""),
@@ -216,9 +213,7 @@ _LONG = struct.pack("<Q", 2**40)
 
 WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "command": (".pkl", lambda: pickle.dumps({"model": Command()})),
-    "command, old": (".pkl", lambda: b"cos\nsystem\n(S'touch pwned'\ntR."),
     "getattr": (".pkl", lambda: b"cbuiltins\ngetattr\n."),
-    "load of numpy": (".pkl", lambda: b"cnumpy\nload\n(S'x.npy'\ntR."),
     "dots": (".pkl", lambda: b"\x80\x04\x8c\x05numpy\x8c\x09os.system\x93."),
     "control characters": (".pkl", lambda: b"ca\x1b[2J\nb\n."),
     "instance": (".pkl", lambda: b"(ios\nsystem\n."),
