@@ -1,4 +1,4 @@
-"""What training leaves behind, of a small network with random weights, for tests that use it."""
+"""A finished run of a small network with random weights, for tests of what uses one."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CLASSES = ["cat", "dög"]  # of ids 2 and 7
 
 
 def write_run(folder: Path) -> CfgNode:
-    """A small set, and ``folder/out`` with a config.yaml and a model_final.pth; its configuration.
+    """Writes a small dataset, and config.yaml and model_final.pth in ``folder/out``.
 
     Scores go up to about 0.5, no two alike.
     """
@@ -27,7 +27,10 @@ def write_run(folder: Path) -> CfgNode:
 
 
 def network_on(folder: Path, *overrides: object) -> tuple[CfgNode, torch.nn.Module]:
-    """Of the set in ``folder``, the same each time, its logits spread out as a trained one's."""
+    """Returns a config for the dataset in ``folder``, and the same random network each time.
+
+    Its logits are spread out like a trained one's.
+    """
     torch.manual_seed(0)
     cfg = small_config(
         *("DATASETS.OWN.ROOT", folder, "DATASETS.OWN.TEST_JSON", "train.json"),
@@ -41,7 +44,7 @@ def network_on(folder: Path, *overrides: object) -> tuple[CfgNode, torch.nn.Modu
 
 
 def save(cfg: CfgNode, model: torch.nn.Module, classes: list[str]) -> None:
-    """Into ``OUTPUT_DIR``, made here, as training does."""
+    """Creates ``OUTPUT_DIR`` with what training leaves there."""
     out = Path(cfg.OUTPUT_DIR)
     out.mkdir()
     SafeCheckpointer(model, str(out), classes=classes).save("model_final")

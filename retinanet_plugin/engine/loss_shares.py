@@ -33,7 +33,6 @@ class LossShares(HookBase):
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = getattr(model, "module", model)
         self._logits: list[Tensor] = []
-        self._handles: list[Any] = []
         self._clear()
 
     def _clear(self) -> None:
@@ -42,14 +41,8 @@ class LossShares(HookBase):
         self._loss: Tensor | float = 0.0
 
     def before_train(self) -> None:
-        self._handles = [
-            self._model.head.register_forward_hook(self._keep_logits),
-            self._model.register_forward_hook(self._add),
-        ]
-
-    def after_train(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._model.head.register_forward_hook(self._keep_logits)
+        self._model.register_forward_hook(self._add)
 
     @torch.compiler.disable
     def _keep_logits(self, _: nn.Module, __: Any, predictions: tuple[list[Tensor], Any]) -> None:
@@ -69,13 +62,10 @@ class LossShares(HookBase):
         rows, is_class = anchor_logits(logits, model.num_classes, image, anchor, label)
         values = loss.binary(rows, is_class).sum(1)
         of_positives = torch.where(is_class.any(1), values, 0).sum()
-        if isinstance(loss, MinedLoss):
-            count = max(len(anchor), 1)
-            self._loss_of_positives += of_positives / count
-            self._loss += values.sum() / count
-        else:
-            self._loss_of_positives += of_positives / model.normalizer
-            self._loss += losses["loss_cls"].detach()
+        is_mined = isinstance(loss, MinedLoss)
+        normalizer = max(len(anchor), 1) if is_mined else model.normalizer
+        self._loss_of_positives += of_positives / normalizer
+        self._loss += values.sum() / normalizer if is_mined else losses["loss_cls"].detach()
         self._images += len(logits[0])
         self._anchors += len(logits[0]) * targets.grid.num_anchors
         self._positive += targets.num_positives

@@ -1,6 +1,5 @@
 """A training step in any precision that applies only finite gradients."""
 
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..utils import write_json
 from .amp import autocast
 from .parallel import changing_buffers
 
@@ -59,7 +59,7 @@ class TrainingStep(AMPTrainer):
         return {**super().state_dict(), "skipped": self._skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a checkpoint of any precision; those without a loss scaler leave it as it is."""
+        """Loads a checkpoint of any precision, or of detectron2."""
         scaler = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
         super().load_state_dict({**state_dict, "grad_scaler": scaler})
         self._skipped = state_dict.get("skipped", 0)
@@ -103,28 +103,29 @@ class TrainingStep(AMPTrainer):
             UserError: if no more steps may be skipped.
         """
         scale = self.grad_scaler.get_scale()
-        norms = {k: str(x.item() / scale) for k, x in gradient_norms(self.model).items()}
-        self.optimizer.zero_grad()
         images = [{key: image.get(key) for key in ("image_id", "file_name")} for image in data]
         step, rate = self.iter + 1, self.optimizer.param_groups[0]["lr"]
         report = {
             "step": step,
             "losses": {name: str(loss.item()) for name, loss in losses.items()},
             "learning_rate": rate,
-            "gradient_norms": norms,
+            "gradient_norms": {
+                name: str(norm.item() / scale) for name, norm in gradient_norms(self.model).items()
+            },
             "images": [image for part in comm.gather(images) for image in part],
         }
+        self.optimizer.zero_grad()
         file = self._output / FOLDER / f"step_{step:07d}.json"
         if comm.is_main_process():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        if self._skipped >= self._max_skipped:
+            write_json(file, report)
+        self._skipped += 1
+        if self._skipped > self._max_skipped:
             raise UserError(
                 f"SOLVER.BASE_LR: training stopped at step {step}, where the loss or its gradients "
                 f"are not finite (learning rate {rate:.3g}; images and gradients in {file}); lower "
                 "it, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True."
             )
-        self._skipped += 1
         logger.warning(
             f"Step {step} is skipped: its loss or gradients are not finite ({self._skipped} of "
             f"SOLVER.SKIP_NOT_FINITE {self._max_skipped}; images and gradients in {file})"
