@@ -244,12 +244,11 @@ def test_signal_in_an_evaluation(
 
 
 def test_image_damaged_behind_its_header(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-    """Found while decoding, in a loader worker: still one sentence with its name."""
+    """Found while decoding: still one sentence with its name."""
     shutil.copytree(trained / "data", "damaged")
     for file in Path("damaged/train").iterdir():
         file.write_bytes(file.read_bytes()[:-2000])
-    keys = ("DATASETS.OWN.ROOT", "damaged", "DATALOADER.NUM_WORKERS", 1)
-    assert "damaged/train/" in mistake(capsys, *keys)
+    assert "damaged/train/" in mistake(capsys, "DATASETS.OWN.ROOT", "damaged")
 
 
 def test_no_detections(capsys: pytest.CaptureFixture[str]) -> None:
