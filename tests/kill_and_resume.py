@@ -33,7 +33,7 @@ from tqdm import tqdm
 from retinanet_plugin import cli
 from retinanet_plugin.data import synthetic
 
-STEPS = 12
+STEPS = 8
 ARGS = [
     *("--config-file", "quickstart.yaml"),
     *("DATASETS.OWN.TRAIN_JSON", "annotations/train.json", "DATASETS.OWN.TRAIN_IMAGES", "train"),
