@@ -124,8 +124,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 if shared is not None:
                     logger.info(
                         f"MODEL.WEIGHTS: the checkpoint was trained on other classes: {different}; "
-                        f"the classification layer keeps {len(shared)} classes by name "
-                        f"({shorten(shared)}); the others start from the prior."
+                        "the classification layer keeps the classes that both have "
+                        f"({shorten(shared) or 'none'}); the others start from the prior."
                     )
             incompatible = super()._load_model(checkpoint)
         except Exception as error:  # arrays of text, sparse tensors, ...
@@ -161,7 +161,10 @@ def resumable(folder: str | Path) -> list[Path]:
     named, as after a run was extended.
     """
     steps, file = _steps(folder), Path(folder) / "last_checkpoint"
-    last = file.read_text(errors="replace") if file.is_file() else ""
+    last = ""
+    if file.is_file():
+        with file.open(errors="replace") as opened:
+            last = opened.read(100)
     was_extended = any(path.name == last and math.isfinite(step) for path, step in steps.items())
 
     def newness(path: Path) -> tuple[bool, float]:
@@ -236,15 +239,17 @@ def read_safely(path: str) -> dict[str, Any]:
     Raises:
         UserError: if the file cannot be read.
     """
+    is_pickle = path.endswith(".pkl")
     try:
         with open(path, "rb") as file:
-            if path.endswith(".pkl"):
-                return _from_zoo(load_arrays(file))
-            check_archive(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            if is_pickle:
+                content = load_arrays(file)
+            else:
+                check_archive(file)
+                content = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(f"it is a {type(content).__name__}")
-        return content
+        return _from_zoo(content) if is_pickle else content
     except Exception as error:  # damaged files raise nearly anything
         reason = _short_reason(str(error)) or type(error).__name__
         raise UserError(

@@ -1,6 +1,5 @@
 """The head: registry, prior, class-specific boxes, both memory formats, autocast."""
 
-import copy
 import math
 
 import pytest
@@ -20,7 +19,6 @@ from retinanet_plugin import (
 from retinanet_plugin.losses import (
     BinaryLoss,
     CrossEntropyLoss,
-    DenseLoss,
     FocalLoss,
     FocalStarLoss,
     HardExamples,
@@ -139,24 +137,18 @@ def test_losses_by_name(name: str, overrides: tuple, expected: object) -> None:
     assert name == "ohem" or loss.negatives.compile
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_on_hard_examples(dtype: torch.dtype) -> None:
-    """Few logits get a gradient, but all parameters do; the box loss is as with focal loss."""
+def test_training_on_hard_examples() -> None:
+    """Few logits get a gradient, but all parameters do."""
     model = build_model(small_config("MODEL.RETINANET.CLS_LOSS", "ohem"))
     model.head.cls_loss.choose.batch_size = 5
     seen = []
     model.head.cls_score.register_full_backward_hook(lambda _, __, grad: seen.extend(grad))
-    images = [random_picture(128, 96, 3), random_picture(96, 128, 0)]
-    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-        losses = model(copy.deepcopy(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([random_picture(128, 96, 3), random_picture(96, 128, 0)])
     sum(losses.values()).backward()
     rows = sum(x.unflatten(1, (-1, 7)).abs().sum(2).count_nonzero() for x in seen)
     assert rows == 2 * 5
     assert all(p.grad.isfinite().all() for p in model.head.parameters())
-    model.head.cls_loss = DenseLoss(FocalLoss())
-    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-        focal = model(images)
-    torch.testing.assert_close(losses["loss_box_reg"], focal["loss_box_reg"])
 
 
 class Hinge(BinaryLoss):

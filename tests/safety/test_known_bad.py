@@ -77,29 +77,29 @@ def test_config(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("working", "config", "base"),
+    "working, base",
     [
-        ("project", "experiments/a/mine.yaml", "../../Base.yaml"),
-        ("project", "experiments/mine.yaml", "{project}/Base.yaml"),
-        ("elsewhere", "configs/a/b/mine.yaml", "../../c/Base.yaml"),
-        ("elsewhere", "x/mine.yaml", "[below/Other.yaml, Base.yaml]"),
+        ("project", "../../Base.yaml"),
+        ("project", "{tmp_path}/project/Base.yaml"),
+        ("elsewhere", "../b/Base.yaml"),
+        ("elsewhere", "[below/Other.yaml, Base.yaml]"),
     ],
 )
 def test_usual_bases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, working: str, config: str, base: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, working: str, base: str
 ) -> None:
-    base = base.format(project=tmp_path / "project")
-    mine = tmp_path / "project" / config
-    for name in (config, *base.strip("[]").split(", ")):
-        file = mine.parent / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("SOLVER: {MAX_ITER: 7, BASE_LR: 1.0}")
+    """Bases of the project that is worked in, or near the config."""
+    mine = tmp_path / "project" / "configs" / "a" / "mine.yaml"
+    base = base.format(tmp_path=tmp_path)
+    for name in base.strip("[]").split(", "):
+        (mine.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine.parent / name).write_text("SOLVER: {MAX_ITER: 7, BASE_LR: 1.0}")
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text(f"_BASE_: {base}\nSOLVER: {{BASE_LR: 2.0}}")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / working)
-    cfg = get_config(mine)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (7, 2.0)
+    solver = get_config(mine).SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR) == (7, 2.0)
 
 
 def test_merging_is_detectron2s() -> None:
