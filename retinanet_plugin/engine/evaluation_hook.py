@@ -122,7 +122,7 @@ class Evaluation(EvalHook):
             note = f"the best so far, saved in {BEST}.pth"
         else:
             self._without_better += 1
-            note = f"{self._without_better} evaluations without a better one"
+            note = f"evaluations without a better one: {self._without_better}"
         loss = metrics.get("validation/total_loss", math.nan)
         logger.info(f"Step {step + 1}: {name} {value:.4g}, validation loss {loss:.4g}; {note}")
 

@@ -113,10 +113,10 @@ class StopAfterStep(HookBase):
 
     def status(self) -> str:
         """Returns a sentence on the steps done and on how to continue."""
-        trainer = self.trainer
+        trainer, checkpointer = self.trainer, self.trainer.checkpointer
         done = trainer.iter + (self._done == trainer.iter)
         steps = f"{done} of {trainer.max_iter} steps are done"
-        if not trainer.checkpointer.has_checkpoint():
+        if not checkpointer.has_checkpoint():
             return f"{steps}, no checkpoint is saved."
-        newest = os.path.basename(trainer.checkpointer.get_checkpoint_file())
+        newest = os.path.basename(checkpointer.get_checkpoint_file())
         return f"{steps}; continue from {newest} in {trainer.cfg.OUTPUT_DIR} with --resume."

@@ -49,11 +49,7 @@ from .progress import ProgressLine, evaluation_progress, on_terminal
 from .resuming import Checkpoints, settings_of, warn_of_changes
 from .step import TrainingStep
 
-_EVALUATORS: dict[str, Any] = {
-    "coco": COCOEvaluator,
-    "coco_panoptic_seg": COCOEvaluator,
-    "lvis": LVISEvaluator,
-}
+_EVALUATORS: dict[str, Any] = {"coco": COCOEvaluator, "lvis": LVISEvaluator}
 
 logger = logging.getLogger("retinanet_plugin")
 

@@ -18,11 +18,10 @@ from retinanet_plugin.errors import TO_BE_RESUMED, UserError
 
 
 class Steps(TrainerBase):
-    """A trainer of 100 steps, in which ``act(trainer)`` is called."""
+    """A trainer whose second step gets a signal and fails."""
 
-    def __init__(self, folder: Path, act: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.act = act
         self.cfg = SimpleNamespace(OUTPUT_DIR=str(folder))
         self.model = torch.nn.Linear(1, 1)
         self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
@@ -30,35 +29,20 @@ class Steps(TrainerBase):
         self.register_hooks([Evaluation(get_config(), dict, best)])
 
     def run_step(self) -> None:
-        self.act(self)
-
-    def run(self) -> None:
-        with stop_by_signal(cast(Any, self)):
-            self.train(0, 100)
+        if self.iter == 1:
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("Connection closed by peer")
 
 
 def test_step_that_cannot_end_after_a_signal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As when a signal ends another process first."""
-
-    def act(trainer: Steps) -> None:
-        if trainer.iter == 1:
-            signal.raise_signal(signal.SIGTERM)
-            raise RuntimeError("Connection closed by peer")
-
-    with pytest.raises(SystemExit) as ended:
-        Steps(tmp_path, act).run()
+    trainer: Any = Steps(tmp_path)
+    with pytest.raises(SystemExit) as ended, stop_by_signal(trainer):
+        trainer.train(0, 100)
     assert ended.value.code == TO_BE_RESUMED and not list(tmp_path.glob("*.pth"))
     assert "stopped: " in capsys.readouterr().err
-
-
-def test_error_without_a_signal_is_raised(tmp_path: Path) -> None:
-    def act(trainer: Steps) -> None:
-        raise RuntimeError("wrong")
-
-    with pytest.raises(RuntimeError, match="wrong"):
-        Steps(tmp_path, act).run()
 
 
 @pytest.mark.parametrize("is_told", [True, False])
