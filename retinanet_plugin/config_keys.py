@@ -285,7 +285,7 @@ KEYS = (
     ),
     Key("TEST.DTYPE", "float32", "Precision of evaluation.", DTYPES),
     Key(
-        "TEST.DRAW_PICTURES",
+        "TEST.DRAW_IMAGES",
         8,
         "Test images drawn after an evaluation, detections beside ground truth; 0: none.",
         COUNT,

@@ -42,7 +42,7 @@ ARGS = [
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_BATCH_SIZE", "0", "SOLVER.MAX_ITER", str(STEPS)),
     *("SOLVER.WARMUP_ITERS", "3", "SOLVER.BASE_LR", "0.01", "SOLVER.CHECKPOINT_PERIOD", "2"),
     *("TEST.EVAL_PERIOD", "4", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
-    *("TEST.DRAW_PICTURES", "1", "TEST.REPORT", "False", "MODEL.DEVICE", "cpu"),
+    *("TEST.DRAW_IMAGES", "1", "TEST.REPORT", "False", "MODEL.DEVICE", "cpu"),
 ]
 LIMIT_S = 600  # of one run
 TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # differ from run to run

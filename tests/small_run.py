@@ -35,7 +35,7 @@ def network_on(folder: Path, *overrides: object) -> tuple[CfgNode, torch.nn.Modu
     cfg = small_config(
         *("DATASETS.OWN.ROOT", folder, "DATASETS.OWN.TEST_JSON", "train.json"),
         *("DATASETS.OWN.TEST_IMAGES", "images", "OUTPUT_DIR", folder / "out"),
-        *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0, "TEST.DRAW_PICTURES", 0),
+        *("INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0, "TEST.DRAW_IMAGES", 0),
         *overrides,
     )
     model = Trainer.build_model(cfg)

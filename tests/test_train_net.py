@@ -16,7 +16,7 @@ from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import Trainer
 
 EXACTLY = ["MODEL.ACCELERATION.FOLD_NORMS", False]  # folding changes how --eval-only rounds
-TRAINED = ["TEST.DRAW_PICTURES", 2, "SOLVER.CHECKPOINT_PERIOD", 2]
+TRAINED = ["TEST.DRAW_IMAGES", 2, "SOLVER.CHECKPOINT_PERIOD", 2]
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_image_damaged_behind_its_header(capsys: pytest.CaptureFixture[str], tra
 
 def test_no_detections(capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluation and drawing still succeed, and the log says why AP is not a number."""
-    keys = ("MODEL.RETINANET.SCORE_THRESH_TEST", "0.99", "TEST.DRAW_PICTURES", 2)
+    keys = ("MODEL.RETINANET.SCORE_THRESH_TEST", "0.99", "TEST.DRAW_IMAGES", 2)
     weights = ("MODEL.WEIGHTS", "trained/model_final.pth")
     assert train("--eval-only", *SMALL, *keys, *weights, "OUTPUT_DIR", "out") == 0
     assert Path("out/inference/detections.png").exists()

@@ -270,8 +270,8 @@ def _draw(cfg: CfgNode, dataset_name: str) -> None:
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
             f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is nan."
         )
-    if cfg.TEST.DRAW_PICTURES > 0:
-        draw_detections(dataset_name, detections, image, count=cfg.TEST.DRAW_PICTURES)
+    if cfg.TEST.DRAW_IMAGES > 0:
+        draw_detections(dataset_name, detections, image, count=cfg.TEST.DRAW_IMAGES)
         logger.info(f"Detections beside ground truth: {image}")
         if has_event_storage():
             pixels = read_image(str(image), "RGB").transpose(2, 0, 1)

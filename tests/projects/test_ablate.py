@@ -41,7 +41,7 @@ DATASETS:
 INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
 SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 30, STEPS: [], BASE_LR: 0.001, BASE_BATCH_SIZE: 0}
 DATALOADER: {NUM_WORKERS: 0}
-TEST: {DRAW_PICTURES: 0, REPORT: False}
+TEST: {DRAW_IMAGES: 0, REPORT: False}
 SEED: 3
 """
 # Replaces `retinanet train`: AP is alpha. A file with the row's name holds its error, or "wait".

@@ -52,7 +52,7 @@ def colored_dataset(folder: Path) -> list[str]:
     return [
         *("DATASETS.OWN.ROOT", str(folder), "DATASETS.OWN.TEST_JSON", "t.json"),
         *("DATASETS.OWN.TEST_IMAGES", "images", "DATALOADER.NUM_WORKERS", "0"),
-        *("MODEL.DEVICE", "cpu", "TEST.DRAW_PICTURES", "0", "TEST.DTYPE", "bfloat16"),
+        *("MODEL.DEVICE", "cpu", "TEST.DRAW_IMAGES", "0", "TEST.DTYPE", "bfloat16"),
     ]
 
 
