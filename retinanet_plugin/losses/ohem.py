@@ -1,5 +1,7 @@
 """Online hard example mining, which table 1d of the paper compares the focal loss with."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -46,12 +48,10 @@ class HardExamples:
 
     def __call__(self, losses: Tensor, positive: Tensor, anchors: AnchorBoxes) -> Tensor:
         """Indices of the chosen anchors; the arguments are those of ``MinedLoss.choose``."""
-        suppression = _GreedyNMS(losses, anchors, self.nms_thresh)
         kept = torch.empty(0, dtype=torch.int64)
-        for candidates in suppression.order.split(_CANDIDATES):
-            if self._is_enough(kept, positive, suppression.open):
+        for kept, is_open in _greedy_nms(losses, anchors, self.nms_thresh):
+            if self._is_enough(kept, positive & is_open, positive):
                 break
-            kept = torch.cat([kept, suppression.keep(candidates)])
         if self.positive_fraction == 0:
             return kept[: self.batch_size]
         positives = kept[positive[kept]][: self._max_positives]
@@ -67,45 +67,42 @@ class HardExamples:
         ratio = (1 - self.positive_fraction) / self.positive_fraction
         return round(max(1, positives) * ratio)
 
-    def _is_enough(self, kept: Tensor, positive: Tensor, open: Tensor) -> bool:
-        """Whether ``kept`` has the whole minibatch, so that the ``open`` anchors do not matter."""
+    def _is_enough(self, kept: Tensor, open_positive: Tensor, positive: Tensor) -> bool:
+        """Whether ``kept`` has the whole minibatch, so that the open anchors do not matter."""
         if self.positive_fraction == 0:
             return len(kept) >= self.batch_size
         positives = int(positive[kept].sum())
-        if positives < self._max_positives and (positive & open).any():
+        if positives < self._max_positives and open_positive.any():
             return False
         wanted = self._negatives_for(min(positives, self._max_positives))
         return len(kept) - positives >= min(wanted, self.batch_size)
 
 
-class _GreedyNMS:
-    """Greedy NMS of anchors by falling loss, run only as far as it is asked for.
+def _greedy_nms(
+    losses: Tensor, anchors: AnchorBoxes, threshold: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Greedy NMS of anchors by falling loss, some at a time, so that the caller can stop.
 
     What a kept anchor suppresses is found by geometry, so no list of kept boxes is compared with
     all others.
 
-    Attributes:
-        order: indices of the anchors that are not ignored, by falling loss, then by index.
-        open: (R,), bool: the anchors that are neither kept nor suppressed yet.
+    Yields:
+        the anchors kept so far, by falling loss, then by index; and which of all R anchors are
+        neither kept nor suppressed yet, bool.
     """
-
-    def __init__(self, losses: Tensor, anchors: AnchorBoxes, threshold: float) -> None:
-        # Those of a diverged model come first, so that the loss shows it.
-        losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        self._anchors = anchors
-        # IoUs are float32, and so is what they are compared with.
-        self._threshold = torch.tensor(threshold, dtype=torch.float32).item()
-        self.open = losses > -torch.inf
-        self.order = losses.sort(descending=True, stable=True).indices[: int(self.open.sum())]
-
-    def keep(self, candidates: Tensor) -> Tensor:
-        """Settles the next anchors in order; returns those that are kept."""
-        candidates = candidates[self.open[candidates]]
+    # Those of a diverged model come first, so that the loss shows it.
+    losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    # IoUs are float32, and so is what they are compared with.
+    threshold = torch.tensor(threshold, dtype=torch.float32).item()
+    is_open = losses > -torch.inf
+    order = losses.sort(descending=True, stable=True).indices[: int(is_open.sum())]
+    kept = order[:0]
+    for candidates in order.split(_CANDIDATES):
+        candidates = candidates[is_open[candidates]]
         rank = torch.arange(len(candidates), 0, -1, dtype=torch.float32)  # scores without ties
-        kept = candidates[nms(self._anchors.boxes_of(candidates), rank, self._threshold)]
-        self.open[candidates] = False
-        for _, anchor, iou in self._anchors.pairs(
-            self._anchors.boxes_of(kept), self._threshold, include_best=False
-        ):
-            self.open[anchor[iou > self._threshold]] = False
-        return kept
+        new = candidates[nms(anchors.boxes_of(candidates), rank, threshold)]
+        is_open[candidates] = False
+        for _, anchor, iou in anchors.pairs(anchors.boxes_of(new), threshold, include_best=False):
+            is_open[anchor[iou > threshold]] = False
+        kept = torch.cat([kept, new])
+        yield kept, is_open
