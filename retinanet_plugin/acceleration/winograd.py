@@ -205,7 +205,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def _convolve(algorithm: Algorithm, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Convolves (N, C, H, W) with a transformed kernel (n * n, C, K): (N, K, H, W)."""
     m = algorithm.outputs
-    (images, _, height, width), (numbers, _, channels_out) = x.shape, kernel.shape
+    (images, _, height, width), channels_out = x.shape, kernel.shape[2]
     rows, columns = _tiles_of(x, m)
     y = torch.empty(
         (images, channels_out, m * rows, m * columns),
@@ -213,16 +213,12 @@ def _convolve(algorithm: Algorithm, x: Tensor, kernel: Tensor, bias: Tensor | No
         memory_format=torch.channels_last,
     )
     outputs, back = _output_tiles(y, m), algorithm.output.to(x.dtype)
-    products, results = _Workspace(x), _Workspace(x)
     for (images_i, rows_i), transformed in _transformed_tiles(algorithm, x):
-        to = outputs[:, :, images_i, rows_i]
-        product = products.shaped(numbers, transformed.shape[1], channels_out)
-        torch.bmm(transformed, kernel, out=product)
+        product = torch.bmm(transformed, kernel)
         if bias is not None:  # transformed back, this element becomes a constant
             product[algorithm.inputs + 1] += bias
-        result = results.shaped(*to.shape)
-        torch.mm(back, product.view(numbers, -1), out=result.view(m * m, -1))
-        to.copy_(result)
+        to = outputs[:, :, images_i, rows_i]
+        to.copy_(torch.mm(back, product.view(len(kernel), -1)).view(to.shape))
     if y.shape[2:] == (height, width):
         return y  # no view: the next layer may work in place
     return y[:, :, :height, :width].clone(memory_format=torch.channels_last)
@@ -234,12 +230,9 @@ def _weight_grad(algorithm: Algorithm, x: Tensor, grad: Tensor) -> Tensor:
     outputs, back = _output_tiles(grad, algorithm.outputs), algorithm.output.to(x.dtype).T
     numbers, exact = len(back), _at_least_float32(x.dtype)
     total = x.new_zeros(numbers, channels_in, channels_out, dtype=exact)
-    upstream, products = _Workspace(x), _Workspace(x)
     for (images_i, rows_i), transformed in _transformed_tiles(algorithm, x):
-        part = outputs[:, :, images_i, rows_i]
-        whole = upstream.shaped(*part.shape).copy_(part)
-        product = products.shaped(numbers, transformed.shape[1], channels_out)
-        torch.mm(back, whole.view(part.shape[:2].numel(), -1), out=product.view(numbers, -1))
+        upstream = outputs[:, :, images_i, rows_i].reshape(back.shape[1], -1)
+        product = torch.mm(back, upstream).view(numbers, -1, channels_out)
         if exact is x.dtype:
             total.baddbmm_(transformed.transpose(1, 2), product)
         else:
@@ -254,17 +247,13 @@ def _transformed_tiles(
     """Transforms the tiles of (N, C, H, W), some at a time.
 
     Yields:
-        the slices of images and rows of tiles; and (n * n, tiles, C), overwritten by the next.
+        the slices of images and rows of tiles; and (n * n, tiles, C).
     """
     inputs, transform = _input_tiles(x, algorithm), algorithm.input.to(x.dtype)
     numbers = len(transform)
-    gathered, results = _Workspace(x), _Workspace(x)
     for images, rows in _chunks(inputs, algorithm.tiles):
-        part = inputs[:, :, images, rows]
-        tiles = gathered.shaped(*part.shape).copy_(part)
-        result = results.shaped(numbers, part.shape[2:5].numel(), part.shape[5])
-        torch.mm(transform, tiles.view(numbers, -1), out=result.view(numbers, -1))
-        yield (images, rows), result
+        tiles = inputs[:, :, images, rows].reshape(numbers, -1)
+        yield (images, rows), torch.mm(transform, tiles).view(numbers, -1, x.shape[1])
 
 
 def _tiles_of(x: Tensor, m: int) -> tuple[int, int]:
@@ -307,17 +296,3 @@ def _chunks(tiles: Tensor, max_tiles: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, images, at_once):
         for start in range(0, rows, step):
             yield slice(first, first + at_once), slice(start, start + step)
-
-
-class _Workspace:
-    """Memory reused for each chunk, because the system clears new memory first."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.memory = like.new_empty(0)
-
-    def shaped(self, *shape: int) -> Tensor:
-        """A contiguous tensor of that shape; the first call should have the largest."""
-        count = torch.Size(shape).numel()
-        if len(self.memory) < count:
-            self.memory = self.memory.new_empty(count)
-        return self.memory[:count].view(shape)
