@@ -22,11 +22,23 @@ logger = logging.getLogger("retinanet_plugin")
 
 
 class Checkpoints(PeriodicCheckpointer):
-    """detectron2's hook, but ``max_to_keep`` also counts checkpoints from before a resume."""
+    """detectron2's hook, but ``max_to_keep`` also counts checkpoints from before a resume.
+
+    Also writes the final checkpoint of a run that was killed between its last step and that.
+    """
 
     def __init__(self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int = 0) -> None:
         super().__init__(checkpointer, period)
         self._max_to_keep = max_to_keep
+
+    def before_train(self) -> None:
+        super().before_train()
+        trainer, last = self.trainer, self.trainer.start_iter - 1
+        is_done = 0 <= last == trainer.max_iter - 1
+        if is_done and not self.checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            trainer.iter = last
+            self.checkpointer.save("model_final", iteration=last)
+            trainer.iter = trainer.start_iter
 
     def after_step(self) -> None:
         super().after_step()

@@ -42,6 +42,16 @@ def test_old_checkpoints_are_removed_also_after_a_resume(tmp_path: Path) -> None
     ]
 
 
+def test_run_killed_before_its_final_checkpoint(tmp_path: Path) -> None:
+    Counting(tmp_path, keep=0).resume(6)
+    whole = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    Counting(tmp_path, keep=0).resume(6)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert (final["iteration"], final["trainer"]) == (5, whole["trainer"])
+
+
 def test_changed_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     before = settings_of(get_config(), "7 images (0)")
     same = get_config(overrides=["DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", "x"])
