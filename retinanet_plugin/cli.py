@@ -1,4 +1,4 @@
-"""The ``retinanet`` command: one word names what to do, the rest is that command's.
+"""The ``retinanet`` command: dispatches to the commands in ``tools/``.
 
 ``python -m retinanet_plugin`` is the same, where the script is not on the path.
 """
@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of ``retinanet`` itself: a command and, untouched, its arguments."""
+    """Returns the top-level parser, which leaves a command's arguments unparsed."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items())
     result = argparse.ArgumentParser(

@@ -110,5 +110,7 @@ def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
             given, problem = printable(repr(value), 80), printable(str(error), 300)
             types = re.search(r"\(<class '(.*?)'> vs. <class '(.*?)'>\)", problem)
             if types:
-                problem = f"a {types[2]}; give a {types[1]} such as the default, {known[key]!r}"
+                problem = (
+                    f"must be of type {types[1]}, like the default {known[key]!r}, not {types[2]}"
+                )
             raise UserError(f"{source}: {key} is {given}: {problem or 'not a value'}.") from None

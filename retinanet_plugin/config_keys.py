@@ -32,10 +32,10 @@ class Range:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        low = f"{'above' if self.open_low else 'at least'} {self.low}"
         if self.high == math.inf:
-            return f"a number {low}"
-        return f"a number {low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ HOST_RANGES: dict[str, Range | OneOf] = {
     "MODEL.RETINANET.PRIOR_PROB": Range(0, 1, open_low=True, open_high=True),
     "MODEL.RETINANET.NUM_CONVS": NATURAL,
     "SEED": Range(-1, 2**32 - 1),
-    "SOLVER.BASE_LR": Range(0, 3e38),
+    "SOLVER.BASE_LR": Range(0, 1e30),
     "SOLVER.CHECKPOINT_PERIOD": NATURAL,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(("value", "norm")),
     "SOLVER.IMS_PER_BATCH": Range(1, 2**20),
@@ -358,7 +358,7 @@ def check_ranges(cfg: CfgNode, *, training: bool) -> None:
         value = values[name]
         if value not in allowed:
             hint = did_you_mean(str(value), allowed.values) if isinstance(allowed, OneOf) else ""
-            raise UserError(f"{name}: {value!r}{hint}; give {allowed}.")
+            raise UserError(f"{name}: must be {allowed}, got {value!r}{hint}.")
 
 
 def docs_table() -> str:
@@ -370,4 +370,6 @@ def docs_table() -> str:
 
 
 def _meaning(key: Key) -> str:
-    return f"{key.help} Give {key.allowed}." if isinstance(key.allowed, Range) else key.help
+    if isinstance(key.allowed, Range) and key.allowed is not COUNT:
+        return f"{key.help} Must be {key.allowed}."
+    return key.help

@@ -48,7 +48,7 @@ def spread_logits(model: torch.nn.Module, spread: float = 3.0) -> None:
         model.head.bbox_pred.weight *= 0.3
 
 
-def random_picture(
+def random_image(
     height: int, width: int, num_boxes: int, num_classes: int = 7, largest: float = 0.7
 ) -> dict[str, object]:
     """An image of noise with random boxes, as detectron2's data loader gives it."""

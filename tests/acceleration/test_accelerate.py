@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def test_losses_and_gradients(on: bool, monkeypatch: pytest.MonkeyPatch) -> None
         norm.running_var.uniform_(0.5, 2.0)
     fast.load_state_dict(plain.state_dict())
     winograd, norms = _count_calls(fast, monkeypatch)
-    image = random_picture(256, 320, 5)
+    image = random_image(256, 320, 5)
     losses, expected = fast([image]), plain([image])
     assert bool(winograd) == on and bool(norms) != on
     assert all(m.inplace for m in fast.head.modules() if isinstance(m, nn.ReLU))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from coco_sets import forget_new_sets, write_set
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -54,7 +54,7 @@ def test_shares_of_twenty_steps(loss: str) -> None:
                 of_positives = total = positives = 0.0
             assert bool(names(storage)) == (step >= PERIOD)
             logits.clear()
-            value = steps.run(storage, random_picture(64, 96, 3))["loss_cls"]
+            value = steps.run(storage, random_image(64, 96, 3))["loss_cls"]
             x = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, 7) for x in logits])
             (label,) = model.targets.labels(1)
             bits = torch.nn.functional.one_hot(label.clamp(min=0), 7) * (label >= 0)[:, None]
@@ -75,7 +75,7 @@ def test_nothing_chosen() -> None:
     model = build_model(small_config("MODEL.RETINANET.CLS_LOSS", "ohem"))
     model.head.cls_loss.choose = lambda losses, positive, anchors: torch.zeros(0).long()
     with EventStorage(PERIOD - 1) as storage:
-        assert Steps(model).run(storage, random_picture(64, 64, 2))["loss_cls"] == 0
+        assert Steps(model).run(storage, random_image(64, 64, 2))["loss_cls"] == 0
     assert names(storage) == {f"anchors/{x}" for x in ("positive", "ignored", "negative")}
 
 
@@ -85,7 +85,7 @@ def test_the_device_is_not_waited_for() -> None:
     steps = Steps(model)
     with EventStorage() as storage:
         for _ in range(2):
-            steps.run(storage, random_picture(64, 96, 4))
+            steps.run(storage, random_image(64, 96, 4))
     assert steps.hook._loss.device.type == "meta"
 
 

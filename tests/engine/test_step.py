@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_picture, small_config
+from conftest import random_image, small_config
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -19,7 +19,7 @@ NOT_FINITE = r"SOLVER\.BASE_LR: training stopped at step \d.*\.json"  # projects
 def step_of(dtype: torch.dtype, batches=None, **options) -> TrainingStep:
     torch.manual_seed(0)
     model = build_model(small_config("MODEL.RESNETS.NORM", "BN"))
-    batches = batches or [[random_picture(96, 128, 3)], [random_picture(96, 96, 0)]] * 5
+    batches = batches or [[random_image(96, 128, 3)], [random_image(96, 96, 0)]] * 5
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     step = TrainingStep(model, batches, optimizer, "cpu", dtype, **options)
     step.iter = 0
@@ -94,7 +94,7 @@ def test_resume_in_any_precision(before: str, after: str) -> None:
 def batches_with_a_bad_one(bad: int, count: int) -> list[list[dict[str, object]]]:
     batches = []
     for number in range(count):
-        image = {**random_picture(64, 64, 2), "image_id": number, "file_name": f"{number}.jpg"}
+        image = {**random_image(64, 64, 2), "image_id": number, "file_name": f"{number}.jpg"}
         if number == bad:
             image["image"][0, 5, 7] = float("nan")
         batches.append([image])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.utils import comm
 from torch import nn
 
@@ -30,7 +30,7 @@ def detector(loss: str, *overrides: object) -> Any:
 def images() -> list[dict[str, Any]]:
     """Of one size, so that a batch pads none; one of them is empty."""
     torch.manual_seed(2)
-    return [random_picture(96, 128, count) for count in (9, 0, 2)]
+    return [random_image(96, 128, count) for count in (9, 0, 2)]
 
 
 def losses_of(cfg: Any, model: nn.Module, some: list[dict[str, Any]]) -> Losses:
@@ -61,8 +61,8 @@ def test_as_one_batch_of_training(loss: str, normalizer: str) -> None:
 
 def test_none_without_ground_truth_or_where_switched_off() -> None:
     cfg, model = detector("focal")
-    assert losses_of(cfg, model, [random_picture(64, 64, 0)]) == {}
-    unknown = random_picture(64, 64, 1)
+    assert losses_of(cfg, model, [random_image(64, 64, 0)]) == {}
+    unknown = random_image(64, 64, 1)
     del unknown["instances"]
     assert losses_of(cfg, model, [unknown]) == {}
     with validation_loss(cfg, nn.Linear(1, 1)) as loss:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -64,7 +64,7 @@ BATCHES = {
 )
 def test_losses_and_gradients(batch: str, overrides: tuple) -> None:
     ours, theirs = pair(*overrides)
-    images = [random_picture(*shape) for shape in BATCHES[batch]]
+    images = [random_image(*shape) for shape in BATCHES[batch]]
     # Two steps, so that the moving average moves.
     losses, gradients = losses_and_gradients(ours, images, steps=2)
     expected_losses, expected_gradients = losses_and_gradients(theirs, images, steps=2)
@@ -93,7 +93,7 @@ def test_losses_and_gradients(batch: str, overrides: tuple) -> None:
 )
 def test_detections(overrides) -> None:
     ours, theirs = (model.eval() for model in pair(*overrides))
-    images = [random_picture(128, 192, 0), random_picture(150, 101, 0)]
+    images = [random_image(128, 192, 0), random_image(150, 101, 0)]
     images[1].update(height=300, width=202)  # to be detected at twice its size
     with torch.no_grad():
         results = zip(ours(images), theirs(images), strict=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_picture, small_config
+from conftest import random_image, small_config
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -144,7 +144,7 @@ def test_training_on_hard_examples() -> None:
     seen = []
     model.head.cls_score.register_full_backward_hook(lambda _, __, grad: seen.extend(grad))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model([random_picture(128, 96, 3), random_picture(96, 128, 0)])
+        losses = model([random_image(128, 96, 3), random_image(96, 128, 0)])
     sum(losses.values()).backward()
     rows = sum(x.unflatten(1, (-1, 7)).abs().sum(2).count_nonzero() for x in seen)
     assert rows == 2 * 5
@@ -170,7 +170,7 @@ def test_loss_and_head_of_a_users_own(loss: BinaryLoss | MinedLoss, monkeypatch)
     names = ("MODEL.RETINANET.CLS_LOSS", "hinge", "MODEL.RETINANET.HEAD_NAME", "TestHead")
     model = build_model(small_config(*names))
     assert type(model.head) is TestHead
-    losses = model([random_picture(64, 64, 3)])
+    losses = model([random_image(64, 64, 3)])
     sum(losses.values()).backward()
     assert losses["loss_cls"].item() >= 0
     assert model.head.cls_score.weight.grad.isfinite().all()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -70,12 +70,12 @@ def tiny_detector(**arguments: object) -> FocalRetinaNet:
 def test_without_a_config(class_agnostic: bool) -> None:
     model = tiny_detector(class_agnostic=class_agnostic)
     assert model.head_in_features == ["fine", "coarse"]
-    losses = model([random_picture(64, 96, 4)])
+    losses = model([random_image(64, 96, 4)])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
     model.decoder.score_thresh = 0.0
     with torch.no_grad():
-        (detections,) = model.eval()([random_picture(64, 96, 0)])
+        (detections,) = model.eval()([random_image(64, 96, 0)])
     assert len(detections["instances"]) == 100
 
 
@@ -84,7 +84,7 @@ def test_class_specific_boxes() -> None:
     model = tiny_detector(class_agnostic=False, test_score_thresh=0.0, test_nms_thresh=1.0)
     spread_logits(model)
     model.eval()
-    images = model.preprocess_image([random_picture(64, 96, 0)])
+    images = model.preprocess_image([random_image(64, 96, 0)])
     with torch.no_grad():
         features = [model.backbone(images.tensor)[f] for f in model.head_in_features]
         (before,) = model.forward_inference(images, features, model.head(features))
@@ -98,7 +98,7 @@ def test_class_specific_boxes() -> None:
 
 def test_normalizer_is_the_number_of_assigned_anchors() -> None:
     model = tiny_detector()
-    images = [random_picture(64, 96, 4), random_picture(64, 64, 2)]
+    images = [random_image(64, 96, 4), random_image(64, 64, 2)]
     with EventStorage() as storage:
         losses = model(copy.deepcopy(images))
     positives = storage.latest()["num_pos_anchors"][0] * 2
@@ -119,7 +119,7 @@ def test_training_does_not_wait_for_the_device(arguments: dict[str, object]) -> 
     """The meta device has no values: reading one there, which waits on a GPU, is an error."""
     model = tiny_detector(**arguments).to("meta")
     with EventStorage() as storage:
-        losses = model([random_picture(64, 96, 4), random_picture(64, 64, 0)])
+        losses = model([random_image(64, 96, 4), random_image(64, 64, 0)])
     assert storage.latest()["num_pos_anchors"][0] > 0
     sum(losses.values()).backward()
     assert all(p.grad.shape == p.shape for p in model.parameters())
@@ -128,7 +128,7 @@ def test_training_does_not_wait_for_the_device(arguments: dict[str, object]) -> 
 def test_any_anchor_generator() -> None:
     """detectron2's gives the same losses with the same sizes, also if it is replaced later."""
     model = tiny_detector()
-    image = random_picture(64, 96, 4)
+    image = random_image(64, 96, 4)
     expected = model([copy.deepcopy(image)])
     sizes = [[2.0 * stride * 2 ** (i / 3) for i in range(3)] for stride in (8, 16)]
     for scale, same in ((1.5, False), (1.0, True)):
@@ -145,7 +145,7 @@ def test_any_anchor_generator() -> None:
 def test_checkpoints_keep_the_moving_average() -> None:
     model = tiny_detector(loss_normalizer="ema")
     for _ in range(3):
-        model([random_picture(64, 96, 5)])
+        model([random_image(64, 96, 5)])
     saved = model.state_dict()
     assert saved["loss_normalizer"].item() != 100
     assert "loss_normalizer" not in tiny_detector().state_dict()
@@ -156,7 +156,7 @@ def test_checkpoints_keep_the_moving_average() -> None:
 
 def test_class_beyond_the_last() -> None:
     model = build_model(small_config())
-    image = random_picture(64, 64, 4)
+    image = random_image(64, 64, 4)
     image["instances"].gt_classes[2] = 7
     with EventStorage(), pytest.raises(UserError, match=r"NUM_CLASSES: 7, .* class 7;"):
         model([image])

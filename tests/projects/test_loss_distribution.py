@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coco_sets import forget_new_sets
-from conftest import random_picture, small_config, spread_logits
+from conftest import random_image, small_config, spread_logits
 from detectron2.modeling import build_model
 from fvcore.nn import sigmoid_focal_loss
 from small_training import SMALL
@@ -85,7 +85,7 @@ def spread_model(*overrides: object) -> nn.Module:
 def test_samples_are_those_of_detectron2() -> None:
     """Its labels, dense targets and fvcore's focal loss on the same logits."""
     model = spread_model()
-    images = [random_picture(96, 160, 6), random_picture(128, 96, 25), random_picture(96, 96, 0)]
+    images = [random_image(96, 160, 6), random_image(128, 96, 25), random_image(96, 96, 0)]
     theirs_cfg = small_config("MODEL.META_ARCHITECTURE", "RetinaNet")
     theirs_cfg.MODEL.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
     sizes = [[8 * 2**i * 4 * 2 ** (j / 3) for j in range(3)] for i in range(5)]
@@ -126,10 +126,10 @@ def test_samples_are_those_of_detectron2() -> None:
 def test_models_and_images_without_samples() -> None:
     model = spread_model()
     with pytest.raises(UserError, match="--images"):
-        measure(model, [[random_picture(64, 64, 0)]], [2.0])
+        measure(model, [[random_image(64, 64, 0)]], [2.0])
     nn.init.constant_(model.head.cls_score.bias, float("nan"))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
-        measure(model, [[random_picture(64, 64, 3)]], [2.0])
+        measure(model, [[random_image(64, 64, 3)]], [2.0])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import random_picture
+from conftest import random_image
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
@@ -139,7 +139,7 @@ def test_a_row_of_each_kind_trains_and_detects(name: str, num_anchors: int) -> N
     assert head.bbox_pred.weight.shape[0] == num_anchors * boxes * 4
     prior = torch.tensor(0.5 if name == "no_prior" else 0.01)
     torch.testing.assert_close(head.cls_score.bias.sigmoid(), prior.expand(num_anchors * 4))
-    images = [random_picture(128, 160, 5, num_classes=4) for _ in range(2)]
+    images = [random_image(128, 160, 5, num_classes=4) for _ in range(2)]
     losses = model(images)
     assert all(loss > 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
