@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from retinanet_plugin.command_line import add_overrides, parse, positive_int, split_overrides
-from retinanet_plugin.data import check_datasets, register_own_datasets
+from retinanet_plugin.data import check_registered_datasets, register_own_datasets
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.evaluation.timing import describe_machine
 from retinanet_plugin.utils import cpu_count, output_files, write_text
@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if todo:  # once for all rows
         cfg.OUTPUT_DIR = str(options.output)
         register_own_datasets(cfg)
-        check_datasets(cfg)
+        check_registered_datasets(cfg)
     command = ["--num-gpus", str(parsed.num_gpus), "--dist-url", "auto"]
     for name in parsed.imports:
         command += ["--import", name]

@@ -39,7 +39,11 @@ from retinanet_plugin.command_line import (
     positive_int,
 )
 from retinanet_plugin.config import get_config
-from retinanet_plugin.data import ReadableDatasetMapper, check_datasets, register_own_datasets
+from retinanet_plugin.data import (
+    ReadableDatasetMapper,
+    check_registered_datasets,
+    register_own_datasets,
+)
 from retinanet_plugin.engine import SafeCheckpointer, Trainer
 from retinanet_plugin.engine.setup import check_names, check_weights, choose_device
 from retinanet_plugin.errors import UserError
@@ -266,7 +270,7 @@ def _prepare(parsed: argparse.Namespace) -> CfgNode:
     check_weights(cfg, training=False, resume=False)
     register_own_datasets(cfg, training=parsed.dataset == "train")
     cfg.DATASETS.TEST = dataset_names(cfg, parsed.dataset)
-    check_datasets(cfg, training=False)
+    check_registered_datasets(cfg, training=False)
     cfg.freeze()
     return cfg
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from retinanet_plugin.acceleration.memory import keep_freed_memory
 from retinanet_plugin.command_line import add_device, add_output, parse, positive_int
 from retinanet_plugin.config import get_config
-from retinanet_plugin.data import check_datasets, register_own_datasets
+from retinanet_plugin.data import check_registered_datasets, register_own_datasets
 from retinanet_plugin.engine.setup import check_names, choose_device
 from retinanet_plugin.engine.user_code import add_option
 from retinanet_plugin.errors import UserError
@@ -157,7 +157,7 @@ def measure(models: Sequence[Model], num_images: int, rounds: int) -> None:
     for model in models:
         # Own datasets of several models share their names.
         register_own_datasets(model.cfg, training=False)
-        check_datasets(model.cfg, training=False)
+        check_registered_datasets(model.cfg, training=False)
         images[model.name] = load_images(model.cfg, model.dataset, num_images)
         networks[model.name] = inference(load_network(model.cfg)[0], model.cfg)
     count = min(map(len, images.values()))

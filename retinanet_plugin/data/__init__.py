@@ -1,6 +1,6 @@
 """Datasets: the synthetic one of the quick start, the user's own, and the rules for both."""
 
-from .images import ReadableDatasetMapper
-from .own_datasets import check_datasets, register_own_datasets
+from .mapper import ReadableDatasetMapper
+from .own_datasets import check_registered_datasets, register_own_datasets
 
-__all__ = ["ReadableDatasetMapper", "check_datasets", "register_own_datasets"]
+__all__ = ["ReadableDatasetMapper", "check_registered_datasets", "register_own_datasets"]

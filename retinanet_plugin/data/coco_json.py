@@ -15,7 +15,21 @@ from .findings import Finding, apply_fixes, complete
 MAX_BYTES = 2 * 1024**3
 
 
-def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error") -> CocoDataset:
+class UnusableFileError(UserError):
+    """A file that is no COCO JSON at all; ``finding`` says why."""
+
+    def __init__(self, file: Path, message: str) -> None:
+        self.finding = Finding("error", "unusable-file", file, message)
+        super().__init__(f"{self.finding}.")
+
+
+def read_coco(
+    path: Path,
+    *,
+    for_training: bool = True,
+    bad_boxes: str = "error",
+    remedy: str = 'set DATASETS.OWN.BAD_BOXES to "fix"',
+) -> CocoDataset:
     """Reads and checks a COCO detection JSON; the file itself is never changed.
 
     Args:
@@ -23,6 +37,7 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
         for_training: whether the dataset needs at least one box that is no crowd.
         bad_boxes: "error" refuses boxes that are empty or reach more than a pixel outside their
             image; "fix" clips the latter and removes what is empty.
+        remedy: how to ask for "fix", for the error.
 
     Returns:
         The dataset, with what could be fixed or derived, which its ``changes`` count.
@@ -36,7 +51,7 @@ def read_coco(path: Path, *, for_training: bool = True, bad_boxes: str = "error"
     raise_first_error(dataset.check_sizes())
     faults = list(dataset.check_boxes())
     if faults and bad_boxes != "fix":
-        raise UserError(f'{faults[0]}; fix it, or set DATASETS.OWN.BAD_BOXES to "fix"')
+        raise UserError(f"{faults[0]}; fix it, or {remedy}.")
     content, fixed = apply_fixes(content, faults)
     content, derived = complete(content)
     changes += fixed + derived
@@ -53,7 +68,7 @@ def raise_first_error(findings: Iterable[Finding]) -> None:
     """Raises UserError for the first finding that is an error; otherwise uses up the iterable."""
     for finding in findings:
         if finding.severity == "error":
-            raise UserError(str(finding))
+            raise UserError(f"{finding}.")
 
 
 def parse(path: Path) -> tuple[Row, Counter[str]]:
@@ -63,30 +78,34 @@ def parse(path: Path) -> tuple[Row, Counter[str]]:
         The object, and what had to be removed to read it.
 
     Raises:
-        UserError: if the file cannot be read, is too large or is no such JSON.
+        UnusableFileError: if the file cannot be read, is too large or is no such JSON.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; correct the path")
+        raise UnusableFileError(path, "no such file; correct the path")
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise UserError(
-            f"{path}: {size / 1024**3:.1f} GiB; a COCO JSON may have "
-            f"{MAX_BYTES / 1024**3:.0f} GiB; leave out what boxes do not need (segmentation)"
+        raise UnusableFileError(
+            path,
+            f"{size / 1024**3:.1f} GiB; a COCO JSON may have {MAX_BYTES / 1024**3:.0f} GiB; leave "
+            "out what boxes do not need (segmentation)",
         )
     raw = path.read_bytes()
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except RecursionError:
-        raise UserError(f"{path}: lists or objects are nested too deeply for a COCO JSON") from None
+        message = "lists or objects are nested too deeply for a COCO JSON; export it again"
+        raise UnusableFileError(path, message) from None
     except ValueError as error:  # no JSON, not UTF-8, or an integer of thousands of digits
-        raise UserError(
-            f"{path}: not valid JSON ({error}); export it again, or make one from VOC, YOLO or CSV "
-            "by `retinanet convert-dataset`"
+        raise UnusableFileError(
+            path,
+            f"not valid JSON ({error}); export it again, or make one from VOC, YOLO or CSV by "
+            "`retinanet convert-dataset`",
         ) from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: the top level is not an object; it must be one with "
-            '"images", "annotations" and "categories"'
+        raise UnusableFileError(
+            path,
+            'the top level is not an object; it must be one with "images", "annotations" and '
+            '"categories"',
         )
     has_mark = raw.startswith(codecs.BOM_UTF8)  # pycocotools fails with one
     return content, Counter({"byte order marks removed": 1} if has_mark else {})

@@ -1,8 +1,9 @@
 """The rules for COCO detection annotations, each written once.
 
 Methods of :class:`CocoDataset` yield a :class:`Finding` for every entry that breaks a rule.
-Training raises the first error, ``check-dataset`` lists all findings, and ``--fix`` and
-``DATASETS.OWN.BAD_BOXES`` apply the fixes that findings carry.
+Training on ``DATASETS.OWN`` raises the first error, ``check-dataset`` lists all findings, and
+``--fix`` and ``DATASETS.OWN.BAD_BOXES`` apply the fixes that findings carry. Other registered
+datasets are trained on without these checks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from .coco_fields import (
     is_numbers,
     show,
 )
-from .findings import Entry, Finding
+from .findings import Entry, Finding, Rule
 
 LISTS = ("categories", "images", "annotations")
 OUTSIDE_TOLERANCE = 1.0  # pixels: rounding and 1-based boxes; detectron2 clips this much away
@@ -99,7 +100,7 @@ class CocoDataset:
         return None if first_fault(row, SIZE_FIELDS) else (row["width"], row["height"])
 
     def finding(
-        self, severity: str, rule: str, message: str, entry: Entry | None = None, **more: Any
+        self, severity: str, rule: Rule, message: str, entry: Entry | None = None, **more: Any
     ) -> Finding:
         """A finding whose message begins with the entry; ``more`` are attributes of Finding."""
         if entry is None:
@@ -115,7 +116,7 @@ class CocoDataset:
                 where += f"{' in' if name == 'annotations' else ''} {show(image)}"
         return Finding(severity, rule, self.file, f"{where}: {message}", entry, image, **more)
 
-    def _error(self, rule: str, message: str, entry: Entry) -> Finding:
+    def _error(self, rule: Rule, message: str, entry: Entry) -> Finding:
         """An error that removing the entry fixes."""
         return self.finding("error", rule, message, entry, fixes={entry: None})
 
@@ -175,7 +176,7 @@ class CocoDataset:
             elif image_id in self.images and category_id in self.categories:
                 self.annotations[index] = row
 
-    def _undeclared(self, rule: str, key: str, name: str, entry: Entry) -> Finding:
+    def _undeclared(self, rule: Rule, key: str, name: str, entry: Entry) -> Finding:
         number = self.content["annotations"][entry[1]][key]
         message = f'{key} {number} is not declared in "{name}"; declare it or remove the annotation'
         return self._error(rule, message, entry)

@@ -4,11 +4,35 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .coco_fields import Row, is_coordinates, is_id, is_outline
 
 SEVERITIES = ("error", "warning", "info")
+
+Rule = Literal[
+    "unusable-file",
+    "malformed-entry",
+    "duplicate-id",
+    "duplicate-class-name",
+    "classes-differ",
+    "undeclared-class",
+    "unused-class",
+    "unknown-image",
+    "missing-image",
+    "unreadable-image",
+    "truncated-image",
+    "image-size",
+    "exif-rotation",
+    "duplicate-image",
+    "image-in-both-splits",
+    "box-not-finite",
+    "empty-box",
+    "box-outside",
+    "duplicate-box",
+    "large-box",
+    "no-boxes",
+]
 
 Box = tuple[float, float, float, float]  # XYXY in pixels
 Entry = tuple[str, int]  # a list of the dataset, such as "annotations", and an index into it
@@ -22,9 +46,9 @@ class Finding:
     Args:
         severity: "error": training refuses it, fails at it or reports a wrong AP; "warning": worth
             a look; "info": not a fault.
-        rule: its name, such as "empty-box".
+        rule: the rule's name.
         file: the COCO JSON.
-        message: which entry, what was found, what is allowed, and what to do.
+        message: which entry, what was found, what is allowed, and what to do; without a period.
         entry: the entry, unless the finding is about the whole file.
         image: ``file_name`` of the image concerned, if there is one.
         box: the box concerned.
@@ -33,7 +57,7 @@ class Finding:
     """
 
     severity: str
-    rule: str
+    rule: Rule
     file: Path
     message: str
     entry: Entry | None = None

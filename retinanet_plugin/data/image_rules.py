@@ -14,7 +14,7 @@ import numpy as np
 from .coco_fields import SIZE_FIELDS, first_fault
 from .coco_json import raise_first_error
 from .coco_rules import CocoDataset
-from .findings import Finding
+from .findings import Finding, Rule
 from .images import is_sideways, names_in, open_image, reason_of
 
 MAX_HEADERS = 5000  # images whose header is read before training, evenly spread over the dataset
@@ -32,7 +32,7 @@ class ImageFile:
         pixels: hash of the decoded pixels; empty before decoding.
     """
 
-    rule: str | None = None
+    rule: Rule | None = None
     message: str = ""
     stored: Size = (0, 0)
     size: Size = (0, 0)

@@ -1,45 +1,19 @@
-"""Reads images with errors that name the file, and refuses what is not safe to open."""
+"""Reads images, and refuses what is not safe to open."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..errors import UserError
-
 # Formats that Pillow decodes in this process: for EPS it would start Ghostscript, which runs
 # programs. Phones' MPO counts as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-
-
-class ReadableDatasetMapper(DatasetMapper):
-    """detectron2's mapper for training and testing, with errors that name the image.
-
-    Raises:
-        UserError: when called on an image that is missing, damaged, not in one of ``FORMATS``,
-            larger than PIL's guard against decompression bombs allows, or not of the size that the
-            annotations say.
-    """
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with open_image(dataset_dict["file_name"]):
-                pass  # the header is in order
-            return super().__call__(dataset_dict)
-        except Exception:
-            # The file is at fault only if it also fails alone; otherwise an augmentation is.
-            fault = _fault_when_decoded(dict(dataset_dict), self.image_format)
-            if fault is None:
-                raise
-            raise UserError(f"{dataset_dict['file_name']}: {fault}") from None
 
 
 def read_image(file: str, image_format: str) -> np.ndarray:
@@ -90,20 +64,6 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _fault_when_decoded(dataset_dict: dict[str, Any], image_format: str) -> str | None:
-    try:
-        image = read_image(dataset_dict["file_name"], image_format)
-        utils.check_image_size(dataset_dict, image)
-    except utils.SizeMismatchError:
-        return (
-            f"the image is {image.shape[1]} x {image.shape[0]}, but its annotations say "
-            f"{dataset_dict['width']} x {dataset_dict['height']}; correct width and height there"
-        )
-    except Exception as error:  # PIL's decoders raise nearly everything on damaged files
-        return f"the image cannot be read ({reason_of(error)}); replace the file or its entry"
-    return None
-
-
 def is_sideways(image: Image.Image) -> bool:
     """Whether detectron2's ``read_image`` swaps width and height, as the EXIF orientation says."""
     try:
@@ -121,7 +81,7 @@ def reason_of(error: Exception) -> str:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Sorted names of the files in ``folder``; empty if it cannot be listed."""
+    """Sorted names of the files and folders in ``folder``; empty if it cannot be listed."""
     try:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):  # ValueError: a name that no file can have

@@ -1,7 +1,8 @@
 """A user's own COCO JSON and image folder as detectron2 datasets, by the DATASETS.OWN keys.
 
 :func:`register_own_datasets` checks them and registers ``own_train`` and ``own_test``;
-:func:`check_datasets` checks whichever datasets a config then names, own, built-in or other.
+:func:`check_registered_datasets` checks that the datasets that a config then names, own,
+built-in or other, are registered, on disk, and have as many classes as the model.
 """
 
 import json
@@ -56,15 +57,18 @@ def register_own_datasets(cfg: CfgNode, *, training: bool = True) -> None:
                 return _set(cfg.MODEL.RETINANET, NUM_CLASSES=len(classes))
         raise UserError(
             "MODEL.RETINANET.NUM_CLASSES: -1 takes the number from the data, but no dataset in "
-            "DATASETS declares classes; give the number"
+            "DATASETS declares classes; give the number."
         )
 
 
-def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+def check_registered_datasets(
+    cfg: CfgNode, *, training: bool = True, num_classes: bool = True
+) -> None:
     """Checks that the datasets of a config are registered, on disk, and have NUM_CLASSES classes.
 
     Args:
         training: whether DATASETS.TRAIN will be used; otherwise only DATASETS.TEST is checked.
+        num_classes: whether MODEL.RETINANET.NUM_CLASSES must agree with the datasets.
 
     Raises:
         UserError: for the first dataset that is not.
@@ -73,11 +77,11 @@ def check_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     if not cfg.DATASETS[split]:
         raise UserError(
             f"DATASETS.{split}: no dataset given; give the name of a registered one, or your own "
-            f"in DATASETS.OWN.{split}_JSON and DATASETS.OWN.{split}_IMAGES"
+            f"in DATASETS.OWN.{split}_JSON and DATASETS.OWN.{split}_IMAGES."
         )
     for key, name in named_datasets(cfg, training):
         classes = _classes_of(key, name)
-        if classes is not None:
+        if num_classes and classes is not None:
             _compare_num_classes(cfg, f'{key} "{name}"', classes)
 
 
@@ -110,7 +114,7 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[CocoFiles
     if not (own.TRAIN_JSON or own.TEST_JSON):
         raise UserError(
             "DATASETS.OWN: an image folder is given but no JSON; set DATASETS.OWN.TRAIN_JSON, "
-            "DATASETS.OWN.TEST_JSON or both"
+            "DATASETS.OWN.TEST_JSON or both."
         )
     for name, split in ((OWN_TRAIN, "TRAIN"), (OWN_TEST, "TEST")):
         json_key, images_key = f"{split}_JSON", f"{split}_IMAGES"
@@ -120,7 +124,7 @@ def find_own_datasets(cfg: CfgNode, training: bool = True) -> Iterator[CocoFiles
         if not own[images_key]:
             raise UserError(
                 f"DATASETS.OWN.{split}_IMAGES: not set, but DATASETS.OWN.{json_key} is; give the "
-                'image folder, "." for DATASETS.OWN.ROOT itself'
+                'image folder, "." for DATASETS.OWN.ROOT itself.'
             )
         json_file, images = _existing(own, json_key, "file"), _existing(own, images_key, "folder")
         yield CocoFiles(name, json_file, images, name == OWN_TRAIN)
@@ -135,7 +139,7 @@ def _existing(own: CfgNode, key: str, kind: str) -> Path:
     raise UserError(
         f'DATASETS.OWN.{key}: "{given}" is no {kind} in {path.parent}'
         f"{did_you_mean(path.name, names_in(path.parent))}; correct it, or DATASETS.OWN.ROOT "
-        f'("{own.ROOT}")'
+        f'("{own.ROOT}").'
     )
 
 
@@ -143,7 +147,7 @@ def _register(cfg: CfgNode, own_datasets: list[CocoFiles], training: bool) -> No
     names = {own.name for own in own_datasets}
     if OWN_TEST not in names and not training:
         raise UserError(
-            "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON"
+            "DATASETS.OWN.TEST_JSON: not set, so there is nothing to evaluate on; give a COCO JSON."
         )
     try:
         bad_boxes = cfg.DATASETS.OWN.BAD_BOXES
@@ -156,7 +160,7 @@ def _register(cfg: CfgNode, own_datasets: list[CocoFiles], training: bool) -> No
             check_image_files(coco, own.images)
     except UserError as error:
         raise UserError(
-            f"{error}; `retinanet check-dataset` lists all errors, and --fix writes fixed copies"
+            f"{error} `retinanet check-dataset` lists all errors, and --fix writes fixed copies."
         ) from None
     _compare_num_classes(cfg, str(read[0].file), list(read[0].classes.values()))
     used = [_file_to_use(cfg, own, coco) for own, coco in zip(own_datasets, read, strict=True)]
@@ -228,7 +232,7 @@ def require_registered(key: str, name: str) -> None:
     if name not in DatasetCatalog:
         raise UserError(
             f'{key}: no dataset "{name}" is registered{did_you_mean(name, DatasetCatalog)}; '
-            "your own data goes into DATASETS.OWN.TRAIN_JSON and TEST_JSON instead"
+            "your own data goes into DATASETS.OWN.TRAIN_JSON and TEST_JSON instead."
         )
     metadata = MetadataCatalog.get(name)
     for path in filter(None, map(metadata.get, _PATHS)):
@@ -238,7 +242,7 @@ def require_registered(key: str, name: str) -> None:
                 f'{key}: "{name}" needs {os.path.abspath(path)}, which does not exist; put it '
                 "there, or set the environment variable DETECTRON2_DATASETS (now "
                 f'"{os.getenv("DETECTRON2_DATASETS", "datasets")}") to the folder of detectron2\'s '
-                "datasets"
+                "datasets."
             )
 
 
@@ -248,7 +252,7 @@ def _compare_num_classes(cfg: CfgNode, source: str, classes: list[str]) -> None:
         raise UserError(
             f"MODEL.RETINANET.NUM_CLASSES: {given} given, but {source} has {len(classes)} classes "
             f"({shorten(map(show, classes), 10)}); set it to {len(classes)}, or to {FROM_DATA} to "
-            "take the number from the data"
+            "take the number from the data."
         )
 
 

@@ -67,7 +67,7 @@ def draw_dataset(
     except OSError as error:
         raise UserError(
             f"{folder}: cannot write the synthetic images there ({error.strerror or error}); make "
-            "room, or set DETECTRON2_DATASETS to another folder"
+            "room, or set DETECTRON2_DATASETS to another folder."
         ) from error
 
 
@@ -83,7 +83,7 @@ def _is_drawn(folder: Path, parameters: dict[str, Any]) -> bool:
         pass  # not drawn by this module
     raise UserError(
         f"{folder}: holds something other than this version's synthetic dataset; move it away to "
-        "have the dataset drawn, or use another folder"
+        "have the dataset drawn, or use another folder."
     )
 
 

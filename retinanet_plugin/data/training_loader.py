@@ -132,7 +132,7 @@ class TrainingLoader:
             self._unreadable.add(error)
             count, limit = len(self._unreadable), self._max_unreadable
             if count > limit:
-                raise UserError(f"{error}; DATALOADER.SKIP_UNREADABLE allows {limit} such images")
+                raise UserError(f"{error} DATALOADER.SKIP_UNREADABLE allows {limit} such images.")
             logger.warning("skipped (%d of DATALOADER.SKIP_UNREADABLE %d): %s", count, limit, error)
 
 
@@ -158,7 +158,7 @@ class _SeededDataset(Dataset[dict[str, Any]]):
                         raise
                     errors.append(str(error))
                     index = random.randrange(len(self._entries))
-        raise UserError(f"{errors[-1]}; {_TRIES} images in a row cannot be read")
+        raise UserError(f"{errors[-1]} {_TRIES} images in a row cannot be read.")
 
 
 def build_training_loader(cfg: CfgNode, mapper: DatasetMapper, seed: int) -> TrainingLoader:

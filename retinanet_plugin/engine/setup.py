@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from ..acceleration.memory import keep_freed_memory
 from ..config import find_config, get_config
 from ..config_keys import check_ranges
-from ..data import check_datasets, register_own_datasets
+from ..data import check_registered_datasets, register_own_datasets
 from ..errors import UserError
 from ..modeling.registry import find
 from .checkpoint import has_run, local_file
@@ -67,7 +67,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         logger.info(scaled)
     check_weights(cfg, training=training, resume=args.resume)
     register_own_datasets(cfg, training=training)
-    check_datasets(cfg, training=training)
+    check_registered_datasets(cfg, training=training)
     cfg.freeze()
     default_setup(cfg, args)
     keep_freed_memory(cfg)

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 
-from retinanet_plugin.data import check_datasets, register_own_datasets
+from retinanet_plugin.data import check_registered_datasets, register_own_datasets
 from retinanet_plugin.errors import UserError
 
 BOTH = {"TRAIN_JSON": "train.json", "TRAIN_IMAGES": "images", "TEST_JSON": "test.json"}
@@ -62,8 +62,8 @@ def test_train_and_test(folder: Path) -> None:
         assert (
             metadata.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
         )
-    check_datasets(cfg)
-    check_datasets(cfg, training=False)
+    check_registered_datasets(cfg)
+    check_registered_datasets(cfg, training=False)
     assert not (folder / "output").exists()
 
 
@@ -99,9 +99,9 @@ def test_only_training(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     register_own_datasets(cfg)
     assert cfg.DATASETS.TEST == ()
     assert "DATASETS.OWN.TEST_JSON" in caplog.text
-    check_datasets(cfg)
+    check_registered_datasets(cfg)
     with pytest.raises(UserError, match=r"DATASETS\.TEST"):
-        check_datasets(cfg, training=False)
+        check_registered_datasets(cfg, training=False)
 
 
 def test_only_evaluation(folder: Path) -> None:
@@ -111,9 +111,9 @@ def test_only_evaluation(folder: Path) -> None:
     assert cfg.DATASETS.TRAIN == ("coco_2017_train",)
     assert cfg.DATASETS.TEST == ("own_test",)
     assert cfg.MODEL.RETINANET.NUM_CLASSES == 2
-    check_datasets(cfg, training=False)
+    check_registered_datasets(cfg, training=False)
     with pytest.raises(UserError, match="coco_2017_train"):
-        check_datasets(cfg)
+        check_registered_datasets(cfg)
 
 
 def test_fixed_content_is_used_from_a_copy(folder: Path) -> None:
@@ -202,7 +202,7 @@ def test_no_own_datasets(folder: Path) -> None:
     cfg.DATASETS.TRAIN = ()
     assert "MODEL.RETINANET.NUM_CLASSES" in error_of(cfg)
     with pytest.raises(UserError, match=r"DATASETS\.TRAIN"):
-        check_datasets(cfg)
+        check_registered_datasets(cfg)
 
 
 def test_classes_of_a_dataset_registered_by_others(folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_classes_of_a_dataset_registered_by_others(folder: Path) -> None:
     cfg.defrost()
     cfg.MODEL.RETINANET.NUM_CLASSES = 5
     with pytest.raises(UserError, match=r'NUM_CLASSES: 5 .*DATASETS\.TRAIN "theirs"'):
-        check_datasets(cfg)
+        check_registered_datasets(cfg)
 
 
 def test_a_dataset_is_loaded_only_if_its_classes_are_unknown(folder: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_dataset_is_loaded_only_if_its_classes_are_unknown(folder: Path) -> No
     DatasetCatalog.register("lazy", lambda: loaded.append(1) or [])
     cfg = own_config(folder, 2)
     cfg.DATASETS.TRAIN = ("lazy",)
-    check_datasets(cfg)  # it declares none: nothing to compare
+    check_registered_datasets(cfg)  # it declares none: nothing to compare
     MetadataCatalog.get("lazy").thing_classes = ["a", "b"]
-    check_datasets(cfg)
+    check_registered_datasets(cfg)
     assert loaded == [1]
 
 
@@ -233,7 +233,7 @@ def test_unknown_name(folder: Path) -> None:
     cfg = own_config(folder, 80)
     cfg.DATASETS.TRAIN = ("coco_2017_trian",)
     with pytest.raises(UserError, match=r'DATASETS\.TRAIN: .*"coco_2017_trian".*coco_2017_train"'):
-        check_datasets(cfg)
+        check_registered_datasets(cfg)
 
 
 def test_built_in_dataset_whose_files_do_not_exist(folder: Path) -> None:
@@ -241,4 +241,4 @@ def test_built_in_dataset_whose_files_do_not_exist(folder: Path) -> None:
     cfg.DATASETS.TEST = ("coco_2017_val",)
     path = re.escape(os.path.abspath(MetadataCatalog.get("coco_2017_val").json_file))
     with pytest.raises(UserError, match=rf"DATASETS\.TEST: .*{path}.*DETECTRON2_DATASETS"):
-        check_datasets(cfg, training=False)
+        check_registered_datasets(cfg, training=False)

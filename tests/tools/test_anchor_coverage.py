@@ -44,7 +44,7 @@ from retinanet_plugin.tools.anchors.search import (
     score,
     suggest,
 )
-from retinanet_plugin.tools.anchors.tables import Findings, group_boxes
+from retinanet_plugin.tools.anchors.tables import CoverageReport, group_boxes
 
 CLASSES = ["cat", "dog", "absent"]
 SCALES = [ImageScale(256, 256)]
@@ -302,7 +302,7 @@ def test_other_generators_are_measured() -> None:
     assert anchors.per_location == 3
     coverage = measure(small_boxes(17.0), anchors, SCALES)
     assert coverage.share(0.5) > 0.8
-    assert "RetinaNetAnchorGenerator" in Findings(coverage, None, None).verdict
+    assert "RetinaNetAnchorGenerator" in CoverageReport(coverage, None, None).verdict
 
 
 # ---------------------------------------------------------------- the command

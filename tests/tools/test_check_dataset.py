@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from coco_sets import Faults, any_faults, forget_new_sets, write_json
@@ -17,14 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from retinanet_plugin import UserError
 from retinanet_plugin.data import ReadableDatasetMapper, register_own_datasets
 from retinanet_plugin.data.coco_json import read_coco
+from retinanet_plugin.data.findings import Rule
 from retinanet_plugin.data.image_rules import check_image_files
 from retinanet_plugin.tools.check_dataset import command
 from retinanet_plugin.tools.check_dataset.check import Checked, check
+from retinanet_plugin.tools.check_dataset.consequences import CONSEQUENCES
 from retinanet_plugin.tools.check_dataset.draw import COLORS, draw
 from retinanet_plugin.tools.check_dataset.fix import fix, paths_of_copies, write_copies
 from retinanet_plugin.tools.check_dataset.page import html
 from retinanet_plugin.tools.check_dataset.report import as_json, table
-from retinanet_plugin.tools.check_dataset.rules import RULES
 from retinanet_plugin.tools.check_dataset.sources import sources_of_config, sources_of_files
 
 
@@ -41,10 +43,13 @@ def test_planted_faults_are_found_and_nothing_else(tmp_path: Path, rules: tuple[
     found = Counter((finding.severity, finding.rule) for finding in result.findings)
     assert found == expected, [finding.message for finding in result.findings]
     for name in rules:
-        assert name in RULES
         messages = [(f.severity, f.message) for f in result.findings if f.rule == name]
         for severity, part in planted[name]:
             assert any(s == severity and part in message for s, message in messages), messages
+
+
+def test_every_rule_has_its_consequence() -> None:
+    assert list(CONSEQUENCES) == list(get_args(Rule))
 
 
 def test_files_of_any_content(tmp_path: Path) -> None:

@@ -25,15 +25,14 @@ from ...command_line import (
     parse,
 )
 from ...config import get_config
-from ...data import check_datasets, register_own_datasets
-from ...data.own_datasets import FROM_DATA
+from ...data import check_registered_datasets, register_own_datasets
 from ...engine.setup import check_names
 from ...utils import output_files, write_figure, write_text
 from .coverage import Anchors, measure, positive_threshold
 from .dataset_boxes import read_boxes, training_scales
 from .figure import draw
 from .search import AnchorKeys, suggest
-from .tables import Findings
+from .tables import CoverageReport
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,9 +62,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     register_own_datasets(cfg, training=args.dataset != "test")
     cfg.DATASETS.TRAIN = dataset_names(cfg, args.dataset)
     cfg.DATASETS.TEST = ()
-    cfg.MODEL.RETINANET.NUM_CLASSES = FROM_DATA  # anchors do not depend on classes
-    check_datasets(cfg)
-    cfg.MODEL.RETINANET.NUM_CLASSES = 1
+    check_registered_datasets(cfg, num_classes=False)  # anchors do not depend on classes
     cfg.freeze()
     return cfg
 
@@ -84,8 +81,8 @@ def main(args: Sequence[str] | None = None) -> None:
     with tqdm(total=len(data) * len(scales), desc="measuring", unit="box") as bar:
         coverage = measure(data, anchors, scales, thresholds, positive, bar.update)
     suggestion = None if keys is None else suggest(coverage, keys)
-    findings = Findings(coverage, keys, suggestion)
-    write_figure(figure_file, draw(findings))
-    write_text(table_file, findings.to_markdown())
-    print(findings.to_markdown())
+    report = CoverageReport(coverage, keys, suggestion)
+    write_figure(figure_file, draw(report))
+    write_text(table_file, report.to_markdown())
+    print(report.to_markdown())
     print(f"{figure_file}\n{table_file}")

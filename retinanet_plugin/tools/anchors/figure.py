@@ -7,21 +7,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .coverage import Anchors
-from .tables import Findings, describe
+from .tables import CoverageReport, describe
 
 _MOST_DOTS, _MOST_BARS = 4000, 20
 _COVERED, _BETWEEN, _LOST, _SUGGESTED = "#2a6f97", "#e0a030", "#b0413e", "#6a3d8f"
 _MARKER: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "markersize": 5}
 
 
-def draw(findings: Findings) -> Figure:
+def draw(report: CoverageReport) -> Figure:
     """Draws shapes of boxes and anchors, and coverage by size, by ratio and by class."""
-    coverage = findings.coverage
+    coverage = report.coverage
     figure = Figure(figsize=(15, 12), layout="constrained")
     shapes, *bars = figure.subplots(2, 2, height_ratios=(1.25, 1)).flat
-    _draw_shapes(shapes, findings)
+    _draw_shapes(shapes, report)
     for axes, by in zip(bars, ("height / width", "size", "class"), strict=True):
-        _draw_bars(axes, findings, by)
+        _draw_bars(axes, report, by)
     handles, labels = bars[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     scales = ", ".join(str(scale.short or "original") for scale in coverage.scales)
@@ -34,9 +34,9 @@ def draw(findings: Findings) -> Figure:
     return figure
 
 
-def _draw_shapes(axes: Axes, findings: Findings) -> None:
+def _draw_shapes(axes: Axes, report: CoverageReport) -> None:
     """Draws boxes as dots, those with the worst anchors on top, and anchors as symbols."""
-    coverage = findings.coverage
+    coverage = report.coverage
     chosen = np.random.default_rng(0).permutation(len(coverage.iou))[:_MOST_DOTS]
     chosen = chosen[np.argsort(-coverage.iou[chosen])]
     iou = coverage.iou[chosen]
@@ -46,9 +46,9 @@ def _draw_shapes(axes: Axes, findings: Findings) -> None:
     width, height = coverage.width[chosen], coverage.height[chosen]
     axes.scatter(width, height, s=size, c=colors, alpha=0.5, linewidth=0)
     sides = _draw_anchors(axes, coverage.anchors, "s", "black", "anchors")
-    if findings.suggestion:
+    if report.suggestion:
         _draw_anchors(
-            axes, findings.suggestion.coverage.anchors, "D", _SUGGESTED, "suggested anchors"
+            axes, report.suggestion.coverage.anchors, "D", _SUGGESTED, "suggested anchors"
         )
     low, high = np.quantile([coverage.width, coverage.height], (0.002, 0.998))
     limits = min(low, sides.min()) / 1.4, max(high, sides.max()) * 1.4
@@ -71,21 +71,21 @@ def _draw_anchors(axes: Axes, anchors: Anchors, marker: str, color: str, label: 
     return sides
 
 
-def _draw_bars(axes: Axes, findings: Findings, by: str) -> None:
+def _draw_bars(axes: Axes, report: CoverageReport, by: str) -> None:
     """Draws one bar per group in three colors, and a marker for the suggested anchors."""
-    low, high = f"{findings.coverage.thresholds[0]:g}", f"{findings.coverage.positive:g}"
-    rows, title = findings.groups[by], f"Covered boxes by {by}, and the number of boxes"
+    low, high = f"{report.coverage.thresholds[0]:g}", f"{report.coverage.positive:g}"
+    rows, title = report.groups[by], f"Covered boxes by {by}, and the number of boxes"
     if len(rows) > _MOST_BARS:
         title += f": the {_MOST_BARS} worst"
-        rows = sorted(rows, key=lambda row: row[findings.key])[:_MOST_BARS]
-    covered = np.array([row[findings.key] for row in rows])
+        rows = sorted(rows, key=lambda row: row[report.key])[:_MOST_BARS]
+    covered = np.array([row[report.key] for row in rows])
     nearly = np.array([row[f"IoU >= {low}"] for row in rows])
     x = np.arange(len(rows))
     axes.bar(x, covered, color=_COVERED, label=f"best IoU >= {high}: covered")
     axes.bar(x, nearly - covered, bottom=covered, color=_BETWEEN, label=f"{low} to {high}")
     axes.bar(x, 1 - nearly, bottom=nearly, color=_LOST, label=f"below {low}")
-    if findings.suggestion:
-        shares = [row[f"suggested: {findings.key}"] for row in rows]
+    if report.suggestion:
+        shares = [row[f"suggested: {report.key}"] for row in rows]
         marker = {**_MARKER, "color": _SUGGESTED, "clip_on": False}
         axes.plot(x, shares, marker="D", label="covered by the suggested anchors", **marker)
     for i, row in enumerate(rows):

@@ -45,7 +45,10 @@ class AnchorKeys:
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "AnchorKeys | None":
-        """Returns None for another generator, or if ratios differ between levels."""
+        """Returns the anchor keys of a config.
+
+        None unless its generator is RetinaNetAnchorGenerator with the same ratios on all levels.
+        """
         keys = cfg.MODEL.ANCHOR_GENERATOR
         ratios = [tuple(r) for r in keys.ASPECT_RATIOS]
         if keys.NAME != RetinaNetAnchorGenerator.__name__ or len(set(ratios)) != 1:

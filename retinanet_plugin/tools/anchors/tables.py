@@ -56,7 +56,7 @@ def _rows(coverage: Coverage, index: np.ndarray, names: Sequence[str]) -> list[R
 
 
 @dataclass(frozen=True)
-class Findings:
+class CoverageReport:
     """The measured coverage and the result of the search.
 
     Args:

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from ...data.coco_fields import is_crowd, is_id, show
 from ...data.coco_rules import CocoDataset, box_faults
-from ...data.findings import Finding
+from ...data.findings import Finding, Rule
 from .checked_set import CheckedSet
 
 SAME_BOX = 0.95  # IoU of two boxes of one object; nobody draws the same box twice this precisely
@@ -24,7 +24,7 @@ def find_suspicious(dataset: CocoDataset) -> Iterator[Finding]:
     judged = ~gone & ~np.array([is_crowd(row) for row in rows], dtype=bool)
     share = clipped[:, 2:].prod(axis=1) / limits.prod(axis=1)
 
-    def finding(rule: str, i: int, message: str, rank: float, *, remove: bool = False) -> Finding:
+    def finding(rule: Rule, i: int, message: str, rank: float, *, remove: bool = False) -> Finding:
         entry = ("annotations", indices[i])
         x, y, width, height = boxes[i].tolist()
         text = f"bbox {show(rows[i]['bbox'])} {message}"

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...data.coco_json import parse
+from ...data.coco_json import UnusableFileError, parse
 from ...data.coco_rules import CocoDataset
 from ...data.findings import Finding
 from ...data.image_rules import ImageFile
 from ...data.own_datasets import CocoFiles
-from ...errors import UserError
 
 Files = dict[Path, ImageFile]  # what is known of each image file
 
@@ -32,10 +31,8 @@ class CheckedSet:
         file = source.json_file
         try:
             dataset = CocoDataset(file, parse(file)[0])
-        except UserError as error:
-            dataset = CocoDataset(file, {})
-            message = str(error).removeprefix(f"{file}: ")
-            return cls(source, dataset, [Finding("error", "unusable-file", file, message)], False)
+        except UnusableFileError as error:
+            return cls(source, CocoDataset(file, {}), [error.finding], False)
         return cls(source, dataset, list(dataset.check()))
 
     def path_of(self, image_id: int) -> Path:

@@ -37,12 +37,18 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser("check-dataset", __doc__)
     add_config_file(parser, required=False)
     path: dict[str, Any] = {"action": "append", "default": [], "type": Path}
-    parser.add_argument("--json", metavar="FILE", help="COCO JSON; may be given again", **path)
+    parser.add_argument("--json", metavar="FILE", help="COCO JSON; may be repeated", **path)
     parser.add_argument(
-        "--images", metavar="FOLDER", help="image folder of each --json, or of all of them", **path
+        "--images",
+        metavar="FOLDER",
+        help="image folder of a --json, or of all of them; may be repeated",
+        **path,
     )
     parser.add_argument(
-        "--fix", type=Path, metavar="FOLDER", help="write fixed copies of the JSONs there"
+        "--fix",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write fixed copies of the JSONs to",
     )
     add_output(parser, "folder for page and JSON; default: OUTPUT_DIR/check_dataset")
     add_overrides(parser)
@@ -53,9 +59,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = parse(parser(), args)
     if bool(options.json) != bool(options.images):
-        raise UserError("--json and --images: give both, a COCO JSON and its image folder")
+        raise UserError(
+            "--json and --images: one is missing; give a COCO JSON and its image folder."
+        )
     if not options.json and not options.config_file:
-        raise UserError("--config-file: not given; give it, or --json and --images")
+        raise UserError("--config-file: not given; give it, or --json and --images.")
     cfg = get_config(options.config_file or "Base-RetinaNet.yaml", options.opts)
     if options.json:
         sources = sources_of_files(options.json, options.images)

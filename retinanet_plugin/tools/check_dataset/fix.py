@@ -111,7 +111,7 @@ def paths_of_copies(sources: Sequence[CocoFiles], folder: Path, *, overwrite: bo
     originals = {source.json_file.resolve() for source in sources}
     for path in (folder / name for name in names):
         if path.resolve() in originals:
-            raise UserError(f"--fix: {path} is an original; give another folder")
+            raise UserError(f"--fix: {path} is an original; give another folder.")
     return output_files(folder, names, overwrite=overwrite, option="--fix")
 
 

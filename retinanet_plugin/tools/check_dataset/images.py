@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.coco_fields import show
-from ...data.findings import Finding
+from ...data.findings import Finding, Rule
 from ...data.image_rules import ImageFile, missing_images, read_header
 from ...data.images import read_image, reason_of
 from ...utils import cpu_count
@@ -78,7 +78,7 @@ def find_repeated(sets: Sequence[CheckedSet], files: Files) -> Iterator[tuple[Ch
             yield _repeated("error", "image-in-both-splits", item, tested[0])
 
 
-def _repeated(severity: str, rule: str, item: Item, other: Item) -> tuple[CheckedSet, Finding]:
+def _repeated(severity: str, rule: Rule, item: Item, other: Item) -> tuple[CheckedSet, Finding]:
     split, entry = item[0], item[0].dataset.image_entry(item[1])
     name = show(other[0].dataset.images[other[1]]["file_name"])
     message = f"has the same pixels as {name} (id {other[1]}) of {other[0].source.name}"

@@ -12,9 +12,9 @@ from ...html_page import image_tag, render
 from .boxes import count_boxes
 from .check import Checked
 from .checked_set import CheckedSet
+from .consequences import CONSEQUENCES, grouped
 from .draw import COLORS, draw
 from .report import summary
-from .rules import RULES, grouped
 
 _DRAWN = 6  # findings of a rule
 _LISTED = 100  # findings of a rule; all are in the JSON
@@ -71,7 +71,7 @@ def _group(
         "severity": first.severity,
         "rule": first.rule,
         "count": len(findings),
-        "consequence": RULES[first.rule],
+        "consequence": CONSEQUENCES[first.rule],
         "color": "#{:02x}{:02x}{:02x}".format(*COLORS[first.severity]),
         "has_box": first.box is not None,
         "figures": figures,

@@ -8,7 +8,7 @@ from ...data.findings import SEVERITIES
 from ...errors import printable
 from .boxes import count_boxes
 from .check import Checked
-from .rules import grouped
+from .consequences import grouped
 
 _EXAMPLE_WIDTH = 110  # characters
 

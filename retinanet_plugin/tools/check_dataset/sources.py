@@ -29,7 +29,7 @@ def sources_of_config(cfg: CfgNode) -> list[CocoFiles]:
     if not sources:
         raise UserError(
             "DATASETS: no dataset given; set DATASETS.OWN.TRAIN_JSON and TRAIN_IMAGES or "
-            "DATASETS.TRAIN, or use --json and --images"
+            "DATASETS.TRAIN, or use --json and --images."
         )
     return sources
 
@@ -43,13 +43,13 @@ def sources_of_files(files: Sequence[Path], folders: Sequence[Path]) -> list[Coc
     if len(folders) not in (1, len(files)):
         raise UserError(
             f"--images: given {len(folders)} times for {len(files)} --json; give one for each "
-            "--json, or one for all"
+            "--json, or one for all."
         )
     for option, paths in (("--json", files), ("--images", folders)):
         for path in paths:
             if not (path.is_file() if option == "--json" else path.is_dir()):
                 near = did_you_mean(path.name, names_in(path.parent))
-                raise UserError(f"{option}: {path} does not exist{near}; correct the path")
+                raise UserError(f"{option}: {path} does not exist{near}; correct the path.")
     names = ["train", "val", *(f"val_{i}" for i in range(2, len(files)))]
     return [
         CocoFiles(names[i], file, folders[i % len(folders)], i == 0) for i, file in enumerate(files)
@@ -64,6 +64,6 @@ def _registered(key: str, name: str) -> CocoFiles:
     file, folder = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") != "coco" or not file or not folder:
         raise UserError(
-            f'{key}: "{name}" has no COCO JSON to check; `retinanet convert-dataset` makes one'
+            f'{key}: "{name}" has no COCO JSON to check; `retinanet convert-dataset` makes one.'
         )
     return CocoFiles(name, Path(file), Path(folder), key == "DATASETS.TRAIN")

@@ -23,9 +23,13 @@ _SAMPLE = 20  # images that are looked for to find their folder
 def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
     """Reads a JSON, or all those in a folder; category ids are kept."""
     if collector.class_file is not None:
-        raise UserError("--classes: not for COCO JSON, which declares its classes")
+        raise UserError("--classes: not for COCO JSON, which declares its classes; leave it out.")
     folder = folder_of(path)
-    read = [_read(file, collector.fix) for file in _find_files(path)]
+    bad_boxes = "fix" if collector.fix else "error"
+    read = [
+        read_coco(file, for_training=False, bad_boxes=bad_boxes, remedy="give --fix")
+        for file in _find_files(path)
+    ]
     collector.notes += [f"{coco.file}: {', '.join(coco.changes)}" for coco in read if coco.changes]
     rows: list[Row] = []
     annotations: list[Row] = []
@@ -42,7 +46,7 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
             if collector.image(file, where, (row["width"], row["height"])) is None:
                 continue
             if file in ids:
-                raise UserError(f"{where}: listed twice; remove one of the entries")
+                raise UserError(f"{where}: listed twice; remove one of the entries.")
             new_ids[row["id"]] = ids[file] = row["id"] if len(read) == 1 else len(rows) + 1
             rows.append(row | {"id": ids[file]})
             splits.append((ids[file], split))
@@ -55,14 +59,6 @@ def read_coco_dataset(path: Path, collector: Collector) -> LabeledDataset:
         row["file_name"] = file.relative_to(root).as_posix()
     content = {**read[0].content, "images": rows, "annotations": annotations}
     return LabeledDataset(root, content, ids_by_split(splits), collector.all_notes())
-
-
-def _read(file: Path, fix: bool) -> CocoDataset:
-    try:
-        return read_coco(file, for_training=False, bad_boxes="fix" if fix else "error")
-    except UserError as error:
-        key = 'set DATASETS.OWN.BAD_BOXES to "fix"'
-        raise UserError(str(error).replace(key, "give --fix")) from None
 
 
 def is_coco(file: Path) -> bool:
@@ -79,11 +75,11 @@ def _find_files(path: Path) -> list[Path]:
     files = [file for file in files if "instances" in file.name] or files
     splits = [split_of(file.relative_to(path)) for file in files]
     if not files:
-        raise UserError(f"{path}: no JSON with images, annotations and categories")
+        raise UserError(f"{path}: no JSON with images, annotations, categories; correct the path.")
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         raise UserError(
             f"{path}: several COCO JSONs ({shorten(files)}) whose names do not tell train, val and "
-            "test; give one of them"
+            "test; give one of them."
         )
     return files
 
@@ -101,7 +97,7 @@ def _find_images(coco: CocoDataset, split: str | None) -> Path:
     if not num_present(best):
         raise UserError(
             f"{coco.file}: no folder near it has its images, such as {show(names[0])}; name their "
-            "folder by --images"
+            "folder by --images."
         )
     return best
 

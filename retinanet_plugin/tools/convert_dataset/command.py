@@ -2,12 +2,12 @@
 
     retinanet convert-dataset /data/cars --output cars
     retinanet convert-dataset boxes.csv --output cars --classes classes.csv --val 0.1
-    retinanet convert-dataset VOC2007 --output voc --format voc --fix
+    retinanet convert-dataset VOC2007 --output voc --format voc --fix SOLVER.MAX_ITER 5000
 
 INPUT is a folder, a COCO JSON, a data.yaml, a CSV or an XML; docs/data-formats.md shows the
 layouts. The output folder gets train.json, val.json (test.json if the dataset has one) and
 config.yaml. An existing split is kept; otherwise images are split so that classes keep their
-shares. Images stay where they are.
+shares. Images stay where they are. Overrides at the end are added to config.yaml.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...command_line import add_output, at_least, command_parser
+from ...command_line import add_output, add_overrides, at_least, command_parser, parse
 from ...config import find_config, get_config
 from ...config_file import shipped_configs
 from ...errors import UserError, printable
@@ -29,7 +29,7 @@ from .files import SPLITS, absolute
 from .formats import FORMATS, format_of, read_dataset
 from .labeled import LabeledDataset
 from .split import new_split
-from .training_config import training_config
+from .training_config import overridden, training_config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,8 +37,13 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser("convert-dataset", __doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="the dataset")
     add_output(parser, "folder to write to", required=True)
-    parser.add_argument("--format", choices=FORMATS, help="default: recognized from the files")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images")
+    parser.add_argument("--format", choices=FORMATS, help="dataset format; default: detected")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that the dataset's image paths are relative to; default: detected",
+    )
     parser.add_argument(
         "--classes",
         type=Path,
@@ -57,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fix",
         action="store_true",
-        help="clip boxes to their image, remove empty boxes, leave out missing or unreadable "
-        "images, and count them",
+        help="takes no value: clip boxes to their image, remove empty boxes, leave out missing or "
+        "unreadable images, and count them",
     )
     parser.add_argument(
         "--zero-based", action="store_true", help="pixels in the VOC files count from 0, not 1"
@@ -69,16 +74,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="CONFIG",
         help="config to build on; default: Base-Scratch-R18.yaml, random weights",
     )
+    add_overrides(parser)
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Converts the dataset that the command line names."""
-    parsed = parser().parse_args(args)
+    parsed = parse(parser(), args)
     if not 0 <= parsed.val < 1:
-        raise UserError(f"--val {parsed.val}: give a share of the images from 0 to below 1")
+        raise UserError(f"--val {parsed.val}: give a share of the images from 0 to below 1.")
     source, folder = absolute(parsed.input), absolute(parsed.output)
     base = get_config(parsed.base)
+    overrides = overridden(get_config(parsed.base, parsed.opts), parsed.opts)
     format = parsed.format or format_of(source)
     names = ["config.yaml", *(f"{split}.json" for split in SPLITS)]
     config, *jsons = output_files(folder, names, overwrite=parsed.overwrite)
@@ -98,12 +105,12 @@ def main(args: Sequence[str] | None = None) -> None:
     for split, content in parts.items():
         if not content["images"] or (split == "train" and not content["annotations"]):
             missing = "boxes" if content["images"] else "images"
-            raise UserError(f"{split}: no {missing}; give --resplit, or another --val")
+            raise UserError(f"{split}: no {missing}; give --resplit, or another --val.")
     written = [file for file in jsons if file.stem in parts]
     for file in written:
         write_text(file, json.dumps(parts[file.stem]))
     name = _base_name(parsed.base, folder)
-    write_text(config, training_config(parts, folder, dataset.images, name, base))
+    write_text(config, training_config(parts, folder, dataset.images, name, base, overrides))
     print(split_table(parts))
     print(*written, config, f"images: {dataset.images}", "next:", sep="\n")
     for command in ("check-dataset", "anchors", "train"):

@@ -48,7 +48,7 @@ def folder_of(path: Path) -> Path:
     """Returns a folder, or that of a file; raises UserError if ``path`` does not exist."""
     if not path.exists():
         near = did_you_mean(path.name, names_in(path.parent))
-        raise UserError(f"{path}: no such file or folder{near}")
+        raise UserError(f"{path}: no such file or folder{near}; correct the path.")
     return path if path.is_dir() else path.parent
 
 
@@ -66,12 +66,12 @@ def read_text(file: Path) -> str:
     """Reads UTF-8 text; raises UserError if it is not UTF-8 or too large."""
     try:
         if file.stat().st_size > _MAX_TEXT:
-            raise UserError(f"{file}: larger than {_MAX_TEXT} bytes; no annotations are that long")
+            raise UserError(f"{file}: larger than {_MAX_TEXT} bytes; give an annotation file.")
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+        raise UserError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8.") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}).") from None
 
 
 def csv_rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -85,7 +85,7 @@ def csv_rows(file: Path) -> list[tuple[int, list[str]]]:
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error})") from None
+        raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from None
 
 
 def read_classes(file: Path) -> list[str]:
@@ -102,12 +102,12 @@ def read_classes(file: Path) -> list[str]:
         names = read_text(file).rstrip().splitlines()
     names = [str(name).strip() for name in names]
     if not names:
-        raise UserError(f"{file}: no class names; write one per line")
+        raise UserError(f"{file}: no class names; write one per line.")
     for i, name in enumerate(names):
         if not CLASS_NAME.fits(row := {"name": name}):
-            raise UserError(f"{file}: class {i}: {CLASS_NAME.fault(row)}")
+            raise UserError(f"{file}: class {i}: {CLASS_NAME.fault(row)}.")
         if name in names[:i]:
-            raise UserError(f"{file}: class {show(name)} is listed twice; names must be unique")
+            raise UserError(f"{file}: class {show(name)} is listed twice; names must be unique.")
     return names
 
 
@@ -116,9 +116,9 @@ def _yaml_names(file: Path, names: Any) -> list[Any]:
         by_index = {str(index): name for index, name in names.items()}
         names = [by_index.get(str(i)) for i in range(len(by_index))]
         if None in names:
-            raise UserError(f'{file}: the keys of "names" must be 0 to {len(names) - 1}')
+            raise UserError(f'{file}: the keys of "names" must be 0 to {len(names) - 1}.')
     if not isinstance(names, list) or any(isinstance(name, (list, dict)) for name in names):
-        raise UserError(f'{file}: "names" must list the classes, as in names: [cat, dog]')
+        raise UserError(f'{file}: "names" must list the classes, as in names: [cat, dog].')
     return names
 
 
@@ -128,7 +128,7 @@ def _csv_names(file: Path) -> list[str]:
         if not is_class_row(row) or int(row[1]) in names:
             raise UserError(
                 f"{file}, line {line}: {show(','.join(row))}; give a name and an index of its own, "
-                "as in cat,0"
+                "as in cat,0."
             )
         names[int(row[1])] = row[0]
     return [name for _, name in sorted(names.items())]

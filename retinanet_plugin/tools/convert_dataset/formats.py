@@ -72,8 +72,8 @@ def format_of(path: Path) -> str:
         if format not in examples and matches(file):
             examples[format] = file
     if not (examples or has_classes):
-        raise UserError(f"{path}: unknown format; expected one of these: {_EXPECTED}")
+        raise UserError(f"{path}: unknown format; expected one of these: {_EXPECTED}.")
     if len(examples) > 1:
         found = ", ".join(f"{format} ({file})" for format, file in sorted(examples.items()))
-        raise UserError(f"{path}: several formats: {found}; choose one by --format")
+        raise UserError(f"{path}: several formats: {found}; choose one by --format.")
     return next(iter(examples), "yolo")

@@ -34,9 +34,9 @@ def read_csv(path: Path, collector: Collector) -> LabeledDataset:
     boxes = [file for file in files if has_columns(file)] or files
     collector.notes += [f"skipped, not in this format: {x}" for x in files if x not in boxes]
     if not boxes:
-        raise UserError(f"{path}: no CSV with {','.join(COLUMNS)}")
+        raise UserError(f"{path}: no CSV with {','.join(COLUMNS)}; correct the path.")
     if len(mappings) > 1 and collector.class_file is None:
-        raise UserError(f"{path}: several lists of classes ({shorten(mappings)}); give --classes")
+        raise UserError(f"{path}: several lists of classes ({shorten(mappings)}); give --classes.")
     source = collector.class_file or next(iter(mappings), None)
     classes = None if source is None else read_classes(source)
     for file in boxes:
@@ -49,7 +49,7 @@ def read_csv(path: Path, collector: Collector) -> LabeledDataset:
 def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
     rows = csv_rows(file)
     if not rows:
-        raise UserError(f"{file}: the file is empty; write rows {','.join(COLUMNS)}")
+        raise UserError(f"{file}: the file is empty; write rows {','.join(COLUMNS)}.")
     columns: list[str] = list(COLUMNS)
     if set(COLUMNS) <= set(header := _standard_names(rows[0][1])):
         columns, rows = header, rows[1:]
@@ -59,13 +59,13 @@ def _read_boxes(file: Path, split: str | None, collector: Collector) -> None:
         if len(row) != len(columns):
             raise UserError(
                 f"{where}: {len(row)} cells in {show(','.join(row))}; expected {len(columns)}: "
-                f"{','.join(columns)}"
+                f"{','.join(columns)}."
             )
         cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
         has_box = any(cells[name] for name in COLUMNS[1:])
         for name in ("path", "class") if has_box else ("path",):
             if not cells[name]:
-                raise UserError(f"{where}: no {name}")
+                raise UserError(f"{where}: no {name}; fill in the cell.")
         image = collector.image(absolute(folder / cells["path"].replace("\\", "/")), where)
         if image is None:
             continue

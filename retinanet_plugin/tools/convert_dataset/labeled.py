@@ -95,7 +95,7 @@ class Collector:
     def add_fault(self, fix: str, message: str) -> None:
         """Counts a fault that is fixed; raises UserError unless ``self.fix``."""
         if not self.fix:
-            raise UserError(f"{message}; correct it, or give --fix")
+            raise UserError(f"{message}; correct it, or give --fix.")
         self._fixes.setdefault(fix, []).append(message)
 
     def all_notes(self) -> list[str]:
@@ -132,7 +132,7 @@ class Collector:
         if image and size and size != image.size:
             raise UserError(
                 f"{where}: its size is {size[0]:g} x {size[1]:g}, but {file} has {image.size[0]} x "
-                f"{image.size[1]} (after EXIF rotation); correct one of them"
+                f"{image.size[1]} (after EXIF rotation); correct one of them."
             )
         return image
 
@@ -151,7 +151,7 @@ class Collector:
         ids = {name: i for i, name in enumerate(classes, start=1)}
         folder = common_folder([image.file for image in images])
         if not ids:
-            raise UserError(f"{folder}: no labeled objects; check the annotations")
+            raise UserError(f"{folder}: no labeled objects; check the annotations.")
         rows: list[Row] = []
         annotations: list[Row] = []
         for i, image in enumerate(images, start=1):
@@ -178,10 +178,10 @@ class Collector:
             if box.label not in ids:
                 raise UserError(
                     f"{box.where}: unknown class {show(box.label)}{did_you_mean(box.label, ids)}; "
-                    f"known: {shorten(map(show, ids), 10)}"
+                    f"known: {shorten(map(show, ids), 10)}."
                 )
             if not CLASS_NAME.fits({"name": box.label}):
-                raise UserError(f"{box.where}: class {CLASS_NAME.fault({'name': box.label})}")
+                raise UserError(f"{box.where}: class {CLASS_NAME.fault({'name': box.label})}.")
             if empty[i] or outside[i]:
                 size = "{} x {}".format(*image.size)
                 fault = "is empty" if empty[i] else f"reaches outside its image of {size}"
@@ -211,12 +211,12 @@ def number(text: str, name: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not abs(value) < MAX_COORDINATE:
-        raise UserError(f"{where}: {name} is {show(text)}; it must be a number")
+        raise UserError(f"{where}: {name} is {show(text)}; it must be a number.")
     return value
 
 
 def common_folder(files: Sequence[Path]) -> Path:
     """Returns the deepest folder that contains all files."""
     if not files:
-        raise UserError("no images are left; --images names another folder")
+        raise UserError("INPUT: no images are left; name another folder by --images.")
     return Path(os.path.commonpath([file.parent for file in files]))

@@ -29,7 +29,7 @@ def new_split(content: dict[str, Any], share: float, seed: int) -> dict[str, lis
     if share == 0:
         return {"train": ids.tolist()}
     if len(ids) < 2:
-        raise UserError("--val: a single image cannot be split; give --val 0")
+        raise UserError("--val: a single image cannot be split; give --val 0.")
     row_of = {image_id: i for i, image_id in enumerate(ids.tolist())}
     column_of = {row["id"]: i for i, row in enumerate(content["categories"])}
     counts = np.zeros((len(row_of), len(column_of)), dtype=np.int64)

@@ -1,6 +1,7 @@
 """The YAML config that trains on a converted dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ _SCRATCH_LR = 0.02  # for a batch of 8 and norms in FPN and head, see docs/own-d
 
 
 def training_config(
-    parts: Mapping[str, Mapping[str, Any]], folder: Path, images: Path, name: str, base: CfgNode
+    parts: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    images: Path,
+    name: str,
+    base: CfgNode,
+    overrides: Mapping[str, Any],
 ) -> str:
     """Returns a config with the datasets, and image size and schedule to suit them.
 
@@ -24,6 +30,7 @@ def training_config(
         parts: COCO dicts by split; each is in ``folder`` as SPLIT.json.
         images: folder of the images.
         name: of the config to build on, which is ``base``.
+        overrides: values by key that replace those of the returned config.
     """
     train = parts["train"]
     test = next((split for split in ("val", "test") if split in parts), None)
@@ -66,7 +73,26 @@ def training_config(
         **({"TEST": {"EVAL_PERIOD": max(steps // 10, 1)}} if test else {}),
         "OUTPUT_DIR": str(folder / "output"),
     }
+    for key, value in overrides.items():
+        *groups, last = key.split(".")
+        reduce(lambda node, group: node.setdefault(group, {}), groups, content)[last] = value
     counts = ", ".join(f"{len(content['images'])} {split}" for split, content in parts.items())
-    epochs = steps * batch / len(train["images"])
+    solver = content["SOLVER"]
+    epochs = solver["MAX_ITER"] * solver["IMS_PER_BATCH"] / len(train["images"])
     header = f"# Written by retinanet convert-dataset: {counts} images; {epochs:.0f} epochs.\n"
     return header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def overridden(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
+    """Returns the values that ``cfg`` has for the keys of ``opts`` (KEY VALUE ...), for YAML."""
+    values = {key: reduce(getattr, key.split("."), cfg) for key in opts[::2]}
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value with lists for tuples and dicts for config nodes, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(x) for x in value]
+    return value

@@ -33,7 +33,7 @@ def read_voc(path: Path, collector: Collector) -> LabeledDataset:
     folder = folder_of(path)
     files = list(files_below(folder, {".xml"}))
     if not files:
-        raise UserError(f"{folder}: no .xml files; name the folder with VOC's Annotations")
+        raise UserError(f"{folder}: no .xml files; name the folder with VOC's Annotations.")
     classes = None if collector.class_file is None else read_classes(collector.class_file)
     splits = _read_splits(folder, files, collector)
     from_zero = 0
@@ -108,13 +108,13 @@ def _find_image(file: Path, root: Element, image_folder: Path | None) -> Path:
 def _parse(file: Path) -> Element:
     text = read_text(file)
     if "<!DOCTYPE" in text:  # which entities need, and these can expand to gigabytes
-        raise UserError(f"{file}: has a DOCTYPE, which VOC does not need; remove it")
+        raise UserError(f"{file}: has a DOCTYPE, which VOC does not need; remove it.")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise UserError(f"{file}: not valid XML ({error}); export it again") from None
+        raise UserError(f"{file}: not valid XML ({error}); export it again.") from None
     if root.tag != "annotation":
-        raise UserError(f"{file}: the root is <{root.tag}>, not <annotation>")
+        raise UserError(f"{file}: the root is <{root.tag}>, not <annotation>; give VOC files only.")
     return root
 
 
@@ -125,9 +125,9 @@ def _text(element: Element, path: str) -> str:
 def _read_box(element: Element, where: str, first_pixel: int) -> Box:
     label, difficult = _text(element, "name"), _text(element, "difficult") or "0"
     if not label:
-        raise UserError(f"{where}: no <name>")
+        raise UserError(f"{where}: no <name>; give the class.")
     if difficult not in {"0", "1"}:
-        raise UserError(f"{where}: <difficult> is {show(difficult)}; it must be 0 or 1")
+        raise UserError(f"{where}: <difficult> is {show(difficult)}; it must be 0 or 1.")
     x1, y1, x2, y2 = (
         number(_text(element, f"bndbox/{side}"), f"<{side}>", where)
         for side in ("xmin", "ymin", "xmax", "ymax")

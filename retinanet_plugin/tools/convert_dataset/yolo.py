@@ -48,7 +48,7 @@ def read_yolo(path: Path, collector: Collector) -> LabeledDataset:
         below = files_below(folder, IMAGE_SUFFIXES)
         entries = [(x, split_of(x.relative_to(folder).parent), str(folder)) for x in below]
     if not entries:
-        raise UserError(f"{path}: no images; name their folder by --images")
+        raise UserError(f"{path}: no images; name their folder by --images.")
     used = set[Path]()
     for image_file, split, where in tqdm(entries, desc="reading", leave=False, disable=None):
         image = collector.image(image_file, where)
@@ -63,7 +63,7 @@ def read_yolo(path: Path, collector: Collector) -> LabeledDataset:
     if not used:
         raise UserError(
             f"{label_file(entries[0][0])}: no such file, and none for other images; labels belong "
-            "in a folder labels beside images, or next to the images"
+            "in a folder labels beside images, or next to the images."
         )
     unused = [
         folder / name
@@ -105,7 +105,7 @@ def _find_yaml(path: Path) -> Path | None:
         return path
     files = [file for file in files_below(path, YAML_SUFFIXES) if is_yolo_yaml(file)]
     if len(files) > 1:
-        raise UserError(f"{path}: several YAMLs with names and train ({shorten(files)}); give one")
+        raise UserError(f"{path}: several YAMLs with names and train ({shorten(files)}); give one.")
     return files[0] if files else None
 
 
@@ -114,7 +114,7 @@ def _find_classes(folder: Path) -> Path:
     files = [path / name for path in folders for name in CLASS_FILES if (path / name).is_file()]
     if not files:
         known = " or ".join(CLASS_FILES)
-        raise UserError(f"{folder}: no data.yaml and no {known}; name the classes by --classes")
+        raise UserError(f"{folder}: no data.yaml and no {known}; name the classes by --classes.")
     return files[0]
 
 
@@ -132,7 +132,7 @@ def _listed_images(file: Path, content: dict[str, Any]) -> Iterator[ImageEntry]:
             elif path.suffix.lower() == ".txt":
                 yield from _read_list(path, split, file.parent)
             else:
-                raise UserError(f"{file}: {split} is {show(entry)}; give a folder or a .txt list")
+                raise UserError(f"{file}: {split} is {show(entry)}; give a folder or a .txt list.")
 
 
 def _find_entry(file: Path, content: dict[str, Any], split: str, entry: str) -> Path | None:
@@ -150,7 +150,9 @@ def _find_entry(file: Path, content: dict[str, Any], split: str, entry: str) -> 
         return None
     path = absolute(roots[0] / entry)
     near = did_you_mean(path.name, names_in(path.parent))
-    raise UserError(f"{file}: {split} is {show(entry)}, but there is no {path}{near}")
+    raise UserError(
+        f"{file}: {split} is {show(entry)}, but there is no {path}{near}; correct the path."
+    )
 
 
 def _read_list(file: Path, split: str, root: Path) -> Iterator[ImageEntry]:
@@ -173,7 +175,7 @@ def _read_labels(file: Path, classes: list[str], size: tuple[int, int], pose: bo
             where = f"{file}, line {line}"
             index = number(row[0], "the class", where)
             if index not in range(len(classes)):
-                raise UserError(f"{where}: class {row[0]}; give 0 to {len(classes) - 1}")
+                raise UserError(f"{where}: class {row[0]}; give 0 to {len(classes) - 1}.")
             values = [number(value, "a coordinate", where) for value in row[1:]]
             x1, y1, x2, y2 = _corners(values[:4] if pose else values, where)
             corners = (x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1])
@@ -186,17 +188,17 @@ def _corners(values: list[float], where: str) -> tuple[float, float, float, floa
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise UserError(
             f"{where}: {len(values) + 1} values; give class x y width height, or class and three "
-            "or more corners (remove a confidence at the end)"
+            "or more corners (remove a confidence at the end)."
         )
     if max(map(abs, values)) > 2:
         raise UserError(
             f"{where}: {max(values, key=abs):g}; coordinates must be fractions of the image's "
-            "size, not pixels"
+            "size, not pixels."
         )
     xs, ys = values[0::2], values[1::2]
     if len(values) == 4:
         (x, width), (y, height) = xs, ys
         if width < 0 or height < 0:
-            raise UserError(f"{where}: negative width or height")
+            raise UserError(f"{where}: negative width or height; correct the row.")
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     return min(xs), min(ys), max(xs), max(ys)

@@ -37,7 +37,7 @@ from ...command_line import (
     split_overrides,
 )
 from ...config import get_config
-from ...data import check_datasets, register_own_datasets
+from ...data import check_registered_datasets, register_own_datasets
 from ...engine import Trainer
 from ...engine.checkpoint import local_file
 from ...engine.setup import check_names, choose_device
@@ -166,7 +166,7 @@ def _prepare(config: str | None, weights: Sequence[str], overrides: Sequence[str
     check_names(cfg)
     cfg.TEST.LOSS = False  # exported models have none
     register_own_datasets(cfg, training=False)
-    check_datasets(cfg, training=False)
+    check_registered_datasets(cfg, training=False)
     return cfg
 
 

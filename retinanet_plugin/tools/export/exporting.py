@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...acceleration.fast_conv import fold_norms
 from ...config import get_config
-from ...data import check_datasets, register_own_datasets
+from ...data import check_registered_datasets, register_own_datasets
 from ...engine.amp import DTYPES
 from ...errors import UserError
 from ...evaluation.timing import load_images, noise_images
@@ -124,7 +124,7 @@ def registered_dataset(cfg: CfgNode, split: str) -> str:
         UserError: if there is none, or it is not on this machine.
     """
     register_own_datasets(cfg, training=split == "TRAIN")
-    check_datasets(cfg, training=split == "TRAIN")
+    check_registered_datasets(cfg, training=split == "TRAIN")
     return str(cfg.DATASETS[split][0])
 
 

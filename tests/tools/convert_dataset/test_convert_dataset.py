@@ -110,6 +110,16 @@ def test_overwrite_and_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert get_config("out/config.yaml").SOLVER.MOMENTUM == 0.77
 
 
+def test_overrides_come_last(tmp_path: Path) -> None:
+    source, out = many(tmp_path / "set"), tmp_path / "out"
+    opts = ["SOLVER.MAX_ITER", "600", "SOLVER.STEPS", "(420,)", "MODEL.ANCHOR_GENERATOR.NAME"]
+    convert(source, out, *opts, "DefaultAnchorGenerator", "--val", "0.5", "OUTPUT_DIR", "runs/1")
+    cfg = get_config(out / "config.yaml")
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (600, (420,), "runs/1")
+    assert cfg.MODEL.ANCHOR_GENERATOR.NAME == "DefaultAnchorGenerator"
+    assert len(load(out / "val.json")["images"]) == 20
+
+
 @pytest.mark.parametrize(
     ("args", "found"),
     [
@@ -119,6 +129,7 @@ def test_overwrite_and_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--classes", "nowhere.txt"], r"nowhere\.txt"),
         (["--val", "0.2"], "--val"),  # of a single image
         (["--val", "1"], "--val"),
+        (["SOLVER.MAX_ITR", "600"], r"SOLVER\.MAX_ITR"),
         (["--val", "nan"], "--val"),
     ],
 )

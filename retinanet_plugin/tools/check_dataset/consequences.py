@@ -1,11 +1,11 @@
-"""The rules of ``check-dataset``: what follows from breaking each, and what --fix does about it."""
+"""What follows from breaking each rule, and what --fix does about it."""
 
 from collections.abc import Iterable
 
-from ...data.findings import SEVERITIES, Finding
+from ...data.findings import SEVERITIES, Finding, Rule
 
 # In the order in which findings are shown.
-RULES = {
+CONSEQUENCES: dict[Rule, str] = {
     "unusable-file": "Nothing in the file can be used, and --fix cannot help.",
     "malformed-entry": (
         "Training refuses the file. --fix takes sizes from the images, derives area and iscrowd, "
@@ -45,7 +45,7 @@ RULES = {
         "clips it, or removes it if nothing is left."
     ),
     "duplicate-box": (
-        "One object counts as two, and in AP as one found and one missed. --fix keeps the first."
+        "One object counts as two, and in AP as one detected and one missed. --fix keeps the first."
     ),
     "large-box": "It covers nearly the whole image, which often is a slip of the labeling tool.",
     "no-boxes": (
@@ -55,10 +55,10 @@ RULES = {
 }
 
 
-def grouped(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]:
+def grouped(findings: Iterable[Finding]) -> dict[tuple[str, Rule], list[Finding]]:
     """Findings by severity and rule, in order, the worst of each group first."""
-    groups: dict[tuple[str, str], list[Finding]] = {
-        (severity, rule): [] for severity in SEVERITIES for rule in RULES
+    groups: dict[tuple[str, Rule], list[Finding]] = {
+        (severity, rule): [] for severity in SEVERITIES for rule in CONSEQUENCES
     }
     for finding in sorted(findings, key=lambda finding: -finding.rank):
         groups[finding.severity, finding.rule].append(finding)
