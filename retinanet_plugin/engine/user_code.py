@@ -23,7 +23,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE_OR_MODULE",
-        help="Python code to import first, such as my_loss.py; may be given several times",
+        help="Python code to import first, such as my_loss.py; may be repeated",
     )
 
 
