@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from .engine.user_code import add_option, import_code
+from .engine.user_code import add_import_option, import_code
 from .errors import UserError, did_you_mean
 
 
@@ -55,7 +55,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds ``KEY VALUE ...`` (``opts``) and ``--import``."""
-    add_option(parser)
+    add_import_option(parser)
     parser.add_argument(
         "opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of config keys"
     )

@@ -341,11 +341,12 @@ def may_change_on_resume(name: str) -> bool:
     return patterns or not name.startswith(_DECIDING_GROUPS)
 
 
-def check_ranges(cfg: CfgNode, *, training: bool) -> None:
+def check_ranges(cfg: CfgNode, *, training: bool = True, prefix: str = "") -> None:
     """Checks every key that has a range.
 
     Args:
         training: False leaves out SOLVER, which evaluation does not read.
+        prefix: checks only keys that begin with it, such as "MODEL.".
 
     Raises:
         UserError: naming the key, its value and the allowed values.
@@ -353,7 +354,7 @@ def check_ranges(cfg: CfgNode, *, training: bool) -> None:
     values = dict(flatten(cfg))
     ranges = {key.name: key.allowed for key in KEYS if key.allowed is not None} | HOST_RANGES
     for name, allowed in ranges.items():
-        if name.startswith("SOLVER.") and not training:
+        if not name.startswith(prefix) or (name.startswith("SOLVER.") and not training):
             continue
         value = values[name]
         if value not in allowed:

@@ -45,6 +45,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else ""
 
 
+def one_of(value: str, known: Iterable[str], key: str) -> str:
+    """Returns ``value``, the value of the config key ``key``, if it is one of ``known``.
+
+    Raises:
+        UserError: naming the key and the known values.
+    """
+    known = list(known)
+    near = did_you_mean(value, known)
+    check(value in known, key, f'"{value}"{near}', f"one of {', '.join(known)}")
+    return value
+
+
+def check(valid: bool, key: str, value: object, allowed: str) -> None:
+    """Raises UserError, naming the config key, its value and what is allowed, unless ``valid``."""
+    if not valid:
+        raise UserError(f"{key}: must be {allowed}, got {value}.")
+
+
 def printable(text: str, most: int = 2000) -> str:
     """Returns ``text`` on one line, cut to ``most`` characters, with control characters escaped.
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, read_lines
+from retinanet_plugin.evaluation.run_log import METRICS, last_metrics, read_lines
 from retinanet_plugin.utils import (
     markdown_table,
     write_csv,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from retinanet_plugin.command_line import add_output
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.evaluation.metrics import read_scalars, short_names
+from retinanet_plugin.evaluation.run_log import read_scalars, short_names
 from retinanet_plugin.utils import markdown_table, output_files, write_csv, write_figure
 
 from .common import hide_frame, paper_parser

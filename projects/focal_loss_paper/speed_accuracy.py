@@ -28,9 +28,9 @@ from retinanet_plugin.command_line import add_device, add_output, parse, positiv
 from retinanet_plugin.config import get_config
 from retinanet_plugin.data import check_registered_datasets, register_own_datasets
 from retinanet_plugin.engine.setup import check_names, choose_device
-from retinanet_plugin.engine.user_code import add_option
+from retinanet_plugin.engine.user_code import add_import_option
 from retinanet_plugin.errors import UserError
-from retinanet_plugin.evaluation.metrics import METRICS, last_metrics, short_names
+from retinanet_plugin.evaluation.run_log import METRICS, last_metrics, short_names
 from retinanet_plugin.evaluation.timing import (
     describe_machine,
     inference,
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
     add_output(parser, "default: output/speed_accuracy")
     add_device(parser)
-    add_option(parser)
+    add_import_option(parser)
     parser.set_defaults(opts=[])
     return parser
 

@@ -11,7 +11,10 @@ from .fast_conv import fold_norms, use_fast_convolutions
 
 
 def accelerate(network: nn.Module, cfg: CfgNode) -> None:
-    """In place, for training and inference: memory format, convolutions, ReLUs, compilation."""
+    """Accelerates a network in place, for training and inference.
+
+    Changes the memory format, convolutions and ReLUs, and compiles backbone and head.
+    """
     keys = cfg.MODEL.ACCELERATION
     if keys.CHANNELS_LAST:
         network.to(memory_format=torch.channels_last)
@@ -27,14 +30,14 @@ def accelerate(network: nn.Module, cfg: CfgNode) -> None:
 
 
 def _output_is_free(layer: nn.Module) -> bool:
-    """Whether neither the layer nor its derivative reads its output again."""
+    """Returns whether neither the layer nor its derivative reads its output again."""
     types = (nn.Conv2d, nn.GroupNorm, _NormBase)
     return isinstance(layer, types) and getattr(layer, "activation", None) is None
 
 
 @torch.no_grad()
 def accelerate_inference(network: nn.Module, cfg: CfgNode) -> str:
-    """In place, after the weights are loaded; the network cannot be trained any more.
+    """Accelerates a network in place, after its weights are loaded; it can no longer be trained.
 
     Run it under autocast to ``TEST.DTYPE``, unless that is float32.
 

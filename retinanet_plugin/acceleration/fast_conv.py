@@ -30,7 +30,7 @@ class FastConv2d(Conv2d):
     winograd: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H', W')."""
+        """Convolves (N, C_in, H, W) to (N, C_out, H', W')."""
         weight, bias = _folded(self) if self.folds_norm else (self.weight, self.bias)
         if self.winograd and is_faster(x, weight):
             x = winograd_conv2d(x, weight, bias)
@@ -42,7 +42,7 @@ class FastConv2d(Conv2d):
 
 
 def use_fast_convolutions(network: nn.Module, *, fold_norms: bool, winograd: bool) -> None:
-    """In place, for training and inference: turns convolutions into :class:`FastConv2d`.
+    """Turns convolutions into :class:`FastConv2d` in place, for training and inference.
 
     Args:
         network: its ``nn.Conv2d`` and detectron2 ``Conv2d`` layers change.
@@ -66,7 +66,7 @@ def use_fast_convolutions(network: nn.Module, *, fold_norms: bool, winograd: boo
 
 @torch.no_grad()
 def fold_norms(network: nn.Module) -> int:
-    """In place, for good: batch norms of detectron2's ``Conv2d`` layers become part of the weights.
+    """Folds the batch norms of detectron2's ``Conv2d`` layers into their weights, in place.
 
     The network computes the features of evaluation mode, up to rounding. It can no longer be
     trained, nor load a checkpoint of the original network.
@@ -97,7 +97,7 @@ def _is_plain_3x3(conv: Any) -> bool:
 
 
 def _folded(conv: Conv2d) -> tuple[Tensor, Tensor]:
-    """Weights (C_out, C_in, k, k) and bias (C_out) of the convolution and its norm together."""
+    """Returns weights and bias of the convolution and its norm together."""
     norm = conv.norm
     scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
     bias = norm.bias - norm.running_mean * scale

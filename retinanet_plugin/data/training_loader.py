@@ -28,8 +28,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
-from ..modeling.registry import one_of
+from ..errors import UserError, one_of
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 _SUBSET_SEED = 0

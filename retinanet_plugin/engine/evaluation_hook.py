@@ -32,7 +32,7 @@ class BestCheckpointer(SafeCheckpointer):
         pass
 
 
-class Evaluation(EvalHook):
+class EvaluationHook(EvalHook):
     """detectron2's ``EvalHook`` that keeps the best weights, stops early, and can be resumed.
 
     Of the periodic evaluations, the one with the best ``TEST.BEST_METRIC`` has its weights saved in

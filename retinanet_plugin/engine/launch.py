@@ -21,7 +21,7 @@ from .parallel import choose_workers, join_torchrun, share_cores, started_by_tor
 from .setup import prepare
 from .stopping import handled_by, status_of, stop_by_signal
 from .trainer import Trainer
-from .user_code import add_option, import_code
+from .user_code import add_import_option, import_code
 
 # By then another process that has died is noticed; its loader workers outlive it by up to 5 s.
 _NOTICED_S = 10
@@ -30,11 +30,28 @@ AfterTraining = Callable[[str], Any]
 logger = logging.getLogger("retinanet_plugin")
 
 
-def parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Returns the parser of detectron2's training options and ``--import``."""
-    result: argparse.ArgumentParser = default_argument_parser(epilog)
+# Options of detectron2's whose help differs: theirs also speaks of LazyConfig and of CUDA only.
+_HELP = {
+    "config_file": "a YAML file, or the name of a shipped one",
+    "resume": "continue the run in OUTPUT_DIR from its newest checkpoint, if it has one",
+    "eval_only": "evaluate MODEL.WEIGHTS on DATASETS.TEST, without training",
+    "num_gpus": "GPUs per machine; without a GPU, processes per machine; default: 1",
+    "opts": "overrides of config keys, after all options",
+}
+
+
+def parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Returns the parser of detectron2's training options, ``--device`` and ``--import``."""
+    result: argparse.ArgumentParser = default_argument_parser()
+    result.prog, result.description, result.epilog = "retinanet train", description, None
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    for action in result._actions:
+        action.help = _HELP.get(action.dest, action.help)
+        if action.dest == "opts":
+            action.metavar = "KEY VALUE"
     result.set_defaults(dist_url="auto")
-    add_option(result)
+    result.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, ...; default: a GPU")
+    add_import_option(result)
     return result
 
 
@@ -63,19 +80,21 @@ def main(args: argparse.Namespace, after_training: AfterTraining | None = None) 
 
 def invoke(
     args: Sequence[str] | None = None,
-    epilog: str | None = None,
+    description: str | None = None,
     after_training: AfterTraining | None = None,
 ) -> None:
     """Parses the command line and runs :func:`main` in each process.
 
     Args:
         args: command line; None: ``sys.argv``.
-        epilog: last part of the help text.
+        description: first part of the help text.
         after_training: called with ``OUTPUT_DIR`` by the main process when training has succeeded,
             if ``TEST.REPORT``; a module-level function, as other processes must be able to import
             it. If it fails, a warning is logged.
     """
-    options = parser(epilog).parse_args(args)
+    options = parser(description).parse_args(args)
+    if options.device:
+        options.opts = [*options.opts, "MODEL.DEVICE", options.device]
     if started_by_torchrun():
         # After a failure torchrun restarts all processes with the same command.
         options.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

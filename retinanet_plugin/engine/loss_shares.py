@@ -6,7 +6,8 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from ..losses import MinedLoss
+from ..errors import UserError
+from ..losses import DenseLoss, MinedLoss
 from ..losses.layout import anchor_logits
 from ..modeling import FocalRetinaNet
 
@@ -28,10 +29,19 @@ class LossShares(HookBase):
 
     Args:
         model: a :class:`FocalRetinaNet`, perhaps wrapped for data-parallel training.
+
+    Raises:
+        UserError: if its head has no ``cls_loss`` that sums or averages a binary loss.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = getattr(model, "module", model)
+        head = getattr(self._model, "head", None)
+        if not isinstance(getattr(head, "cls_loss", None), DenseLoss | MinedLoss):
+            raise UserError(
+                f"MODEL.RETINANET.LOG_LOSS_SHARES: the model's head ({type(head).__name__}) has no "
+                "cls_loss that is a DenseLoss or a MinedLoss; set the key to False."
+            )
         self._logits: list[Tensor] = []
         self._clear()
 

@@ -21,7 +21,7 @@ _MAX_LISTED = 10
 logger = logging.getLogger("retinanet_plugin")
 
 
-class Checkpoints(PeriodicCheckpointer):
+class CheckpointHook(PeriodicCheckpointer):
     """detectron2's hook, but ``max_to_keep`` also counts checkpoints from before a resume.
 
     Also writes the final checkpoint of a run that was killed between its last step and that.

@@ -149,7 +149,10 @@ class _Unpickler(pickle._Unpickler):
         return _STAND_INS[module, name]
 
     def load_bytearray8(self) -> None:
-        """As the base class, which allocates the claimed length before reading."""
+        """Reads before it allocates, so that a false length cannot exhaust memory.
+
+        The base class allocates first.
+        """
         length = int.from_bytes(self.read(8), "little")
         data = self.read(length)
         if len(data) < length:

@@ -45,7 +45,7 @@ class TrainingStep(AMPTrainer):
         device_type: str,
         dtype: torch.dtype = torch.float32,
         *,
-        output: str | Path = ".",
+        output: str | Path,
         max_skipped: int = 0,
     ) -> None:
         scaler = torch.amp.GradScaler(device_type, enabled=dtype is torch.float16)

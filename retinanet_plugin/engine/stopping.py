@@ -15,7 +15,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.utils import comm
 
 from ..errors import STOPPED, TO_BE_RESUMED
-from .evaluation_hook import Evaluation
+from .evaluation_hook import EvaluationHook
 
 # Windows has no SIGUSR1.
 SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, x)]
@@ -46,7 +46,7 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
     interrupted; a resumed run repeats it. A second signal ends training at once.
     """
     # After the scheduler has counted the step and its checkpoint is written.
-    at = next(i for i, hook in enumerate(trainer._hooks) if isinstance(hook, Evaluation))
+    at = next(i for i, hook in enumerate(trainer._hooks) if isinstance(hook, EvaluationHook))
     hook = StopAfterStep(trainer._hooks[at])
     trainer.register_hooks([hook])
     trainer._hooks.insert(at, trainer._hooks.pop())
@@ -70,7 +70,7 @@ def stop_by_signal(trainer: DefaultTrainer) -> Iterator[None]:
 class StopAfterStep(HookBase):
     """Ends training by ``KeyboardInterrupt`` after a step in which any process got a signal."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: EvaluationHook) -> None:
         self.received = 0  # number of the first signal
         self._received_at = 0.0
         self._evaluation = evaluation

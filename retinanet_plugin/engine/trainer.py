@@ -42,11 +42,11 @@ from ..evaluation.draw_detections import draw_detections
 from ..evaluation.validation_loss import mapper_with_truth, validation_loss
 from .amp import DTYPES, autocast
 from .checkpoint import SafeCheckpointer
-from .evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
+from .evaluation_hook import BestCheckpointer, EvaluationHook, StoppedEarly
 from .loss_shares import LossShares
 from .parallel import data_parallel
 from .progress import ProgressLine, evaluation_progress, on_terminal
-from .resuming import Checkpoints, settings_of, warn_of_changes
+from .resuming import CheckpointHook, settings_of, warn_of_changes
 from .step import TrainingStep
 
 _EVALUATORS: dict[str, Any] = {"coco": COCOEvaluator, "lvis": LVISEvaluator}
@@ -97,9 +97,11 @@ class Trainer(DefaultTrainer):
         best = BestCheckpointer(self.model, cfg.OUTPUT_DIR, classes=self._classes)
         for i, hook in enumerate(hooks):
             if isinstance(hook, EvalHook):
-                hooks[i] = Evaluation(cfg, hook._func, best, writers)
+                hooks[i] = EvaluationHook(cfg, hook._func, best, writers)
             elif isinstance(hook, PeriodicCheckpointer):
-                hooks[i] = Checkpoints(self.checkpointer, hook.period, cfg.SOLVER.KEEP_CHECKPOINTS)
+                hooks[i] = CheckpointHook(
+                    self.checkpointer, hook.period, cfg.SOLVER.KEEP_CHECKPOINTS
+                )
         progress = [ProgressLine()] if on_terminal() else []
         shares = [LossShares(self.model)] if cfg.MODEL.RETINANET.LOG_LOSS_SHARES else []
         return [*progress, *shares, *hooks]

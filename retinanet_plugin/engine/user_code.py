@@ -15,7 +15,7 @@ from types import ModuleType
 from ..errors import UserError, did_you_mean
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
+def add_import_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--import`` to a parser, as ``imports``."""
     parser.add_argument(
         "--import",

@@ -48,8 +48,9 @@ class ValidationLoss(DatasetEvaluator):
         head = self._model.head
         losses = head.losses(predictions, targets, None)
         counts = dict.fromkeys(losses, targets.num_positives)
-        if isinstance(head.cls_loss, MinedLoss):
-            counts["loss_cls"] = len(head.cls_loss.chosen[0])
+        cls_loss = getattr(head, "cls_loss", None)  # a custom head may have none
+        if isinstance(cls_loss, MinedLoss):
+            counts["loss_cls"] = len(cls_loss.chosen[0])
         for name, loss in losses.items():
             self._sums[name] += loss.double()
             self._counts[name] += counts[name]

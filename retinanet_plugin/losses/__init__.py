@@ -1,12 +1,13 @@
 """Losses as functions of tensors; they import torch and torchvision.ops only.
 
 A :class:`BinaryLoss` scores one logit against "its class is present" or "is absent". A dense
-detector trains on millions of them: :class:`DenseLoss` sums a binary loss over all anchors,
-:class:`MinedLoss` averages it over the anchors that a function chooses.
+detector trains on millions of them with a :class:`ClassLoss`: :class:`DenseLoss` sums a binary loss
+over all anchors, :class:`MinedLoss` averages it over the anchors that a function chooses.
 """
 
 from .binary import BinaryLoss
 from .boxes import BOX_LOSSES, box_regression_loss, encode_boxes
+from .class_loss import ClassLoss
 from .dense import DenseLoss, dense_class_loss
 from .focal import CrossEntropyLoss, FocalLoss, FocalStarLoss
 from .layout import offsets_of
@@ -18,6 +19,7 @@ __all__ = [
     "BOX_LOSSES",
     "AnchorBoxes",
     "BinaryLoss",
+    "ClassLoss",
     "CrossEntropyLoss",
     "DenseLoss",
     "FocalLoss",

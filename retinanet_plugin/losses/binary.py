@@ -13,7 +13,7 @@ class BinaryLoss:
     """
 
     def value(self, logits: Tensor, positive: bool) -> Tensor:
-        """Loss of each logit, whose class is present if ``positive`` and absent otherwise.
+        """Computes the loss of each logit, whose class is present if ``positive``, else absent.
 
         Args:
             logits: any shape, float32 or float64.
@@ -24,7 +24,7 @@ class BinaryLoss:
         raise NotImplementedError
 
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
-        """:meth:`value` and its derivative by the logits, both of the shape of ``logits``."""
+        """Computes :meth:`value` and its derivative, both of the shape of ``logits``."""
         if torch.compiler.is_compiling():  # which does not trace autograd.grad
             value, pull_back = torch.func.vjp(lambda x: self.value(x, positive), logits)[:2]
             return value, pull_back(torch.ones_like(value))[0]
@@ -35,13 +35,14 @@ class BinaryLoss:
         return value.detach(), grad
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each logit against dense 0/1 ``targets`` of the same shape."""
+        """Computes the loss of each logit against dense 0/1 ``targets`` of the same shape."""
         return torch.where(targets > 0, self.value(logits, True), self.value(logits, False))
 
 
 def softplus(x: Tensor) -> Tensor:
-    """``log(1 + exp(x))`` as a new tensor without a gradient graph; accurate for all ``x``.
+    """Computes ``log(1 + exp(x))``, accurate for all ``x``, without a gradient graph.
 
+    The result is a new tensor.
     With ``u = exp(-|x|)`` it equals ``max(x, 0) + log1p(u)``, and ``log1p(u)`` equals
     ``2 atanh(u / (2 + u))``, which can be ten times faster on a CPU.
     """
@@ -55,7 +56,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _atanh(x: Tensor) -> Tensor:
-    """The power series, which a compiler can fuse; its error is below 2e-8 for x in [0, 1/3]."""
+    """Sums the power series, which a compiler can fuse; error below 2e-8 for x in [0, 1/3]."""
     square = x * x
     series = torch.full_like(x, 1 / 13)
     for odd in range(11, 0, -2):
@@ -64,7 +65,7 @@ def _atanh(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """``1 / (1 + exp(-x))``; when compiled, it shares the exponential with :func:`softplus`."""
+    """Computes ``1 / (1 + exp(-x))``; compiled, it shares the exponential with :func:`softplus`."""
     if not torch.compiler.is_compiling():
         return torch.sigmoid(x)
     u = torch.exp(-x.abs())
@@ -72,7 +73,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def class_weight(alpha: float | None, positive: bool) -> float:
-    """``alpha_t`` of the paper: ``alpha`` for positives and ``1 - alpha`` for negatives.
+    """Returns the paper's ``alpha_t``: ``alpha`` for positives, ``1 - alpha`` for negatives.
 
     1 if ``alpha`` is None or negative, as with detectron2's ``FOCAL_LOSS_ALPHA``.
 

@@ -43,7 +43,7 @@ def encode_boxes(anchors: Tensor, boxes: Tensor, weights: tuple[float, ...]) -> 
 
 
 def smooth_l1(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Sum of smooth L1, Fast R-CNN's equation 3; as in fvcore, a ``beta`` below 1e-5 means L1."""
+    """Sums smooth L1, Fast R-CNN's equation 3; as in fvcore, a ``beta`` below 1e-5 means L1."""
     error = (deltas - targets).abs()
     if beta >= 1e-5:
         error = torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
@@ -60,7 +60,7 @@ def box_regression_loss(
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
     decode: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Sum of the box loss over the assigned anchors.
+    """Sums the box loss over the assigned anchors.
 
     Args:
         deltas: (P, 4), what the head predicts for the assigned anchors.

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .binary import BinaryLoss
+from .class_loss import ClassLoss
 from .layout import in_memory_order, is_dense
 from .negatives import Negatives
 from .targets import SparseTargets
 
 
-class DenseLoss:
+class DenseLoss(ClassLoss):
     """The sum of a binary loss over all classes of all anchors that are not ignored.
 
     Args:
@@ -42,20 +43,6 @@ class DenseLoss:
         num_classes: int,
         normalizer: Tensor | float | None = None,
     ) -> Tensor:
-        """The class loss of a batch, as a head calls it.
-
-        Args:
-            logits: a tensor per level, (N, A*K, H, W), contiguous or channels-last.
-            targets: what the anchors are trained towards; not needed here.
-            positives: a tensor per level, int64, on the logits' device: memory offsets
-                (:func:`offsets_of`) of the logits whose class is present.
-            ignored: likewise, of the first class of each ignored anchor.
-            num_classes: K.
-            normalizer: scalar that the sum is divided by; None: the sum itself.
-
-        Returns:
-            a scalar, float32 (float64 for float64 logits).
-        """
         scale = 1.0 if normalizer is None else normalizer
         return dense_class_loss(
             logits, self.negatives, positives, ignored, scale, ignored_channels=num_classes
@@ -71,7 +58,7 @@ def dense_class_loss(
     *,
     ignored_channels: int = 1,
 ) -> Tensor:
-    """Sum of ``loss`` over all logits, divided by ``normalizer``.
+    """Sums ``loss`` over all logits and divides by ``normalizer``.
 
     Args:
         logits: a tensor per level, (N, A*K, H, W), contiguous or channels-last, of float64,
@@ -104,7 +91,7 @@ def _sum(
     grads: Sequence[Tensor | None] | None,
     scale: Tensor,
 ) -> Tensor:
-    """The unscaled sum over all levels; fills ``grads`` with the scaled derivatives."""
+    """Returns the unscaled sum over all levels; fills ``grads`` with the scaled derivatives."""
     loss = negatives.binary
     total = torch.zeros_like(scale)
     for i, x in enumerate(logits):

@@ -31,7 +31,7 @@ class FocalLoss(BinaryLoss):
         return weight * torch.sigmoid(x) ** self.gamma * F.softplus(x)
 
     def value_and_grad(self, logits: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
-        """As the base class, with the derivative of appendix B.
+        """Computes value and derivative, which is that of appendix B.
 
         ``dFL/dx = alpha_t y (1 - p_t)^gamma (gamma p_t log(p_t) + p_t - 1)``, with y = +-1.
         """
@@ -62,7 +62,7 @@ class FocalStarLoss(BinaryLoss):
         self.alpha, self.gamma, self.beta = alpha, gamma, beta
 
     def _scaled(self, logits: Tensor, positive: bool) -> Tensor:
-        """``-(gamma x_t + beta)``."""
+        """Computes ``-(gamma x_t + beta)``."""
         return logits * (-self.gamma if positive else self.gamma) - self.beta
 
     def value(self, logits: Tensor, positive: bool) -> Tensor:
@@ -93,7 +93,7 @@ class CrossEntropyLoss(FocalStarLoss):
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    """``base ** exponent`` as a new tensor; the paper's exponents avoid a slow ``pow``."""
+    """Computes ``base ** exponent`` as a new tensor; the paper's exponents avoid a slow ``pow``."""
     if exponent == 0:
         return torch.ones_like(base)
     if exponent == 1:

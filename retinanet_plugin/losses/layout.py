@@ -17,22 +17,22 @@ _CHUNK = 8 * 1024 * 1024
 
 
 def chunk_size(x: Tensor) -> int:
-    """How many logits to process at a time on the device of ``x``."""
+    """Returns how many logits to process at a time on the device of ``x``."""
     return _CHUNK_PER_CORE * min(torch.get_num_threads(), 8) if x.is_cpu else _CHUNK
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether the elements (N, C, H, W) fill their memory, in either format."""
+    """Returns whether the elements (N, C, H, W) fill their memory, in either format."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def in_memory_order(dense: Tensor) -> Tensor:
-    """All elements of a dense tensor as a flat view, in the order of memory."""
+    """Returns all elements of a dense tensor as a flat view, in the order of memory."""
     return dense.as_strided((dense.numel(),), (1,))
 
 
 def offsets_of(dense: Tensor, image: Tensor, cell: Tensor, channel: Tensor) -> Tensor:
-    """Memory offsets of the given elements.
+    """Computes the memory offsets of the given elements.
 
     Args:
         dense: (N, C, H, W), contiguous or channels-last.
@@ -97,7 +97,7 @@ def anchor_logits(
 
 
 def gather(x: Tensor, size: int, image: Tensor, cell: Tensor, group: Tensor) -> Tensor:
-    """Groups of ``size`` channels of (N, C, H, W): (P, size), differentiable.
+    """Gathers groups of ``size`` channels of (N, C, H, W): (P, size), differentiable.
 
     Args:
         image, cell, group: (P,) int64; ``cell`` is ``y * W + x``.

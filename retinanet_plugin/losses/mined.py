@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from .binary import BinaryLoss
+from .class_loss import ClassLoss
 from .layout import anchor_logits, chunk_size, in_memory_order
 from .normalizer import mean_over_workers
 from .targets import IGNORED, AnchorBoxes, SparseTargets
 
 
-class MinedLoss:
+class MinedLoss(ClassLoss):
     """The mean of a binary loss over the anchors that ``choose`` selects in each image.
 
     The loss of an anchor is the sum over its K logits. The mean is over the chosen anchors of the
-    whole batch, over all workers; it is 0, with a gradient of 0, if none is chosen.
+    whole batch, over all workers; it is 0, with a gradient of 0, if none is chosen. The value of
+    ``normalizer`` is not used: if it is None, the result is the sum, else the mean.
 
     The losses to choose by are computed in chunks, without gradients. Choosing happens on the
     CPU, so it waits for a GPU once per batch.
@@ -49,11 +51,6 @@ class MinedLoss:
         num_classes: int,
         normalizer: Tensor | float | None = None,
     ) -> Tensor:
-        """The class loss of a batch, as a head calls it; see :meth:`DenseLoss.__call__`.
-
-        Args:
-            normalizer: None: the sum over the chosen anchors; else their mean, whatever its value.
-        """
         labels = targets.labels(len(logits[0]))
         losses = anchor_losses(self.binary, logits, positives, num_classes).cpu()
         losses[labels == IGNORED] = -torch.inf
@@ -73,11 +70,11 @@ class MinedLoss:
 def anchor_losses(
     binary: BinaryLoss, logits: Sequence[Tensor], positives: Sequence[Tensor], num_classes: int
 ) -> Tensor:
-    """The loss of every anchor, summed over its K logits.
+    """Computes the loss of every anchor, summed over its K logits.
 
     Args:
         logits: a tensor per level, (N, A*K, H, W), contiguous or channels-last.
-        positives: see :meth:`DenseLoss.__call__`.
+        positives: see :meth:`ClassLoss.__call__`.
 
     Returns:
         (N, R), float32 (float64 for float64 logits), on the logits' device.

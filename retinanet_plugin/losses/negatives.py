@@ -26,14 +26,14 @@ class Negatives:
         self.compile = compile
 
     def chunk_size(self, logits: Tensor) -> int:
-        """How many of the flat ``logits`` to sum at a time."""
+        """Returns how many of the flat ``logits`` to sum at a time."""
         if self.compile and not logits.is_cpu:
             return max(1, len(logits))
         # A compiled kernel needs one buffer instead of five.
         return chunk_size(logits) * (4 if self.compile else 1)
 
     def sum(self, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
-        """The sum of the losses, in chunks.
+        """Sums the losses, in chunks.
 
         Args:
             logits: (n,)
@@ -84,7 +84,7 @@ def _compiled(threads: int) -> Callable[..., Tensor]:
 
 
 def _losses(binary: BinaryLoss, logits: Tensor, grad: Tensor | None, scale: Tensor) -> Tensor:
-    """The losses, or their sum where the compiler's sum is accurate enough."""
+    """Computes the losses, or their sum where the compiler's sum is accurate enough."""
     x = logits.to(scale.dtype)
     # A compiler drops a derivative that is not used.
     if grad is None and not torch.compiler.is_compiling():

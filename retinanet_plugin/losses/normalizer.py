@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def mean_over_workers(count: int, device: torch.device) -> Tensor:
-    """What each worker divides its sum by, for a mean over the ``count`` items of all workers.
+    """Returns what each worker divides its sum by, for a mean over the items of all workers.
 
-    Gradients are averaged over the workers, so this is the average count. It is at least 1 divided
-    by the number of workers, that is, at least one item over all of them.
+    Gradients are averaged over the workers, so this is the average ``count``. It is at least 1
+    divided by the number of workers, that is, at least one item over all of them.
 
     Returns:
         a scalar, float32.

@@ -47,7 +47,7 @@ class HardExamples:
         self.positive_fraction = positive_fraction
 
     def __call__(self, losses: Tensor, positive: Tensor, anchors: AnchorBoxes) -> Tensor:
-        """Indices of the chosen anchors; the arguments are those of ``MinedLoss.choose``."""
+        """Returns the indices of the chosen anchors; arguments as ``MinedLoss.choose`` has them."""
         kept = torch.empty(0, dtype=torch.int64)
         for kept, is_open in _greedy_nms(losses, anchors, self.nms_thresh):
             if self._is_enough(kept, positive & is_open, positive):
@@ -68,7 +68,7 @@ class HardExamples:
         return round(max(1, positives) * ratio)
 
     def _is_enough(self, kept: Tensor, open_positive: Tensor, positive: Tensor) -> bool:
-        """Whether ``kept`` has the whole minibatch, so that the open anchors do not matter."""
+        """Returns whether ``kept`` holds the minibatch, whatever the open anchors are."""
         if self.positive_fraction == 0:
             return len(kept) >= self.batch_size
         positives = int(positive[kept].sum())
@@ -81,7 +81,7 @@ class HardExamples:
 def _greedy_nms(
     losses: Tensor, anchors: AnchorBoxes, threshold: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Greedy NMS of anchors by falling loss, some at a time, so that the caller can stop.
+    """Applies greedy NMS to anchors by falling loss, some at a time, so that the caller can stop.
 
     What a kept anchor suppresses is found by geometry, so no list of kept boxes is compared with
     all others.

@@ -16,15 +16,14 @@ class AnchorBoxes(Protocol):
     num_anchors: int
 
     def boxes_of(self, anchor: Tensor) -> Tensor:
-        """(P, 4): the boxes of the anchors with indices (P,), int64."""
+        """Returns the boxes (P, 4) of the anchors with indices (P,), int64."""
 
     def pairs(
         self, boxes: Tensor, min_iou: float, include_best: bool
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields, in chunks, box index, anchor index and IoU of pairs with IoU >= ``min_iou`` > 0.
 
-        A few pairs below may be among them. ``include_best`` adds the pairs that have the highest
-        IoU of their box.
+        With ``include_best`` also each box's best anchors. A few pairs below may be included.
         """
 
 
@@ -51,7 +50,7 @@ class SparseTargets:
         return len(self.anchor)
 
     def labels(self, num_images: int) -> Tensor:
-        """(N, R), int64: the class of each anchor, ``BACKGROUND`` or ``IGNORED``."""
+        """Returns (N, R), int64: the class of each anchor, ``BACKGROUND`` or ``IGNORED``."""
         labels = torch.full((num_images, self.grid.num_anchors), BACKGROUND)
         labels[self.image, self.anchor] = self.gt_class
         labels[self.ignored_image, self.ignored_anchor] = IGNORED

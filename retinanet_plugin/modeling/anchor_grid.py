@@ -62,7 +62,7 @@ class AnchorGrid:
         self._row_step = self._column_step * self._x.count
 
     def boxes_of(self, anchor: Tensor) -> Tensor:
-        """(P, 4): the boxes of the anchors with indices (P,), int64; exact."""
+        """Returns the exact boxes (P, 4) of the anchors with indices (P,), int64."""
         if self._all is not None:
             return self._all[anchor]
         shape = self._level_shape[torch.bucketize(anchor, self._level_end, right=True)]
@@ -75,7 +75,7 @@ class AnchorGrid:
         return torch.stack((self._x.low[x], self._y.low[y], self._x.high[x], self._y.high[y]), 1)
 
     def nearest_box(self, anchor: Tensor, boxes: Tensor) -> Tensor:
-        """(P,): for each of the anchors (P,) the box (M, 4) of highest IoU, the first if equal."""
+        """Finds for each anchor (P,) the box (M, 4) of highest IoU, the first if equal."""
         nearest = torch.empty_like(anchor)
         chunk = max(_CHUNK // len(boxes), 1)
         for part, out in zip(anchor.split(chunk), nearest.split(chunk), strict=True):
@@ -83,10 +83,13 @@ class AnchorGrid:
         return nearest
 
     def pairs(self, boxes: Tensor, min_iou: float, include_best: bool) -> Pairs:
-        """Pairs of a box (M, 4) and an anchor that have an IoU of at least ``min_iou``, above 0.
+        """Yields the pairs of a box and an anchor whose IoU is at least ``min_iou`` (> 0).
 
-        ``include_best`` adds the pairs with the highest IoU of their box, unless it is 0. A few
-        other pairs may be among them; none occurs twice.
+        With ``include_best`` also each box's best anchors, unless their IoU is 0. A few pairs below
+        may be included; none occurs twice.
+
+        Args:
+            boxes: (M, 4), XYXY in pixels.
 
         Yields:
             chunks of bounded size: box, anchor: (C,) int64; iou: (C,), equal to ``pairwise_iou``.
@@ -140,7 +143,7 @@ class AnchorGrid:
     def _search_rows(
         self, box: Tensor, shape: Tensor, overlap: Tensor, row: Tensor, values: Tensor
     ) -> Pairs:
-        """Pairs of boxes and the anchors of one shape and row each.
+        """Yields pairs of boxes and the anchors of one shape and row each.
 
         Args:
             box, shape, row: (L,) int64.
@@ -193,19 +196,19 @@ class _Axis:
         self.is_even = bool((tolerance > 0).all() and (off <= tolerance[shape]).all())
 
     def nearest(self, low: Tensor, high: Tensor) -> Tensor:
-        """(M, S): index of the anchor of each shape whose center is nearest to an interval's."""
+        """Finds the anchor of each shape whose center is nearest to an interval's: (M, S)."""
         position = ((low.double() + high - self.shape_size) / 2 - self._start) / self._step
         return self.first + position.round().clamp(min=0).minimum(self.count - 1).long()
 
     def overlap(self, low: Tensor, high: Tensor, index: Tensor) -> Tensor:
-        """Overlap of intervals with the anchors at ``index``."""
+        """Computes the overlap of intervals with the anchors at ``index``."""
         length = torch.minimum(high, _pick(self.high, index))
         return length.sub_(torch.maximum(low, _pick(self.low, index))).clamp_(min=0)
 
     def reaching(
         self, low: Tensor, high: Tensor, overlap: Tensor, shape: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """First position and number of positions at which ``shape`` has at least that overlap."""
+        """Finds the first position, and how many, at which ``shape`` has at least that overlap."""
         start, step = self._start.index_select(0, shape), self._step.index_select(0, shape)
         first = (low + overlap - self.shape_size.index_select(0, shape) - start) / step - _SLACK
         last = (high - overlap - start) / step + _SLACK
@@ -216,7 +219,7 @@ class _Axis:
 
 
 def _iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
-    """(M, R): equal to detectron2's ``pairwise_iou``, but faster."""
+    """Computes detectron2's ``pairwise_iou`` (M, R), but faster."""
     x1, y1, x2, y2 = boxes[:, None].unbind(2)
     a1, b1, a2, b2 = others.T.contiguous()
     inter = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp_(min=0)
@@ -226,7 +229,7 @@ def _iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]`` of a 1-D tensor, several times as fast on a CPU."""
+    """Returns ``values[index]`` of a 1-D tensor, several times as fast on a CPU."""
     return values.index_select(0, index.view(-1)).view(index.shape)
 
 

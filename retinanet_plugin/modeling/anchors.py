@@ -12,8 +12,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from torch import Tensor, nn
 
+from ..errors import check
 from .anchor_grid import AnchorGrid
-from .registry import check, register_once
+from .registry import register_once
 
 # Images of a run are padded to a few dozen shapes; a grid of 200k anchors takes 3 MB.
 _CACHE_SIZE = 32
@@ -73,7 +74,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
             bool(ratios) and all(0 < x < math.inf for x in ratios),
             "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
             aspect_ratios,
-            "height / width, each above 0, such as [[0.5, 1.0, 2.0]]",
+            "numbers above 0 (height / width), such as [[0.5, 1.0, 2.0]]",
         )
         octave = [2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
         sizes = [[anchor_scale * stride * step for step in octave] for stride in strides]
@@ -94,7 +95,7 @@ class RetinaNetAnchorGenerator(DefaultAnchorGenerator):
         }
 
     def _grid_anchors(self, grid_sizes: list[list[int]]) -> list[Tensor]:
-        """As the base class, from the cache if possible: (H_i * W_i * A, 4) per level, XYXY."""
+        """Returns the base class's anchors, cached: (H_i * W_i * A, 4) per level, XYXY."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._make_grids(grid_sizes)
         cell = next(self.cell_anchors.buffers())

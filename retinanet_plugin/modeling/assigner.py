@@ -7,9 +7,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ..errors import check
 from ..losses import SparseTargets
 from .anchor_grid import AnchorGrid
-from .registry import check
 
 # What is known of an anchor is an int64 key, of which the largest wins. Upper half: the bits of its
 # highest IoU, which sort like the float32. Lower half: two flags, and the index of the box with
@@ -123,7 +123,7 @@ class AnchorAssigner:
         return positive, match, listed[label == -1]
 
     def _best_keys(self, grid: AnchorGrid, boxes: Tensor, image: Tensor, counts: Tensor) -> Tensor:
-        """(N * R,), int64: the key of each anchor; 0 for background."""
+        """Computes the key of each anchor, 0 for background: (N * R,), int64."""
         best = torch.zeros((len(counts), grid.num_anchors), dtype=torch.int64)
         flat = best.view(-1)
         highest, of_highest = torch.zeros(len(boxes)), []

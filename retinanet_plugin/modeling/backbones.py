@@ -32,7 +32,7 @@ class P6P7(LastLevelP6P7):
 
 
 def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """detectron2's RetinaNet backbone, with MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU."""
+    """Builds detectron2's RetinaNet backbone, with MODEL.FPN.P6_INPUT and MODEL.FPN.P7_RELU."""
     backbone = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
     fpn = cfg.MODEL.FPN
     shapes = {**backbone.bottom_up.output_shape(), **backbone.output_shape()}

@@ -7,8 +7,8 @@ it from a config; the name of the function is the name of the loss::
     def my_loss(cfg):
         return MyLoss(gamma=cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
 
-It is summed over all anchors. For one that trains on some of the anchors, return a
-:class:`retinanet_plugin.losses.MinedLoss`.
+It is summed over all anchors. For a loss that trains on some of them, return a
+:class:`retinanet_plugin.losses.MinedLoss`, or another :class:`retinanet_plugin.losses.ClassLoss`.
 """
 
 from detectron2.config import CfgNode
@@ -17,6 +17,7 @@ from detectron2.utils.registry import Registry
 from ..errors import UserError
 from ..losses import (
     BinaryLoss,
+    ClassLoss,
     CrossEntropyLoss,
     DenseLoss,
     FocalLoss,
@@ -29,7 +30,7 @@ from .registry import find
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 
 
-def build_cls_loss(cfg: CfgNode) -> DenseLoss | MinedLoss:
+def build_cls_loss(cfg: CfgNode) -> ClassLoss:
     """Builds the loss named by ``MODEL.RETINANET.CLS_LOSS``.
 
     Raises:
@@ -38,7 +39,7 @@ def build_cls_loss(cfg: CfgNode) -> DenseLoss | MinedLoss:
     name = cfg.MODEL.RETINANET.CLS_LOSS
     build = find(CLS_LOSS_REGISTRY, name, "MODEL.RETINANET.CLS_LOSS")
     try:
-        loss: BinaryLoss | DenseLoss | MinedLoss = build(cfg)
+        loss: BinaryLoss | ClassLoss = build(cfg)
     except ValueError as error:
         raise UserError(f"MODEL.RETINANET: parameters of CLS_LOSS {name}: {error}.") from None
     if isinstance(loss, BinaryLoss):
@@ -48,13 +49,13 @@ def build_cls_loss(cfg: CfgNode) -> DenseLoss | MinedLoss:
 
 @CLS_LOSS_REGISTRY.register()
 def focal(cfg: CfgNode) -> BinaryLoss:
-    """The focal loss; with ``FOCAL_LOSS_GAMMA: 0`` the balanced cross entropy."""
+    """Makes the focal loss; with ``FOCAL_LOSS_GAMMA: 0`` the balanced cross entropy."""
     return FocalLoss(cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA)
 
 
 @CLS_LOSS_REGISTRY.register()
 def focal_star(cfg: CfgNode) -> BinaryLoss:
-    """FL* of the paper's appendix A."""
+    """Makes FL* of the paper's appendix A."""
     retinanet = cfg.MODEL.RETINANET
     return FocalStarLoss(
         retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA, retinanet.FOCAL_STAR_BETA
@@ -63,19 +64,19 @@ def focal_star(cfg: CfgNode) -> BinaryLoss:
 
 @CLS_LOSS_REGISTRY.register()
 def cross_entropy(cfg: CfgNode) -> BinaryLoss:
-    """Cross entropy without weights."""
+    """Makes the cross entropy without weights."""
     return CrossEntropyLoss()
 
 
 @CLS_LOSS_REGISTRY.register()
 def balanced_cross_entropy(cfg: CfgNode) -> BinaryLoss:
-    """Equation 3: weights ``FOCAL_LOSS_ALPHA`` for positives and 1 minus that for negatives."""
+    """Makes equation 3, with weights ``FOCAL_LOSS_ALPHA`` for positives and 1 - that for others."""
     return CrossEntropyLoss(cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA)
 
 
 @CLS_LOSS_REGISTRY.register()
 def ohem(cfg: CfgNode) -> MinedLoss:
-    """Cross entropy of the hardest anchors."""
+    """Makes the cross entropy of the hardest anchors."""
     keys = cfg.MODEL.RETINANET.OHEM
     hardest = HardExamples(keys.BATCH_SIZE, keys.NMS_THRESH, keys.POSITIVE_FRACTION)
     return MinedLoss(CrossEntropyLoss(), hardest)

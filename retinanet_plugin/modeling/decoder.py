@@ -59,7 +59,7 @@ class DetectionDecoder:
         anchors: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
-        """Detections of each image.
+        """Returns the detections of each image.
 
         Args:
             logits: a tensor per level, (N, A*K, H, W).
@@ -103,7 +103,7 @@ class DetectionDecoder:
     def _decode_level(
         self, logits: Tensor, offsets: Tensor, scores: Tensor, deltas: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (D, 4), scores (D,) and classes (D,) of the top k of the logits at ``offsets``."""
+        """Decodes the top k of the logits at ``offsets``: boxes (D, 4), scores and classes (D,)."""
         channels, height, width = logits.shape
         if not _is_by_cell(logits):
             channel = torch.div(offsets, height * width, rounding_mode="floor")
@@ -153,7 +153,7 @@ def _above(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
 
 
 def _above_by_blocks(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tensor]:
-    """As :func:`_above`, but skips blocks whose largest logit is too low: on a CPU nearly all.
+    """Does the same as :func:`_above`, but skips blocks whose largest logit is too low: nearly all.
 
     Sigmoids are computed for whole blocks, because torch rounds those of a few numbers differently.
     """
@@ -171,7 +171,7 @@ def _above_by_blocks(logits: Tensor, score_thresh: float) -> tuple[Tensor, Tenso
 
 
 def _above_at_once(logits: Sequence[Tensor], score_thresh: float) -> list[tuple[Tensor, Tensor]]:
-    """As :func:`_above` for all tensors; waits for the device twice, not once per tensor."""
+    """Does the same for all tensors, but waits for the device twice, not once per tensor."""
     (index,) = torch.where(torch.cat([x.float().sigmoid() > score_thresh for x in logits]))
     starts = list(accumulate(map(len, logits), initial=0))
     bounds = torch.searchsorted(index, index.new_tensor(starts)).tolist()
@@ -180,7 +180,7 @@ def _above_at_once(logits: Sequence[Tensor], score_thresh: float) -> list[tuple[
 
 
 def _limit(score: float, dtype: torch.dtype) -> float:
-    """A logit of ``dtype`` just below those whose sigmoid is above ``score``."""
+    """Returns a logit of ``dtype`` just below those whose sigmoid is above ``score``."""
     if score <= 0:
         return -math.inf
     if score >= 1:
@@ -191,10 +191,10 @@ def _limit(score: float, dtype: torch.dtype) -> float:
 
 
 def _is_by_cell(logits: Tensor) -> bool:
-    """Whether the logits (C, H, W) are in channels-last format: cell by cell in memory."""
+    """Returns whether the logits (C, H, W) are in channels-last format: cell by cell in memory."""
     return logits.permute(1, 2, 0).is_contiguous()
 
 
 def _in_memory_order(logits: Tensor) -> Tensor:
-    """The logits (C, H, W) as a flat view in the order of memory, in either memory format."""
+    """Returns the logits (C, H, W) as a flat view in the order of memory, in either format."""
     return (logits.permute(1, 2, 0) if _is_by_cell(logits) else logits).flatten()

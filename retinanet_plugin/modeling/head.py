@@ -10,27 +10,29 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..errors import check, one_of
 from ..losses import (
     BOX_LOSSES,
     BinaryLoss,
+    ClassLoss,
     DenseLoss,
     FocalLoss,
-    MinedLoss,
     SparseTargets,
     box_regression_loss,
     offsets_of,
 )
 from ..losses.layout import by_level, gather, is_dense, to_device
 from .cls_losses import build_cls_loss
-from .registry import check, find, one_of, register_once
+from .registry import find, register_once
 
 DENSE_HEAD_REGISTRY = Registry("DENSE_HEAD")
 DENSE_HEAD_REGISTRY.__doc__ = """
 Dense heads, called as ``head(cfg, input_shape)`` with the shapes of the feature levels.
 
 A head maps a list of features to (logits, deltas), each a list with a tensor per level. It has
-``losses(predictions, targets, normalizer)`` and the attributes ``num_classes``, ``num_anchors``,
-``box2box_transform`` and ``class_agnostic_bbox_reg``. :class:`FocalLossHead` is the example.
+``losses(predictions, targets, normalizer)``, which returns sums if ``normalizer`` is None, and the
+attributes ``num_classes``, ``num_anchors``, ``box2box_transform`` and ``class_agnostic_bbox_reg``.
+:class:`FocalLossHead` is the example.
 """
 
 
@@ -78,7 +80,7 @@ class FocalLossHead(RetinaNetHead):
         conv_dims: list[int],
         norm: str = "",
         prior_prob: float = 0.01,
-        cls_loss: BinaryLoss | DenseLoss | MinedLoss | None = None,
+        cls_loss: BinaryLoss | ClassLoss | None = None,
         box2box_transform: Box2BoxTransform | None = None,
         box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.1,
@@ -103,7 +105,9 @@ class FocalLossHead(RetinaNetHead):
         self.num_anchors = num_anchors
         self.class_agnostic_bbox_reg = class_agnostic_bbox_reg
         cls_loss = cls_loss or FocalLoss()
-        self.cls_loss = DenseLoss(cls_loss) if isinstance(cls_loss, BinaryLoss) else cls_loss
+        self.cls_loss: ClassLoss = (
+            DenseLoss(cls_loss) if isinstance(cls_loss, BinaryLoss) else cls_loss
+        )
         self.box2box_transform = box2box_transform or Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
         key = "MODEL.RETINANET.BBOX_REG_LOSS_TYPE"
         self.box_reg_loss_type = one_of(box_reg_loss_type, BOX_LOSSES, key)
@@ -127,13 +131,13 @@ class FocalLossHead(RetinaNetHead):
         targets: SparseTargets,
         normalizer: Tensor | float | None,
     ) -> dict[str, Tensor]:
-        """Classification and box loss of a batch.
+        """Computes the classification and box loss of a batch.
 
         Args:
             predictions: logits and deltas from :meth:`forward`.
             targets: what the anchors are trained towards.
-            normalizer: scalar that both sums are divided by, except that a ``MinedLoss`` is
-                divided by the number of chosen anchors; None: the sums themselves.
+            normalizer: scalar that both sums are divided by (a ``MinedLoss`` is divided by the
+                number of chosen anchors instead); None: the sums themselves.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars, float32.
@@ -171,7 +175,7 @@ class FocalLossHead(RetinaNetHead):
         return {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
 
     def _locate(self, logits: list[Tensor], targets: SparseTargets) -> tuple[Tensor, list[Tensor]]:
-        """Finds the outputs of the positive and ignored anchors; on the CPU, where the targets are.
+        """Finds the outputs of the positive and ignored anchors, on the CPU, where the targets are.
 
         Returns:
             the order (P,) of the positives by level; and five indices per level: of the positives

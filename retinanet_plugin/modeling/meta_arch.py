@@ -11,14 +11,15 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..config_keys import check_ranges
+from ..errors import UserError, one_of
 from ..losses import SparseTargets
 from ..losses.normalizer import mean_over_workers
 from .anchors import HostAnchors
 from .assigner import AnchorAssigner
 from .decoder import DetectionDecoder
 from .head import FocalLossHead, build_dense_head
-from .registry import one_of, register_once
+from .registry import register_once
 
 LOSS_NORMALIZERS = ("positives", "ema")
 _EMA_START, _EMA_MOMENTUM = 100.0, 0.9  # detectron2's
@@ -99,6 +100,7 @@ class FocalRetinaNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        check_ranges(cfg, prefix="MODEL.")
         retinanet = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
@@ -130,7 +132,7 @@ class FocalRetinaNet(DenseDetector):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As the base class, except that in training the ground truth stays on the CPU."""
+        """Does what the base class does, but in training the ground truth stays on the CPU."""
         if not self.training:
             return super().forward(batched_inputs)
         images = self.preprocess_image(batched_inputs)
@@ -151,14 +153,14 @@ class FocalRetinaNet(DenseDetector):
         Anchors are assigned on the CPU, while a GPU may still work on the predictions.
         """
         self.targets = self.label_anchors(features, gt_instances)
-        self.normalizer = self._normalizer(self.targets, len(gt_instances))
+        self.normalizer = self._update_normalizer(self.targets, len(gt_instances))
         return self.head.losses(predictions, self.targets, self.normalizer)
 
     @torch.no_grad()
     def label_anchors(
         self, features: Sequence[Tensor], gt_instances: list[Instances]
     ) -> SparseTargets:
-        """What the anchors of a batch are trained towards.
+        """Returns what the anchors of a batch are trained towards.
 
         Raises:
             UserError: if the ground truth has a class beyond the model's.
@@ -177,8 +179,11 @@ class FocalRetinaNet(DenseDetector):
         return targets
 
     @torch.no_grad()
-    def _normalizer(self, targets: SparseTargets, num_images: int) -> Tensor:
-        """What the losses are divided by: a scalar on the model's device."""
+    def _update_normalizer(self, targets: SparseTargets, num_images: int) -> Tensor:
+        """Returns what the losses are divided by, a scalar on the model's device.
+
+        Updates the moving average, if that is what they are divided by.
+        """
         count = targets.num_positives
         if has_event_storage():
             get_event_storage().put_scalar("num_pos_anchors", count / num_images)
@@ -195,7 +200,7 @@ class FocalRetinaNet(DenseDetector):
         features: list[Tensor],
         predictions: Sequence[list[Tensor]],
     ) -> list[Instances]:
-        """Detections of each image, in the coordinates of the network's input."""
+        """Returns the detections of each image, in the coordinates of the network's input."""
         logits, deltas = predictions
         anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
         return self.decoder(logits, deltas, anchors, images.image_sizes)

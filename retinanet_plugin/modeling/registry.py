@@ -1,11 +1,10 @@
 """Registration that a reload may repeat, and look-ups whose errors name the config key."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from detectron2.utils.registry import Registry
 
-from ..errors import UserError, did_you_mean
+from ..errors import one_of
 
 
 def register_once(registry: Registry, item: Any) -> None:
@@ -23,24 +22,3 @@ def find(registry: Registry, name: str, key: str) -> Any:
         UserError: naming the key and the known names.
     """
     return registry.get(one_of(name, [k for k, _ in registry], key))
-
-
-def one_of(value: str, known: Iterable[str], key: str) -> str:
-    """Returns ``value``, the value of the config key ``key``, if it is one of ``known``.
-
-    Raises:
-        UserError: naming the key and the known values.
-    """
-    known = list(known)
-    if value not in known:
-        raise UserError(
-            f'{key}: unknown value "{value}"{did_you_mean(value, known)}; '
-            f"known: {', '.join(known)}."
-        )
-    return value
-
-
-def check(valid: bool, key: str, value: object, allowed: str) -> None:
-    """Raises UserError, naming the config key, its value and what is allowed, unless ``valid``."""
-    if not valid:
-        raise UserError(f"{key}: {value} given; give {allowed}.")

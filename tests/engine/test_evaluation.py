@@ -16,7 +16,7 @@ from torch import nn
 from retinanet_plugin import get_config
 from retinanet_plugin.engine import evaluation_hook
 from retinanet_plugin.engine.checkpoint import SafeCheckpointer
-from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, Evaluation, StoppedEarly
+from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, EvaluationHook, StoppedEarly
 
 NAN = math.nan
 PATIENCE, METRIC = "SOLVER.EARLY_STOPPING.PATIENCE", "TEST.BEST_METRIC"
@@ -59,7 +59,7 @@ class Steps(TrainerBase):
         self.writer = Metrics()
         self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
         best = BestCheckpointer(self.model, str(folder))
-        evaluation = Evaluation(cfg, self.evaluate, best, [self.writer])
+        evaluation = EvaluationHook(cfg, self.evaluate, best, [self.writer])
         self.register_hooks([EachStep(last), evaluation])
         self.drawn = torch.empty(0)
 

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from small_run import network_on
 
+from retinanet_plugin import UserError
 from retinanet_plugin.data import register_own_datasets
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.loss_shares import PERIOD, LossShares
@@ -77,6 +78,13 @@ def test_nothing_chosen() -> None:
     with EventStorage(PERIOD - 1) as storage:
         assert Steps(model).run(storage, random_image(64, 64, 2))["loss_cls"] == 0
     assert names(storage) == {f"anchors/{x}" for x in ("positive", "ignored", "negative")}
+
+
+def test_head_without_a_class_loss() -> None:
+    model = build_model(small_config())
+    model.head = torch.nn.Identity()
+    with pytest.raises(UserError, match=r"MODEL\.RETINANET\.LOG_LOSS_SHARES"):
+        LossShares(model)
 
 
 def test_the_device_is_not_waited_for() -> None:

@@ -13,7 +13,7 @@ from small_training import SMALL, metrics, train
 
 from retinanet_plugin import UserError, utils
 from retinanet_plugin.data import synthetic
-from retinanet_plugin.engine import choose_workers, invoke, parallel
+from retinanet_plugin.engine import choose_workers, invoke, launch, parallel
 
 ARGS = [
     *(*SMALL, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
@@ -100,6 +100,13 @@ def test_what_two_processes_agree_on(torchrun: Path) -> None:
     assert [x["image_id"] for x in report["images"]] == [0, 0, 1, 1]
     assert first["own"] != second["own"]
     assert first["own"] == first["shared"] == second["shared"]
+
+
+def test_device_overrides_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(launch, "main", lambda args, _: seen.append(args.opts))
+    invoke(["--device", "cpu", "SEED", "1"])
+    assert seen == [["SEED", "1", "MODEL.DEVICE", "cpu"]]
 
 
 def test_machines_stop_after_the_same_step(

@@ -15,7 +15,7 @@ from small_training import SMALL, train
 from retinanet_plugin import get_config
 from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import SafeCheckpointer
-from retinanet_plugin.engine.resuming import Checkpoints, settings_of, warn_of_changes
+from retinanet_plugin.engine.resuming import CheckpointHook, settings_of, warn_of_changes
 
 
 class Counting(TrainerBase):
@@ -24,7 +24,7 @@ class Counting(TrainerBase):
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__()
         self.checkpointer = SafeCheckpointer(torch.nn.Linear(1, 1), str(folder), trainer=self)
-        self.register_hooks([Checkpoints(self.checkpointer, 2, keep)])
+        self.register_hooks([CheckpointHook(self.checkpointer, 2, keep)])
 
     def resume(self, until: int) -> None:
         loaded = self.checkpointer.resume_or_load("", resume=True)

@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from retinanet_plugin import get_config
 from retinanet_plugin.engine import SafeCheckpointer, launch
-from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, Evaluation
+from retinanet_plugin.engine.evaluation_hook import BestCheckpointer, EvaluationHook
 from retinanet_plugin.engine.stopping import stop_by_signal
 from retinanet_plugin.errors import TO_BE_RESUMED, UserError
 
@@ -26,7 +26,7 @@ class Steps(TrainerBase):
         self.model = torch.nn.Linear(1, 1)
         self.checkpointer = SafeCheckpointer(self.model, str(folder), trainer=self)
         best = BestCheckpointer(self.model, str(folder))
-        self.register_hooks([Evaluation(get_config(), dict, best)])
+        self.register_hooks([EvaluationHook(get_config(), dict, best)])
 
     def run_step(self) -> None:
         if self.iter == 1:

@@ -28,7 +28,7 @@ def three_steps() -> dict[str, Any]:
     values = [[1.0, 2.0], [1.0, float("nan") if rank else 3.0], [4.0 + rank, 6.0]]
     batches = [[{"image": torch.tensor([x]), "image_id": rank} for x in v] for v in values]
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    step = TrainingStep(model, batches, optimizer, "cpu", max_skipped=1)
+    step = TrainingStep(model, batches, optimizer, "cpu", output=Path.cwd(), max_skipped=1)
     with EventStorage():
         for step.iter in range(3):
             step.run_step()

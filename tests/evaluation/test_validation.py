@@ -10,6 +10,7 @@ from torch import nn
 
 from retinanet_plugin.engine import Trainer
 from retinanet_plugin.evaluation.validation_loss import validation_loss
+from retinanet_plugin.modeling import DENSE_HEAD_REGISTRY, FocalLossHead
 
 LOSSES = {
     "focal": (),
@@ -57,6 +58,32 @@ def test_as_one_batch_of_training(loss: str, normalizer: str) -> None:
             module.eval()
     expected = {name: x.item() for name, x in same(images()).items()}
     assert losses == pytest.approx({"total_loss": sum(expected.values()), **expected}, rel=1e-5)
+
+
+class OwnHead(nn.Module):
+    """What DENSE_HEAD_REGISTRY asks of a head, and no more."""
+
+    def __init__(self, cfg: Any, input_shape: Any) -> None:
+        super().__init__()
+        self.inner = FocalLossHead(cfg, input_shape)
+        self.num_classes, self.num_anchors = self.inner.num_classes, self.inner.num_anchors
+        self.box2box_transform = self.inner.box2box_transform
+        self.class_agnostic_bbox_reg = self.inner.class_agnostic_bbox_reg
+        self.losses = self.inner.losses
+
+    def forward(self, features: list[torch.Tensor]) -> Any:
+        return self.inner(features)
+
+
+def test_head_of_a_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DENSE_HEAD_REGISTRY._obj_map, "OwnHead", OwnHead)
+    cfg, model = detector("focal")
+    expected = losses_of(cfg, model, images())
+    cfg.MODEL.RETINANET.HEAD_NAME = "OwnHead"
+    own = Trainer.build_model(cfg)
+    weights = model.state_dict().items()
+    own.load_state_dict({name.replace("head.", "head.inner."): x for name, x in weights})
+    assert losses_of(cfg, own, images()) == expected
 
 
 def test_none_without_ground_truth_or_where_switched_off() -> None:

@@ -171,9 +171,11 @@ def test_class_beyond_the_last() -> None:
         (("HEAD_NAME", "Nothing"), "HEAD_NAME: .*Nothing"),
         (("BBOX_REG_LOSS_TYPE", "l2"), "BBOX_REG_LOSS_TYPE: .*l2"),
         (("NUM_CLASSES", 0), "NUM_CLASSES: "),
+        (("NUM_CONVS", 0), "NUM_CONVS: "),
+        (("PRIOR_PROB", 1.0), "PRIOR_PROB: "),
         (("FOCAL_LOSS_GAMMA", -1.0), " focal: gamma"),
         (("CLS_LOSS", "balanced_cross_entropy", "FOCAL_LOSS_ALPHA", 1.5), "entropy: alpha"),
-        (("CLS_LOSS", "ohem", "OHEM.BATCH_SIZE", 0), "ohem: batch_size"),
+        (("CLS_LOSS", "ohem", "OHEM.BATCH_SIZE", 0), "OHEM.BATCH_SIZE: "),
     ],
 )
 def test_impossible_values_name_their_key(overrides: tuple, named: str) -> None:

@@ -23,7 +23,7 @@ def worker(rank: int, folder: str) -> None:
         )
         for counts in (POSITIVES, (0, 0)):
             targets = SimpleNamespace(num_positives=counts[rank])
-            normalizers.append(FocalRetinaNet._normalizer(model, targets, 1))
+            normalizers.append(FocalRetinaNet._update_normalizer(model, targets, 1))
     torch.save(torch.stack(normalizers), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

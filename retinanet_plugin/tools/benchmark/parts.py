@@ -85,7 +85,7 @@ def our_targets(
     model: Any, features: Sequence[Tensor], truths: Sequence[Instances]
 ) -> SparseTargets:
     """Assigns anchors to ground truth as our model does."""
-    targets: SparseTargets = model.assigner(model._host_anchors(features), truths)
+    targets: SparseTargets = model.label_anchors(features, truths)
     return targets
 
 

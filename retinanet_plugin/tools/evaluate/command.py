@@ -42,7 +42,7 @@ from ...engine import Trainer
 from ...engine.checkpoint import local_file
 from ...engine.setup import check_names, choose_device
 from ...errors import UserError
-from ...evaluation.metrics import METRICS
+from ...evaluation.run_log import METRICS
 from ...evaluation.timing import (
     describe_machine,
     inference,

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from ... import __version__
 from ...engine.checkpoint import read_safely
-from ...evaluation.metrics import METRICS, last_metrics
+from ...evaluation.run_log import METRICS, last_metrics
 from ...predictor import Predictor
 from ...runtimes.exported_files import ExportedModel
 from ...utils import markdown_table, sha256

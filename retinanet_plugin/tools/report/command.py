@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...command_line import add_output, command_parser, parse
-from ...engine.user_code import add_option
+from ...engine.user_code import add_import_option
 from ...errors import UserError
 from . import write_report
 
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     result = command_parser("report", __doc__)
     result.add_argument("folder", type=Path, metavar="FOLDER", help="OUTPUT_DIR of the run")
     add_output(result, "file to write; default: report.html in FOLDER")
-    add_option(result)
+    add_import_option(result)
     return result
 
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ...config import add_retinanet_config, get_config
 from ...errors import UserError
-from ...evaluation.metrics import read_lines, read_scalars
+from ...evaluation.run_log import read_lines, read_scalars
 from ...utils import flatten
 
 # detectron2's log lines: its hooks, its evaluator, and its table of the environment at the start.

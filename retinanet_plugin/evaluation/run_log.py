@@ -1,4 +1,4 @@
-"""Reading what a run wrote line by line: its log, and detectron2's ``metrics.json``."""
+"""Reads what a run wrote line by line: its log, and detectron2's ``metrics.json``."""
 
 import json
 import math

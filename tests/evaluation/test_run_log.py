@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from retinanet_plugin.evaluation.metrics import last_metrics, short_names
+from retinanet_plugin.evaluation.run_log import last_metrics, short_names
 
 
 def evaluation(ap: float, prefix: str = "bbox") -> dict[str, float]:
