@@ -210,7 +210,7 @@ def _load_config(
         weights = local_file(os.path.expanduser(weights), "Predictor: weights")
     if config is None:
         if weights is None:
-            raise UserError("Predictor: neither config nor weights given; give at least weights.")
+            raise UserError("Predictor: give weights, a config, or both.")
         config = "Base-RetinaNet.yaml" if is_exported(weights) else config_beside(weights)
     if isinstance(config, CfgNode):
         cfg = config.clone()

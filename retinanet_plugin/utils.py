@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -116,6 +118,12 @@ def shorten(names: Iterable[Any], most: int = 3) -> str:
     """Joins the first names of a list: ``"a, b, c, ..."``."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def spread(entries: Sequence[T], count: int) -> list[T]:
+    """Returns ``count`` entries, evenly spaced; all of them if there are fewer."""
+    count = min(count, len(entries))
+    return [entries[i * len(entries) // count] for i in range(count)]
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

@@ -147,7 +147,7 @@ def test_unusable_images(predictor: Predictor, image: object, named: str) -> Non
 def test_mistakes(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "model_final.pth", tmp_path)
     for arguments, named in (
-        ({}, "neither config nor weights"),
+        ({}, "weights, a config"),
         ({"weights": tmp_path / "model_final.pth"}, r"weights: .*config\.yaml"),
         ({"weights": tmp_path / "no.pth"}, r"weights: .*no\.pth"),
         ({"config": run / "config.yaml", "device": "gpu"}, "MODEL.DEVICE"),

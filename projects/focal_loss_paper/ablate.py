@@ -6,7 +6,7 @@ r"""Repeats the paper's tables: trains their rows and shows the results beside t
     python -m projects.focal_loss_paper ablate a_alpha b_gamma --data bccd_R18_FPN.yaml \
         --seeds 1,2,3 DATASETS.OWN.ROOT /data/bccd
     python -m projects.focal_loss_paper ablate b_gamma --data quickstart \
-        --row my_row.yaml --import my_loss.py
+        --add-row my_row.yaml --import my_loss.py
 
 Each row is a `retinanet train` of its own. Results are in OUTPUT/TABLE/results.md, .csv and .png,
 which are updated after each row. After an interruption the same command continues: finished rows
@@ -53,16 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="default: output/ablations/DATA")
     parser.add_argument("--rows", default="", metavar="NAME,...", help="only these rows")
     parser.add_argument(
-        "--row",
+        "--add-row",
         action="append",
         default=[],
         type=Path,
         metavar="FILE.yaml",
         help="add a row of your own, named after its file; may be repeated",
     )
-    parser.add_argument("--seeds", default="", metavar="N,...", help="a run of each row per seed")
+    parser.add_argument("--seeds", default="", metavar="N,...", help="train each row once per seed")
     parser.add_argument("--steps", type=positive_int, help="shorten training to this many steps")
-    parser.add_argument("--jobs", type=positive_int, default=1, help="rows at a time; default: 1")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, help="rows trained in parallel; default: 1"
+    )
     parser.add_argument("--num-gpus", type=positive_int, default=1, help="per row; default: 1")
     add_overrides(parser)
     return parser
@@ -81,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
         steps=parsed.steps,
         seeds=_seeds(parsed.seeds),
         rows=[name for name in parsed.rows.split(",") if name],
-        own_rows=parsed.row,
+        own_rows=parsed.add_row,
         overrides=overrides,
     )
     plans = make_plans(names, options)

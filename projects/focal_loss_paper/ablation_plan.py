@@ -17,7 +17,7 @@ from retinanet_plugin.config_file import shipped_configs, yaml_layers
 from retinanet_plugin.errors import UserError, did_you_mean
 from retinanet_plugin.utils import flatten, shorten
 
-from .common import CONFIGS, find_config
+from .common import CONFIGS, find_paper_config
 from .tables import TABLES, Row, Table
 
 PAPER = "coco"  # the data that the rows' own configs name
@@ -153,9 +153,11 @@ def _with_own_rows(table: Table, files: Sequence[Path]) -> Table:
     names = {row.name for row in table.rows}
     own = []
     for file in files:
-        path = find_config(file).resolve()
+        path = find_paper_config(file).resolve()
         if path.stem in names:
-            raise UserError(f"--row: {table.name} already has a row {path.stem}; rename {file}.")
+            raise UserError(
+                f"--add-row: {table.name} already has a row {path.stem}; rename {file}."
+            )
         own.append(Row(path.stem, path.stem.replace("_", " "), str(path)))
     return replace(table, rows=(*table.rows, *own))
 
@@ -167,7 +169,7 @@ def _plan(table: Table, options: Options) -> Plan:
         base = (first.parent / yaml.safe_load(first.read_text())["_BASE_"]).resolve()
     else:
         name = options.data
-        base = find_config(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+        base = find_paper_config(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     data = get_config(base, options.overrides)
     if not (data.DATASETS.TEST or data.DATASETS.OWN.TEST_JSON):
         raise UserError(f"DATASETS.TEST: empty in {base}, so there is no AP; name a dataset.")

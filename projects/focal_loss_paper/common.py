@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from retinanet_plugin import config
 from retinanet_plugin.command_line import command_parser
+from retinanet_plugin.config import find_config
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -20,14 +20,14 @@ def paper_parser(name: str, description: str | None, usage: str) -> argparse.Arg
     return parser
 
 
-def find_config(name: str | Path) -> Path:
+def find_paper_config(name: str | Path) -> Path:
     """Finds a config: a file, or the name of one of this project's or the plugin's.
 
     Raises:
         UserError: if there is none.
     """
     own = CONFIGS / name
-    return own if own.is_file() and not Path(name).is_file() else config.find_config(name)
+    return own if own.is_file() and not Path(name).is_file() else find_config(name)
 
 
 def numbers(text: str) -> list[float]:

@@ -117,7 +117,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Draws anchors per image left, the negatives' share of the class loss right."""
+    """Plots anchors per image (left) and the negatives' share of the class loss (right)."""
     figure = Figure(figsize=(12.5, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, run in enumerate(runs):

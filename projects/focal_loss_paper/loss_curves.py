@@ -34,14 +34,16 @@ Columns = dict[str, Tensor]
 
 def _parser() -> argparse.ArgumentParser:
     parser = paper_parser("loss-curves", __doc__, "[options]")
-    parser.add_argument("--gammas", type=numbers, default=PAPER_GAMMAS, help="of FL over p_t")
+    parser.add_argument(
+        "--gammas", type=numbers, default=PAPER_GAMMAS, help="gammas to plot FL(p_t) for"
+    )
     parser.add_argument(
         "--star",
         type=float,
         nargs=2,
         action="append",
         metavar=("GAMMA", "BETA"),
-        help="of FL*; may be repeated; default: the paper's 2 1 and 4 0",
+        help="an FL* to plot; may be repeated; default: the paper's 2 1 and 4 0",
     )
     add_output(parser, "default: output/loss_curves")
     return parser

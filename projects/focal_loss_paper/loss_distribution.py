@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.data.detection_utils import build_augmentation
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -39,19 +38,16 @@ from retinanet_plugin.command_line import (
     positive_int,
 )
 from retinanet_plugin.config import get_config
-from retinanet_plugin.data import (
-    ReadableDatasetMapper,
-    check_registered_datasets,
-    register_own_datasets,
-)
 from retinanet_plugin.engine import SafeCheckpointer, Trainer
-from retinanet_plugin.engine.setup import check_names, check_weights, choose_device
+from retinanet_plugin.engine.setup import check_weights, prepare_evaluation
 from retinanet_plugin.errors import UserError
+from retinanet_plugin.evaluation.validation_loss import mapper_with_truth
 from retinanet_plugin.losses import SparseTargets
 from retinanet_plugin.modeling import FocalRetinaNet
 from retinanet_plugin.utils import (
     markdown_table,
     output_files,
+    spread,
     write_csv,
     write_figure,
     write_json,
@@ -156,7 +152,10 @@ def measure(
         distribution.images += len(batch)
         distribution.ignored_anchors += len(targets.ignored_anchor)
     if not distribution.positives.count:
-        raise UserError(f"--images: {distribution.images} images without a positive; use others.")
+        raise UserError(
+            f"--num-images: none of the {distribution.images} images has a positive anchor; give a "
+            "larger number."
+        )
     return distribution
 
 
@@ -226,8 +225,15 @@ def _parser() -> argparse.ArgumentParser:
     add_config_file(parser)
     add_weights(parser, required=False)
     parser.add_argument("--dataset", default="test", help="train, test or a name; default: test")
-    parser.add_argument("--images", type=positive_int, help="how many, evenly spaced; default: all")
-    parser.add_argument("--gammas", type=numbers, default=PAPER_GAMMAS, help="default: 0,0.5,1,2")
+    parser.add_argument(
+        "--num-images", type=positive_int, help="number of images, evenly spaced; default: all"
+    )
+    parser.add_argument(
+        "--gammas",
+        type=numbers,
+        default=PAPER_GAMMAS,
+        help="gammas to compare; default: 0,0.5,1,2",
+    )
     add_output(parser, "default: OUTPUT_DIR/loss_distribution")
     add_device(parser)
     add_overrides(parser)
@@ -244,7 +250,7 @@ def main(args: Sequence[str] | None = None) -> None:
     folder = parsed.output or Path(cfg.OUTPUT_DIR, "loss_distribution")
     files = [f"loss_distribution.{suffix}" for suffix in ("png", "csv", "json")]
     figure, table, report = output_files(folder, files, overwrite=parsed.overwrite)
-    batches = load_batches(cfg, parsed.images)
+    batches = load_batches(cfg, parsed.num_images)
     model = Trainer.build_model(cfg)
     if not isinstance(model, FocalRetinaNet):
         raise UserError(
@@ -265,29 +271,23 @@ def _prepare(parsed: argparse.Namespace) -> CfgNode:
     """Returns the checked config; ``DATASETS.TEST`` is what ``--dataset`` names."""
     weights = ["MODEL.WEIGHTS", parsed.weights] if parsed.weights else []
     cfg = get_config(parsed.config_file, [*parsed.opts, *weights])
-    choose_device(cfg)
-    check_names(cfg)
     check_weights(cfg, training=False, resume=False)
-    register_own_datasets(cfg, training=parsed.dataset == "train")
-    cfg.DATASETS.TEST = dataset_names(cfg, parsed.dataset)
-    check_registered_datasets(cfg, training=False)
+    prepare_evaluation(
+        cfg,
+        training=parsed.dataset == "train",
+        choose=lambda: dataset_names(cfg, parsed.dataset),
+    )
     cfg.freeze()
     return cfg
 
 
 def load_batches(cfg: CfgNode, num_images: int | None) -> Any:
-    """Loads images with ground truth, one at a time, resized as for the test."""
+    """Loads test images with ground truth, one per batch, resized as in evaluation."""
     entries = [x for name in cfg.DATASETS.TEST for x in DatasetCatalog.get(name)]
     if not entries or any("annotations" not in x for x in entries):
         raise UserError(f"--dataset: {', '.join(cfg.DATASETS.TEST)} has no annotations.")
-    count = min(num_images or len(entries), len(entries))
-    mapper = ReadableDatasetMapper(
-        is_train=True,
-        augmentations=build_augmentation(cfg, is_train=False),
-        image_format=cfg.INPUT.FORMAT,
-    )
     return build_detection_test_loader(
-        dataset=[entries[i * len(entries) // count] for i in range(count)],
-        mapper=mapper,
+        dataset=spread(entries, num_images or len(entries)),
+        mapper=mapper_with_truth(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -69,7 +69,7 @@ class LossHistogram:
         return fractions, shares
 
     def cumulative(self, gamma: float, fractions: np.ndarray) -> np.ndarray:
-        """Returns the shares of the loss that the given fractions, the easiest, hold."""
+        """Returns the share of the total loss that each fraction of the easiest samples holds."""
         return np.interp(fractions, *self.curve(gamma))
 
     def hardest(self, gamma: float, fraction: float) -> float:

@@ -24,11 +24,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retinanet_plugin.acceleration.memory import keep_freed_memory
-from retinanet_plugin.command_line import add_device, add_output, parse, positive_int
+from retinanet_plugin.command_line import (
+    add_device,
+    add_output,
+    add_overrides,
+    parse,
+    positive_int,
+    split_overrides,
+)
 from retinanet_plugin.config import get_config
-from retinanet_plugin.data import check_registered_datasets, register_own_datasets
-from retinanet_plugin.engine.setup import check_names, choose_device
-from retinanet_plugin.engine.user_code import add_import_option
+from retinanet_plugin.engine.setup import prepare_evaluation
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.evaluation.run_log import METRICS, last_metrics, short_names
 from retinanet_plugin.evaluation.timing import (
@@ -84,7 +89,7 @@ class Model:
         return f"ResNet-{resnets.DEPTH}"
 
     def quartiles(self) -> tuple[float, float, float]:
-        """Returns the quartiles of the milliseconds, the median among them."""
+        """Returns the 25th, 50th and 75th percentile of the milliseconds."""
         low, high = self.milliseconds["quartiles"]
         return low, self.milliseconds["median"], high
 
@@ -104,27 +109,36 @@ class Model:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = paper_parser("speed-accuracy", __doc__, "FOLDER [FOLDER ...] [options]")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="OUTPUT_DIR")
-    parser.add_argument("--images", type=positive_int, default=10, help="to time; default: 10")
-    parser.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
+    parser = paper_parser(
+        "speed-accuracy", __doc__, "FOLDER [FOLDER ...] [options] [KEY VALUE ...]"
+    )
+    parser.add_argument(
+        "--num-images",
+        type=positive_int,
+        default=10,
+        help="number of images to time; default: 10",
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=3, help="timed runs per image; default: 3"
+    )
     add_output(parser, "default: output/speed_accuracy")
     add_device(parser)
-    add_import_option(parser)
-    parser.set_defaults(opts=[])
+    add_overrides(parser)
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Times the models, and writes the figure and its numbers."""
     parsed = parse(_parser(), args)
-    names = short_names(parsed.folders)
-    models = [read_run(*x, parsed.opts) for x in zip(parsed.folders, names, strict=True)]
+    args, overrides = split_overrides(parsed.opts)
+    if not args:
+        raise UserError("FOLDER: none given; give the OUTPUT_DIR of a training run.")
+    folders = [Path(arg) for arg in args]
+    models = [read_run(*x, overrides) for x in zip(folders, short_names(folders), strict=True)]
     folder = parsed.output or Path("output/speed_accuracy")
     files = ["speed_accuracy.png", "speed_accuracy.json"]
     figure, numbers = output_files(folder, files, overwrite=parsed.overwrite)
-    keep_freed_memory(models[0].cfg)
-    measure(models, parsed.images, parsed.rounds)
+    measure(models, parsed.num_images, parsed.rounds)
     machine = describe_machine(models[0].cfg.MODEL.DEVICE, torch.get_num_threads())
     write_figure(figure, draw(models, machine))
     write_json(numbers, {"machine": machine, "models": [model.numbers() for model in models]})
@@ -139,8 +153,6 @@ def read_run(folder: Path, name: str, overrides: Sequence[str] = ()) -> Model:
     """
     # One device for all, whatever a run's config.yaml says: a GPU if there is one.
     cfg = get_config(folder / "config.yaml", ["MODEL.DEVICE", "cuda", *overrides])
-    choose_device(cfg)
-    check_names(cfg)
     cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
     metrics = last_metrics(folder / "metrics.json", cfg.DATASETS.TEST, cfg.SOLVER.MAX_ITER)
     if metrics is None:
@@ -155,9 +167,8 @@ def measure(models: Sequence[Model], num_images: int, rounds: int) -> None:
     """Loads all models, times them in turn, and sets ``milliseconds`` and ``shape``."""
     networks, images = {}, {}
     for model in models:
-        # Own datasets of several models share their names.
-        register_own_datasets(model.cfg, training=False)
-        check_registered_datasets(model.cfg, training=False)
+        prepare_evaluation(model.cfg)  # here, as own datasets of several models share their names
+        keep_freed_memory(model.cfg)
         images[model.name] = load_images(model.cfg, model.dataset, num_images)
         networks[model.name] = inference(load_network(model.cfg)[0], model.cfg)
     count = min(map(len, images.values()))

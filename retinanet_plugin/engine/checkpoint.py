@@ -233,8 +233,11 @@ def classes_in(checkpoint: dict[str, Any]) -> list[str] | None:
     return classes if is_list and classes else None
 
 
-def read_safely(path: str) -> dict[str, Any]:
+def read_safely(path: str, source: str = "MODEL.WEIGHTS") -> dict[str, Any]:
     """Returns the content of a ``.pkl``, or of a ``.pth`` of any framework.
+
+    Args:
+        source: the key or option that named the file, for errors.
 
     Raises:
         UserError: if the file cannot be read.
@@ -253,7 +256,7 @@ def read_safely(path: str) -> dict[str, Any]:
     except Exception as error:  # damaged files raise nearly anything
         reason = _short_reason(str(error)) or type(error).__name__
         raise UserError(
-            f"MODEL.WEIGHTS: {path} cannot be read safely ({reason}); give a .pth of tensors or a "
+            f"{source}: {path} cannot be read safely ({reason}); give a .pth of tensors or a "
             ".pkl of numpy arrays, and download it again if it is incomplete."
         ) from None
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,6 +73,29 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     keep_freed_memory(cfg)
     return cfg
+
+
+def prepare_evaluation(
+    cfg: CfgNode,
+    *,
+    training: bool = False,
+    choose: Callable[[], tuple[str, ...]] | None = None,
+) -> None:
+    """Chooses the device, and registers and checks the datasets in ``DATASETS.TEST``.
+
+    Args:
+        training: also register the own training set, so that ``choose`` may return it.
+        choose: called with the own datasets registered; returns the new ``DATASETS.TEST``.
+
+    Raises:
+        UserError: for a mistake in the config or the data.
+    """
+    choose_device(cfg)
+    check_names(cfg)
+    register_own_datasets(cfg, training=training)
+    if choose is not None:
+        cfg.DATASETS.TEST = choose()
+    check_registered_datasets(cfg, training=False)
 
 
 def choose_device(cfg: CfgNode) -> None:

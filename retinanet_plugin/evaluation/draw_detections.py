@@ -15,6 +15,7 @@ from torch import as_tensor
 
 from ..data.images import read_image
 from ..errors import printable
+from ..utils import spread
 from .drawing import draw, font_of
 
 _WIDTH = 420  # pixels of each image
@@ -45,8 +46,7 @@ def draw_detections(dataset: str, results_json: Path, output: Path, *, count: in
         if detection["score"] >= _MIN_SCORE:
             class_id = class_of.get(detection["category_id"], detection["category_id"])
             detections[detection["image_id"]].append({**detection, "category_id": class_id})
-    count = min(count, len(entries))
-    chosen = [entries[i * len(entries) // count] for i in range(count)]
+    chosen = spread(entries, count)
     shown = [box for e in chosen for box in (*e.get("annotations", ()), *detections[e["image_id"]])]
     num_classes = max((box["category_id"] + 1 for box in shown), default=0)
     classes = metadata.get("thing_classes") or [str(k) for k in range(num_classes)]

@@ -24,6 +24,7 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from tqdm import tqdm
 
 from ..data import ReadableDatasetMapper
+from ..utils import spread
 
 Input = dict[str, Any]  # one image, as detectron2's test loader gives it
 
@@ -92,10 +93,8 @@ def inference(network: Callable[..., Any], cfg: CfgNode) -> Callable[[Input], An
 
 def load_images(cfg: CfgNode, dataset: str, count: int) -> list[Input]:
     """Loads ``count`` images of a registered dataset, evenly spaced, as the test loader does."""
-    entries = DatasetCatalog.get(dataset)
-    count = min(count, len(entries))
     mapper = ReadableDatasetMapper(cfg, is_train=False)
-    return [mapper(entries[i * len(entries) // count]) for i in range(count)]
+    return [mapper(entry) for entry in spread(DatasetCatalog.get(dataset), count)]
 
 
 def noise_images(cfg: CfgNode, height: int, width: int, count: int) -> list[Input]:

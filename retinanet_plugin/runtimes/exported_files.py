@@ -80,7 +80,7 @@ def _to_instances(
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file name has the suffix of an exported model."""
+    """Returns whether a file name has the suffix of an exported model."""
     return Path(path).suffix.removeprefix(".") in FORMATS
 
 

@@ -255,7 +255,7 @@ def test_an_own_loss_in_table_b_interrupted_and_continued(
         Path(name).write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    args = ["b_gamma", "--rows", "hinge", "--row", "hinge.yaml", "--import", "hinge.py"]
+    args = ["b_gamma", "--rows", "hinge", "--add-row", "hinge.yaml", "--import", "hinge.py"]
     folder = Path("out/b_gamma/hinge/seed_3")
     log = folder / "run.log"
     interrupt_when(lambda: log.exists() and "Starting train" in log.read_text(), monkeypatch)

@@ -154,7 +154,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         (["b_gamma"], {"rows": ["gamma_2"]}, "--rows.*gamma_2"),
         (["b_gamma"], {"data": "quikstart"}, "quikstart.yaml"),
         (["b_gamma"], {"own_rows": [Path("absent.yaml")]}, "absent.yaml"),
-        (["b_gamma"], {"own_rows": [CONFIGS / "b_gamma/gamma_2.0.yaml"]}, r"--row.*gamma_2\.0"),
+        (["b_gamma"], {"own_rows": [CONFIGS / "b_gamma/gamma_2.0.yaml"]}, r"--add-row.*gamma_2\.0"),
         (["b_gamma"], {"overrides": ["SOLVER.BASE_LRR", "1"]}, "SOLVER.BASE_LRR"),
         (["b_gamma"], {"overrides": ["OUTPUT_DIR", "x"]}, "OUTPUT_DIR.*--output"),
         (["b_gamma"], {"overrides": ["SEED", "2"]}, "SEED.*--seeds"),

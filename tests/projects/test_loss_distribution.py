@@ -125,7 +125,7 @@ def test_samples_are_those_of_detectron2() -> None:
 
 def test_models_and_images_without_samples() -> None:
     model = spread_model()
-    with pytest.raises(UserError, match="--images"):
+    with pytest.raises(UserError, match="--num-images"):
         measure(model, [[random_image(64, 64, 0)]], [2.0])
     nn.init.constant_(model.head.cls_score.bias, float("nan"))
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
@@ -168,7 +168,7 @@ def test_the_command(run: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     assert 1 - at_90[4] == pytest.approx(focal["held_by_hardest"]["0.1"], abs=1e-6)
     with pytest.raises(UserError, match="--overwrite"):
         run()
-    run("--overwrite", "--dataset", "train", "--images", "5", "--gammas", "1")
+    run("--overwrite", "--dataset", "train", "--num-images", "5", "--gammas", "1")
     report = json.loads(Path("out/loss_distribution.json").read_text())
     assert (report["images"], report["datasets"]) == (5, ["own_train"])
 

@@ -60,7 +60,7 @@ def test_the_figure_has_the_papers_curves_and_ours(sides: tuple[int, int], line:
 def test_the_command(tmp_path: Path, capsys: Any) -> None:
     cfg = write_run(tmp_path)
     folder = tmp_path / "out"
-    args = [str(folder), "--images", "2", "--rounds", "2", "--output", str(tmp_path)]
+    args = [str(folder), "--num-images", "2", "--rounds", "2", "--output", str(tmp_path)]
     line = {"bbox/AP": 12.5, "bbox/AP50": 32.5, "bbox/AP75": 17.5, "iteration": 5}
     (folder / "metrics.json").write_text(json.dumps(line))
     with pytest.raises(UserError, match=r"metrics\.json"):  # of an earlier checkpoint
@@ -76,5 +76,10 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert len(times["all"]) == 4 and times["median"] == pytest.approx(np.median(times["all"]))
     with pytest.raises(UserError, match=r"speed_accuracy\.png"):
         command.main(args)
+    command.main([*args, "--overwrite", "INPUT.MIN_SIZE_TEST", "32"])
+    (smaller,) = json.loads((tmp_path / "speed_accuracy.json").read_text())["models"]
+    assert smaller["height"] < result["height"]
     with pytest.raises(UserError, match=r"absent/config\.yaml"):
         command.main(["absent"])
+    with pytest.raises(UserError, match="FOLDER"):
+        command.main([])

@@ -11,7 +11,7 @@ from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch.nn import functional as F
 
-from projects.focal_loss_paper.common import CONFIGS, find_config
+from projects.focal_loss_paper.common import CONFIGS, find_paper_config
 from projects.focal_loss_paper.tables import TABLES, Row
 from retinanet_plugin import RetinaNetAnchorGenerator, get_config
 from retinanet_plugin.engine import Trainer
@@ -82,7 +82,7 @@ def test_a_file_is_its_base_and_what_its_table_varies(row: Row) -> None:
         expected = f"retinanet_{row.name.split('_')[0]}_FPN_1x.yaml"
     elif row.name == "no_prior":
         expected = "cross_entropy.yaml"
-    assert base.resolve() == find_config(expected).resolve()
+    assert base.resolve() == find_paper_config(expected).resolve()
     assert content.pop("OUTPUT_DIR") == f"output/ablations/{row.config.removesuffix('.yaml')}"
     part = "INPUT." if folder_of(row) == "e_speed" else "MODEL."
     assert all(key.startswith(part) for key, _ in flatten(content))
@@ -132,7 +132,7 @@ def test_a_config_is_what_its_name_and_label_say(row: Row) -> None:
     ],
 )
 def test_a_row_of_each_kind_trains_and_detects(name: str, num_anchors: int) -> None:
-    model = Trainer.build_model(get_config(find_config(f"{name}.yaml"), SMALL))
+    model = Trainer.build_model(get_config(find_paper_config(f"{name}.yaml"), SMALL))
     head = model.head
     boxes = 4 if name == "class_specific_boxes" else 1
     assert head.cls_score.weight.shape[0] == num_anchors * 4
@@ -151,7 +151,7 @@ def test_a_row_of_each_kind_trains_and_detects(name: str, num_anchors: int) -> N
 
 
 def test_no_fpn_sees_the_last_layer_alone() -> None:
-    cfg = get_config(find_config("no_fpn.yaml"), SMALL)
+    cfg = get_config(find_paper_config("no_fpn.yaml"), SMALL)
     backbone = build_backbone(cfg).eval()
     resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
     resnet.load_state_dict(backbone.bottom_up.state_dict())
@@ -166,7 +166,7 @@ def test_no_fpn_sees_the_last_layer_alone() -> None:
 
 
 def test_no_fpn_has_the_anchor_shapes_of_all_levels() -> None:
-    cfg = get_config(find_config("no_fpn.yaml"))
+    cfg = get_config(find_paper_config("no_fpn.yaml"))
     (one,) = build_anchor_generator(cfg, [ShapeSpec(stride=32)]).cell_anchors
     five = RetinaNetAnchorGenerator(strides=[8, 16, 32, 64, 128]).cell_anchors
     torch.testing.assert_close(one, torch.cat(list(five)), rtol=2e-4, atol=0)

@@ -18,7 +18,7 @@ from retinanet_plugin.engine import Trainer
 from retinanet_plugin.errors import UserError
 from retinanet_plugin.tools.evaluate import command as evaluate
 
-QUICK = ["--images", "2", "--rounds", "2"]
+QUICK = ["--num-images", "2", "--rounds", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_overrides_begin_at_the_first_key(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_mistakes(tmp_path: Path) -> None:
     toy = write_toy(tmp_path / "toy.onnx", classes=["green", "blue", "röd"])
-    with pytest.raises(UserError, match=r"--config-file: .*config\.yaml"):
+    with pytest.raises(UserError, match=r"config\.yaml.*--config-file"):
         call("--weights", toy)
     args = ["--config-file", "Base-RetinaNet.yaml", *colored_dataset(tmp_path)]
     args += ["OUTPUT_DIR", tmp_path / "out"]

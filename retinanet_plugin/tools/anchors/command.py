@@ -1,4 +1,4 @@
-r"""Measure how well anchors cover the boxes of a dataset, and search for better ones.
+r"""Measures how well anchors cover the boxes of a dataset, and searches for better ones.
 
     retinanet anchors --config-file configs/quickstart.yaml
     retinanet anchors --config-file configs/bccd_R18_FPN.yaml \
@@ -36,7 +36,7 @@ from .tables import CoverageReport
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Returns the parser of ``retinanet anchors``."""
     parser = command_parser("anchors", __doc__)
     add_config_file(parser)
     parser.add_argument(

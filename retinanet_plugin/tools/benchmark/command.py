@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--only", nargs="+", metavar="PART", help=f"of: {', '.join(PARTS)}")
     add_config_file(result, default="retinanet_R50_FPN_1x.yaml", required=False)
     result.add_argument("--size", default="800x1216", help="height x width; default: 800x1216")
-    result.add_argument("--batch", type=positive_int, default=1, help="images; default: 1")
+    result.add_argument(
+        "--batch-size", type=positive_int, default=1, help="images per batch; default: 1"
+    )
     result.add_argument(
         "--boxes",
         type=at_least(0),
@@ -97,7 +99,7 @@ def setting_of(args: argparse.Namespace, overrides: Sequence[str]) -> Setting:
         overrides=tuple(overrides),
         height=int(match[1]),
         width=int(match[2]),
-        batch=args.batch,
+        batch=args.batch_size,
         boxes=_BOXES if args.boxes is None else args.boxes,
         device=cfg.MODEL.DEVICE,
     )

@@ -158,7 +158,7 @@ def fractions(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def add_float32_ratio(result: dict[str, Any], results: Mapping[str, dict[str, Any]]) -> None:
-    """Also compares half precision with detectron2's float32, all that it has on a CPU."""
+    """Adds the ratio of half precision to detectron2's float32, all that it has on a CPU."""
     other = results.get(PARTS[result["part"]].float32 or "", {"seconds": {}})["seconds"]
     if "detectron2" in other and "ours" in result["seconds"]:
         ours = result["seconds"]["ours"]["median"]

@@ -18,6 +18,7 @@ from torch import nn
 from ...evaluation import timing
 
 _MIN_ROUNDS, _MAX_ROUNDS, _SECONDS_PER_PART = 3, 15, 12.0
+_REPEATS = 7  # runs, of which the fastest gives a rate of the machine
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
     return max(product, locations * 256 * 256 * 9 / seconds_conv)
 
 
-def _best(function: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+def _best(function: Callable[[], Any], device: torch.device) -> float:
     timing.seconds(function, device)
-    return min(timing.seconds(function, device) for _ in range(repeats))
+    return min(timing.seconds(function, device) for _ in range(_REPEATS))
 
 
 def multiplications(network: nn.Module | None, run: Callable[[], Any]) -> tuple[Any, int]:

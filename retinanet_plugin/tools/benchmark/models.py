@@ -75,7 +75,7 @@ class Setting:
 
     @cached_property
     def num_anchors(self) -> int:
-        """Per image."""
+        """Number of anchors per image."""
         return sum(h * w for h, w in self.level_shapes) * self.anchors_per_location
 
     @cached_property
@@ -84,7 +84,7 @@ class Setting:
 
     @cached_property
     def num_logits(self) -> int:
-        """In the batch."""
+        """Number of class logits per batch."""
         return self.batch * self.num_anchors * self.num_classes
 
 

@@ -33,7 +33,7 @@ def numbers(values: Losses) -> dict[str, float]:
 
 
 def training_step(bench: Bench, side: str, dtype: torch.dtype) -> Run:
-    """Forward, backward and the optimizer's update.
+    """Returns the run of a training step: forward, backward and the optimizer's update.
 
     The learning rate is 0 and statistics do not move, so all runs have the same weights.
     """
@@ -68,7 +68,7 @@ def training_step(bench: Bench, side: str, dtype: torch.dtype) -> Run:
 
 
 def inference(bench: Bench, side: str, dtype: torch.dtype) -> Run:
-    """From images in memory to detections."""
+    """Returns the run of inference, from images in memory to detections."""
     variants = {torch.float32: "ours_inference", torch.bfloat16: "ours_half_inference"}
     model = getattr(bench, variants[dtype] if side == "ours" else side).eval()
     inputs: Sequence[Any] = bench.inputs

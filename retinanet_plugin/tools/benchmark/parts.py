@@ -24,8 +24,7 @@ from ...modeling import head as our_head
 from . import networks
 from .measure import Rates, Run
 from .models import SHARE_ABOVE, Bench, torchvision_targets
-from .networks import Check, Losses, compare_numbers
-from .networks import compare_overlap as _compare_found
+from .networks import Check, Losses, compare_numbers, compare_overlap
 
 Outputs: TypeAlias = tuple[list[Tensor], list[Tensor]]  # logits and deltas, a tensor per level
 
@@ -93,7 +92,7 @@ def our_targets(
 
 
 def _loss_run(losses: Callable[[], Losses], *outputs: list[Tensor]) -> Run:
-    """Forward and backward; observes the losses and the gradients of ``outputs``."""
+    """Returns a forward and backward run, which observes losses and gradients of ``outputs``."""
     leaves = [x.requires_grad_() for part in outputs for x in part]
 
     def clear() -> None:
@@ -356,7 +355,7 @@ PARTS: dict[str, Part] = {
         float32="training",
     ),
     "inference": _network_part(
-        "inference, float32", networks.inference, torch.float32, _compare_found
+        "inference, float32", networks.inference, torch.float32, compare_overlap
     ),
     "inference-bfloat16": _network_part(
         "inference, bfloat16 autocast",

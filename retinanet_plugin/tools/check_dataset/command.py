@@ -33,7 +33,7 @@ from .sources import sources_of_config, sources_of_files
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of ``retinanet check-dataset``."""
     parser = command_parser("check-dataset", __doc__)
     add_config_file(parser, required=False)
     path: dict[str, Any] = {"action": "append", "default": [], "type": Path}

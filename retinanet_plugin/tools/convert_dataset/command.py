@@ -1,4 +1,4 @@
-"""Convert COCO JSON, Pascal VOC, YOLO or CSV to COCO JSON and a config that trains on it.
+"""Converts COCO JSON, Pascal VOC, YOLO or CSV to COCO JSON and a config that trains on it.
 
     retinanet convert-dataset /data/cars --output cars
     retinanet convert-dataset boxes.csv --output cars --classes classes.csv --val 0.1
@@ -33,7 +33,7 @@ from .training_config import overridden, training_config
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Returns the parser of ``retinanet convert-dataset``."""
     parser = command_parser("convert-dataset", __doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="the dataset")
     add_output(parser, "folder to write to", required=True)

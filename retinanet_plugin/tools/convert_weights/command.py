@@ -6,7 +6,8 @@
 The kind of file is recognized by its keys: a RetinaNet of detectron2 or this plugin, of torchvision
 (retinanet_resnet50_fpn and version 2) or of mmdetection, or a torchvision ResNet to train from. The
 folder gets the weights, a config with which they detect the same (for torchvision, a script), and
-conversion.json, which lists every key. Files that do not match completely are refused. See
+conversion.json, which lists every key. KEY VALUE pairs change the config, such as
+MODEL.RETINANET.SCORE_THRESH_TEST 0.3. Files that do not match completely are refused. See
 docs/weights.md.
 """
 
@@ -14,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...command_line import add_output, command_parser, parse
+from ...command_line import add_output, add_overrides, command_parser, parse
 from ...engine.checkpoint import local_file
 from .conversion import convert
 from .model import Options
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="mmdetection: the ResNet is Caffe's; default: as in the config in the file",
     )
+    add_overrides(result)
     return result
 
 
@@ -77,6 +79,7 @@ def main(args: Sequence[str] | None = None) -> None:
         options=Options(
             parsed.classes, not parsed.no_background, parsed.norm_eps, parsed.caffe_style
         ),
+        overrides=parsed.opts,
         overwrite=parsed.overwrite,
     )
     print(summary)

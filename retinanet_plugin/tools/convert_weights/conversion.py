@@ -1,7 +1,7 @@
 """Converts a file of weights into a folder: weights, what builds the model, and a record."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def convert(
     to: str = "plugin",
     config: str | None = None,
     options: Options | None = None,
+    overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> str:
     """Converts weights, after checking that all of the model's weights are there.
@@ -36,6 +37,8 @@ def convert(
         output: the folder to write into.
         to: "plugin", "detectron2" or "torchvision".
         config: of weights with detectron2's names.
+        overrides: of the model's config, key and value in turn; only keys in
+            ``detectron2_model.GROUPS`` if ``to`` is another framework.
 
     Returns:
         a summary of several lines.
@@ -43,7 +46,13 @@ def convert(
     Raises:
         UserError: if the weights cannot be read, or not be converted completely.
     """
-    model, cfg = read_model(file, config, options or Options())
+    for key in overrides[::2]:
+        if to != "plugin" and not key.startswith(detectron2_model.GROUPS):
+            raise UserError(
+                f"{key}: --to {to} writes no such key; give keys that begin with "
+                f"{', '.join(detectron2_model.GROUPS)}."
+            )
+    model, cfg = read_model(file, config, options or Options(), overrides)
     if not model.is_detector and to != "plugin":
         raise UserError(f"--to: {file} is only a backbone, which can be converted to plugin.")
     try:

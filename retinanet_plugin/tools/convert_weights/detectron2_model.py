@@ -19,7 +19,7 @@ COMMON: dict[str, list[Any]] = {
     "MODEL.FPN.P7_RELU": [True],
 }
 _COMPUTED = ("anchor_generator.cell_anchors.", "pixel_mean", "pixel_std")
-_GROUPS = ("MODEL.", "INPUT.", "TEST.", "VERSION")
+GROUPS = ("MODEL.", "INPUT.", "TEST.")  # of the keys that describe a model
 _DROPPED = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.ANCHOR_GENERATOR.NAME")
 
 
@@ -94,7 +94,7 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
     settings = {
         key: ours[key]
         for key, default in flatten(get_cfg())
-        if key.startswith(_GROUPS) and key not in _DROPPED and ours[key] != default
+        if key.startswith((*GROUPS, "VERSION")) and key not in _DROPPED and ours[key] != default
     }
     settings["MODEL.META_ARCHITECTURE"] = "RetinaNet"
     if is_ours:

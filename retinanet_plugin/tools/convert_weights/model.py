@@ -48,7 +48,7 @@ class Keys:
     missing: list[str] = field(default_factory=list)  # parameters that are left to training
 
     def then(self, after: "Keys") -> "Keys":
-        """Returns the record of this conversion followed by another one."""
+        """Returns one record for this conversion and the one applied to its result."""
         used = {new: self.used[old] for new, old in after.used.items() if old in self.used}
         made = {new: self.made[old] for new, old in after.used.items() if old in self.made}
         unused = {self.used[key]: why for key, why in after.unused.items() if key in self.used}

@@ -73,7 +73,7 @@ def _norm(is_norm: bool) -> str:
 
 
 def _subnet_name(kind: str, layer: int, is_norm: bool, parameter: str, head_has_norms: bool) -> str:
-    """Here a subnet is a Sequential of convolution, norm (if any) and ReLU."""
+    """Returns our name: a subnet is a Sequential of convolution, norm (if any) and ReLU."""
     index = layer * (3 if head_has_norms else 2) + is_norm
     return f"head.{_SUBNETS[kind]}_subnet.{index}.{parameter}"
 

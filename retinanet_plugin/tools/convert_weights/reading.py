@@ -1,6 +1,6 @@
 """Reads a file of weights safely, and recognizes its framework by its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 from ...config import get_config
 from ...engine.checkpoint import classes_in, read_safely
 from ...errors import UserError, printable
-from ...utils import sha256, shorten
+from ...predictor import config_beside
+from ...utils import flatten, sha256, shorten
 from . import detectron2_model, from_mmdetection, from_torchvision
 from .model import COCO_CLASSES, Model, Options, check_values
 
@@ -28,34 +29,37 @@ _TRAINING_STATE = {
 }
 
 
-def read_model(file: Path, config: str | None, options: Options) -> tuple[Model, CfgNode]:
+def read_model(
+    file: Path, config: str | None, options: Options, overrides: Sequence[str] = ()
+) -> tuple[Model, CfgNode]:
     """Returns the model in a file and its config.
 
     Args:
         config: of a model with detectron2's names; None: the ``config.yaml`` beside it, if any.
+        overrides: of the model's config, key and value in turn.
 
     Raises:
         UserError: if the file cannot be read, is of an unknown kind, or not known completely.
     """
-    try:
-        with _ignore_training_state():
-            content = read_safely(str(file))
-    except UserError as error:
-        raise UserError(str(error).replace("MODEL.WEIGHTS", "--weights", 1)) from None
+    with _ignore_training_state():
+        content = read_safely(str(file), "--weights")
     try:
         tensors, others = _tensors(content)
         cfg = None
         if "head.cls_score.weight" in tensors:
             classes = classes_in(dict(content))
-            cfg = _own_config(config, file, classes)
+            cfg = _own_config(config, file, classes, overrides)
             model = detectron2_model.read(tensors, classes, cfg)
         elif config is not None:
             raise UserError("--config-file: only for weights with detectron2's names.")
         else:
             model = _read_foreign(tensors, content, file, options)
         check_values(model.weights)
-        pairs = model.settings.items()
-        cfg = cfg or get_config(overrides=[x for k, v in pairs for x in (k, str(v) or "''")])
+        if cfg is None:
+            settings = [x for k, v in model.settings.items() for x in (k, str(v) or "''")]
+            cfg = get_config(overrides=[*settings, *overrides])
+            values = dict(flatten(cfg))
+            model.settings |= {key: values[key] for key in overrides[::2]}
         model.classes = options.classes or model.classes
         if model.classes is None and _is_coco(cfg):
             model.classes = list(COCO_CLASSES)
@@ -89,11 +93,15 @@ def _read_foreign(
     )
 
 
-def _own_config(config: str | None, file: Path, classes: list[str] | None) -> CfgNode | None:
-    beside = file.with_name("config.yaml")
-    if config is None and not beside.is_file():
-        return None
-    cfg = get_config(config or beside)
+def _own_config(
+    config: str | Path | None, file: Path, classes: list[str] | None, overrides: Sequence[str]
+) -> CfgNode | None:
+    if config is None:
+        try:
+            config = config_beside(file)
+        except UserError:
+            return None
+    cfg = get_config(config, overrides)
     if cfg.MODEL.RETINANET.NUM_CLASSES < 0:  # as many as the dataset had
         cfg.MODEL.RETINANET.NUM_CLASSES = len(classes or ())
     return cfg
@@ -149,7 +157,7 @@ class _Ignored:
 
 
 def _ignore_training_state() -> AbstractContextManager[Any]:
-    """While active, ``torch.load(weights_only=True)`` reads mmengine's files without its code."""
+    """Lets ``torch.load(weights_only=True)`` read mmengine's files without its code."""
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
         return nullcontext()
     stand_ins: list[Any] = [

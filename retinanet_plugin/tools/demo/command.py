@@ -51,14 +51,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="images, videos, folders (searched recursively) and quoted patterns",
     )
-    result.add_argument("--webcam", type=at_least(0), metavar="N", help="a camera; 0 is the first")
+    result.add_argument("--webcam", type=at_least(0), metavar="N", help="camera index")
     add_output(result, "a new folder", required=True)
     result.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="SCORE", help="default: 0.5"
     )
     result.add_argument("--classes", metavar="NAME,NAME", help="classes to keep; default: all")
     result.add_argument(
-        "--batch-size", type=positive_int, default=4, help="of images of one size; default: 4"
+        "--batch-size", type=positive_int, default=4, help="images per batch; default: 4"
     )
     result.add_argument(
         "--runtime",

@@ -16,7 +16,7 @@ _VIDEO_SUFFIX = re.compile(r"\.(avi|flv|m4v|mkv|mov|mp4|mpeg|mpg|mts|ogv|ts|webm
 
 
 def is_video(path: PurePath) -> bool:
-    """Whether a file name has the suffix of a video."""
+    """Returns whether a file name has the suffix of a video."""
     return bool(_VIDEO_SUFFIX.fullmatch(path.suffix))
 
 

@@ -37,11 +37,9 @@ from ...command_line import (
     split_overrides,
 )
 from ...config import get_config
-from ...data import check_registered_datasets, register_own_datasets
 from ...engine import Trainer
 from ...engine.checkpoint import local_file
-from ...engine.setup import check_names, choose_device
-from ...errors import UserError
+from ...engine.setup import prepare_evaluation
 from ...evaluation.run_log import METRICS
 from ...evaluation.timing import (
     describe_machine,
@@ -51,6 +49,7 @@ from ...evaluation.timing import (
     summarize,
     time_in_turn,
 )
+from ...predictor import config_beside
 from ...runtimes.exported_files import ONNX_RUNTIMES, is_exported
 from ...runtimes.network import load_network
 from ...utils import markdown_table, output_files, write_json
@@ -115,8 +114,15 @@ def parser() -> argparse.ArgumentParser:
         help="of .onnx files; may be repeated; default: onnxruntime",
     )
     add_output(result, "default: OUTPUT_DIR/evaluate")
-    result.add_argument("--images", type=positive_int, default=10, help="to time; default: 10")
-    result.add_argument("--rounds", type=positive_int, default=3, help="per image; default: 3")
+    result.add_argument(
+        "--num-images",
+        type=positive_int,
+        default=10,
+        help="number of images to time; default: 10",
+    )
+    result.add_argument(
+        "--rounds", type=positive_int, default=3, help="timed runs per image; default: 3"
+    )
     add_device(result)
     add_overrides(result)
     return result
@@ -140,7 +146,7 @@ def main(args: Sequence[str] | None = None) -> None:
         datasets = cfg.DATASETS.TEST
         by_dataset = results if len(datasets) > 1 else {datasets[0]: results}
         model.metrics = {dataset: by_dataset[dataset]["bbox"] for dataset in datasets}
-    images = load_images(cfg, cfg.DATASETS.TEST[0], parsed.images)
+    images = load_images(cfg, cfg.DATASETS.TEST[0], parsed.num_images)
     runs = {name: inference(model.network, model.cfg) for name, model in models.items()}
     inputs, device = dict.fromkeys(runs, images), torch.device(cfg.MODEL.DEVICE)
     times = time_in_turn(runs, inputs, device, parsed.rounds)
@@ -157,16 +163,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _prepare(config: str | None, weights: Sequence[str], overrides: Sequence[str]) -> CfgNode:
     """Returns the config, with its test sets registered and checked."""
-    if config is None:
-        config = str(Path(weights[0]).expanduser().with_name("config.yaml"))
-        if not Path(config).is_file():
-            raise UserError(f"--config-file: none given, and there is no {config}.")
-    cfg = get_config(config, overrides)
-    choose_device(cfg)
-    check_names(cfg)
+    cfg = get_config(config or config_beside(weights[0]), overrides)
     cfg.TEST.LOSS = False  # exported models have none
-    register_own_datasets(cfg, training=False)
-    check_registered_datasets(cfg, training=False)
+    prepare_evaluation(cfg)
     return cfg
 
 

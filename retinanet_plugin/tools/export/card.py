@@ -27,7 +27,7 @@ def card_path(path: Path) -> Path:
 def model_card(
     path: Path, predictor: Predictor, exported: ExportedModel, comparison: Comparison
 ) -> str:
-    """Returns the card of the file at ``path``."""
+    """Returns the model card of an exported file, in Markdown."""
     cfg, metadata = predictor.cfg, exported.metadata
     retinanet, given = cfg.MODEL.RETINANET, metadata["input"]
     tolerance = TOLERANCES[metadata["precision"]]

@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = parse(parser(), args)
     if parsed.dtype not in PRECISIONS[parsed.format]:
         raise UserError(
-            f"--dtype: --format {parsed.format} has no {parsed.dtype}; give "
+            f"--dtype: {parsed.dtype} is not supported by --format {parsed.format}; give "
             f"{', '.join(PRECISIONS[parsed.format])}, or another --format."
         )
     path = parsed.output

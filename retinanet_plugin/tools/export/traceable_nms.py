@@ -28,7 +28,7 @@ def nms_top_k(
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` is running; False with PyTorch before 2.7, which only traces."""
+    """Returns whether ``torch.export`` is running; PyTorch before 2.7 only traces."""
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 

@@ -82,7 +82,7 @@ class ScoreCounts:
 
     @property
     def best_score(self) -> float:
-        """The lowest score with the highest F1 of all classes together; 0.5 if nothing is found."""
+        """The lowest score with the highest F1 of all classes; 0.5 if no detection is correct."""
         f1 = np.nan_to_num(self.f1[-1])
         return float(SCORES[f1.argmax()]) if f1.any() else 0.5
 
@@ -93,7 +93,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def score_counts(matches: Matches) -> ScoreCounts:
-    """Counts boxes found and detections by score threshold."""
+    """Counts true positives and all detections by score threshold."""
     detections, num_classes = matches.detections, len(matches.class_names)
     reached = np.searchsorted(SCORES, detections.score, side="right") - 1  # the last threshold
     counts = []
@@ -114,7 +114,7 @@ def confusion(matches: Matches, score: float) -> np.ndarray:
 
     Returns:
         (K + 1, K + 1) int64: row: class of the box, or K for detections of no box (or of one that
-        another detection has found); column: class of the detection, or K for missed boxes.
+        another detection has matched); column: class of the detection, or K for missed boxes.
     """
     background = len(matches.class_names)
     truths, detections, overlaps = matches.truths, matches.detections, matches.overlaps

@@ -104,7 +104,7 @@ def score_chart(counts: ScoreCounts, prefix: str) -> Markup:
 
 
 def _axes(x: str, y: str, *, prefix: str | None = None) -> tuple[Figure, Axes]:
-    """Empty axes; given a ``prefix``, from 0 to 1 and with the id ``PREFIX-axes-X``."""
+    """Returns empty axes; given a ``prefix``, from 0 to 1 and with the id ``PREFIX-axes-X``."""
     figure = Figure(figsize=(4.2, 3.1), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x)

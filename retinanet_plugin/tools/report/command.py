@@ -1,28 +1,29 @@
-"""Write a page about a finished run: curves, precision and recall, errors, images with boxes.
+"""Writes a page about a finished run: curves, precision and recall, errors, images with boxes.
 
     retinanet report output/quickstart
     retinanet report output/mine --output mine.html --import my_data.py
+    retinanet report output/mine DATASETS.OWN.ROOT /new/folder
 
-The page is one file that works offline and on a phone. By default it is report.html in the folder
-of the run. docs/understand-a-result.md explains its parts.
+KEY VALUE pairs override the config of the run, for example if its data was moved. The page is one
+file that works offline and on a phone. By default it is report.html in the folder of the run.
+docs/understand-a-result.md explains its parts.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...command_line import add_output, command_parser, parse
-from ...engine.user_code import add_import_option
+from ...command_line import add_output, add_overrides, command_parser, parse
 from ...errors import UserError
 from . import write_report
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
+    """Returns the parser of ``retinanet report``."""
     result = command_parser("report", __doc__)
     result.add_argument("folder", type=Path, metavar="FOLDER", help="OUTPUT_DIR of the run")
     add_output(result, "file to write; default: report.html in FOLDER")
-    add_import_option(result)
+    add_overrides(result)
     return result
 
 
@@ -31,4 +32,4 @@ def main(args: Sequence[str] | None = None) -> None:
     parsed = parse(parser(), args)
     if parsed.output and parsed.output.exists() and not parsed.overwrite:
         raise UserError(f"--output: {parsed.output} exists; add --overwrite to replace it.")
-    print(write_report(parsed.folder, parsed.output))
+    print(write_report(parsed.folder, parsed.output, parsed.opts))

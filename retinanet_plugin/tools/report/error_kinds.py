@@ -2,7 +2,7 @@
 
 The kinds and their fixes are those of Bolya et al., "TIDE: A General Toolbox for Identifying Object
 Detection Errors", ECCV 2020, section 2. As in the paper, each kind is fixed alone; their package
-lets a box be found by fixing either a class or a location.
+lets fixing either a class or a location detect a box.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def kinds_of(matches: Matches) -> np.ndarray:
     ========== ========================================================
     fit        0.1 to 0.5 with a box of their class
     class      at least 0.5 with a box of another class
-    duplicate  at least 0.5 with a box of their class, found by another
+    duplicate  at least 0.5 with a box of their class, detected by another
     background less than 0.1 with all boxes
     both       the rest: 0.1 to 0.5 with a box of another class
     ========== ========================================================
@@ -79,12 +79,12 @@ def _nearest(matches: Matches, *, same_class: bool) -> tuple[np.ndarray, np.ndar
 
 
 def fixes_of(matches: Matches, kinds: np.ndarray, score: float) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the boxes that fixed detections would find, given those of at least ``score``.
+    """Returns the boxes that detections of at least ``score`` would match if they were fixed.
 
     Returns:
-        (N,) row of the box that a detection finds with the right class or location, or -1; if
-        several would find the same box, the one with the highest score does. And (M,) bool, the
-        missed boxes, which neither a detection nor a fixed one finds.
+        (N,) row of the box that a detection matches with the right class or location, or -1; if
+        several would match the same box, the one with the highest score does. And (M,) bool, the
+        missed boxes, which neither a detection nor a fixed one matches.
     """
     detections = matches.detections
     shown = detections.score >= score
@@ -95,16 +95,16 @@ def fixes_of(matches: Matches, kinds: np.ndarray, score: float) -> tuple[np.ndar
         _, box = _nearest(matches, same_class=kind == _FIT)
         rows = np.flatnonzero(shown & (kinds == kind) & np.append(lost, False)[box])
         rows = rows[np.argsort(-detections.score[rows], kind="stable")]
-        found, first = np.unique(box[rows], return_index=True)
-        fixes[rows[first]] = found
-        missed[found] = False
+        detected, first = np.unique(box[rows], return_index=True)
+        fixes[rows[first]] = detected
+        missed[detected] = False
     return fixes, missed
 
 
 def errors(matches: Matches, score: float) -> Errors:
     """Counts the errors at a score, and measures what AP50 gains if each kind is fixed.
 
-    Fixed detections of a wrong class or fit find their box with the score they have; all other
+    Fixed detections of a wrong class or fit match their box with the score they have; all other
     wrong detections are removed. Missed boxes are removed from the ground truth; a class left
     without boxes is perfect if nothing is detected as it.
     """
@@ -119,7 +119,7 @@ def errors(matches: Matches, score: float) -> Errors:
     def ap50(
         right: np.ndarray, kept: np.ndarray, label: np.ndarray = label, left: np.ndarray = boxes
     ) -> np.ndarray:
-        """(K,) AP50 in percent of the kept detections, given ``left[k]`` boxes of class k."""
+        """Returns (K,) AP50 in percent of the kept detections, given ``left[k]`` boxes each."""
         aps = np.zeros(len(left))
         for k, num_boxes in enumerate(left):
             rows = np.flatnonzero(kept & (label == k))
@@ -154,12 +154,12 @@ def errors(matches: Matches, score: float) -> Errors:
 
 def _average_precision(right: np.ndarray, judged: np.ndarray, num_boxes: int) -> float:
     """Returns COCO's AP in percent from (D,) true positives and all positives by falling score."""
-    found = right.cumsum()
-    precision = found / (judged.cumsum() + np.spacing(1))
+    true_positives = right.cumsum()
+    precision = true_positives / (judged.cumsum() + np.spacing(1))
     highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-    return float(highest[np.searchsorted(found / num_boxes, _RECALLS)].mean() * 100)
+    return float(highest[np.searchsorted(true_positives / num_boxes, _RECALLS)].mean() * 100)
 
 
 def _mean(values: np.ndarray, boxes: np.ndarray) -> float | None:
-    """The mean over the classes that have boxes."""
+    """Returns the mean over the classes that have boxes."""
     return float(values[boxes > 0].mean()) if boxes.any() else None

@@ -30,7 +30,7 @@ _KINDS = {
     "class": ("wrong class", "The box fits, but its class is wrong: see the confusion."),
     "fit": ("poor fit", "The class is right, but the box fits poorly: IoU under 0.5."),
     "both": ("class and fit", "Near an object, with a wrong class and a poor fit."),
-    "duplicate": ("duplicate", "A second box on an object that was found already."),
+    "duplicate": ("duplicate", "A second box on an object that was already detected."),
     "background": ("background", "Nothing is annotated there."),
     "missed": ("missed", "Objects without any detection near them."),
 }
@@ -81,7 +81,7 @@ def _lead(run: Run, train: Sequence[Dataset], test: Sequence[Dataset]) -> str:
 def _values(
     results: Results, prefix: str, files: Mapping[Any, str], training_boxes: dict[str, int]
 ) -> dict[str, Any]:
-    """What the template shows of one test set, in addition to its results."""
+    """Returns what the template shows of one test set, in addition to its results."""
     counts, names, score = results.counts, results.matches.class_names, results.counts.best_score
     at_best = round(100 * score)
     ranked = sorted(results.accuracies[:-1], key=lambda a: -(a.metrics["AP"] or 0))
@@ -114,7 +114,7 @@ def _values(
 
 
 def _cells(matrix: np.ndarray) -> list[list[tuple[int, float]]]:
-    """Count and its share of the row; in the last row, of the column."""
+    """Returns each count and its share of the row; in the last row, of the column."""
     whole = np.repeat(matrix.sum(axis=1, keepdims=True), len(matrix), axis=1)
     whole[-1] = matrix.sum(axis=0)
     shares = matrix / np.maximum(whole, 1)
@@ -125,7 +125,7 @@ def _cells(matrix: np.ndarray) -> list[list[tuple[int, float]]]:
 
 
 def _mistakes(matrix: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int]]:
-    """What it is, what it is detected as, and how often, the most frequent first."""
+    """Returns what it is, what it is detected as, and how often; the most frequent first."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
@@ -139,7 +139,7 @@ def _images(
     """Images and the boxes to draw in them, except images that cannot be read."""
     truths, detections = results.matches.truths, results.matches.detections
     kinds = [NAMES[kind] for kind in results.errors.kinds]
-    found = dict(zip(detections.truth.tolist(), detections.score.tolist(), strict=True))
+    scores = dict(zip(detections.truth.tolist(), detections.score.tolist(), strict=True))
     images = []
     for i in indices:
         path = Path(files[results.matches.image_ids[i]])
@@ -148,7 +148,7 @@ def _images(
         except Exception:  # PIL's decoders raise nearly everything on damaged files
             continue
         boxes = [
-            ("crowd" if truths.crowd[m] else "truth", found.get(m), truths.label[m], truths.box[m])
+            ("crowd" if truths.crowd[m] else "truth", scores.get(m), truths.label[m], truths.box[m])
             for m in np.flatnonzero(truths.image == i)
         ]
         rows = np.flatnonzero(detections.image == i)

@@ -13,7 +13,7 @@ for (const set of document.querySelectorAll("[data-test-set]")) {
   function total() {
     const i = Math.round(100 * score), boxes = data.boxes[label];
     const right = data.right[label][i], detections = data.detections[label][i];
-    return `On the whole test set: ${count(right)} of ${count(boxes)} boxes found `
+    return `On the whole test set: ${count(right)} of ${count(boxes)} boxes detected `
       + `(recall ${percent(right, boxes)}), ${count(boxes - right)} missed, `
       + `${count(detections - right)} wrong detections (precision ${percent(right, detections)}).`;
   }
@@ -31,7 +31,7 @@ for (const set of document.querySelectorAll("[data-test-set]")) {
       for (const kind in tally) if (shown && box.classList.contains(kind)) tally[kind] += 1;
     }
     shot.querySelector(".tally").textContent =
-      `${tally.right} found, ${tally.wrong} wrong, ${tally.missed} missed`;
+      `${tally.right} correct, ${tally.wrong} wrong, ${tally.missed} missed`;
   }
 
   function recallChart() {

@@ -1,7 +1,7 @@
 """What the folder of a run says about its training: curves, evaluations, speed, settings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +50,7 @@ class Run:
     config: str
 
 
-def read_config(folder: Path) -> CfgNode:
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Reads the config of the run in ``folder``, and sets OUTPUT_DIR to it, as it may have moved.
 
     Raises:
@@ -59,7 +59,7 @@ def read_config(folder: Path) -> CfgNode:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the OUTPUT_DIR of a training run.")
-    cfg = get_config(path)
+    cfg = get_config(path, overrides)
     if not any((folder / name).exists() for name in ("metrics.json", "inference")):
         raise UserError(
             f"{folder}: no run here, only a config whose OUTPUT_DIR is {cfg.OUTPUT_DIR}; give the "

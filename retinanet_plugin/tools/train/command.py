@@ -1,4 +1,4 @@
-r"""Train a detector from a YAML config, or evaluate one with --eval-only.
+r"""Trains a detector from a YAML config, or evaluates one with --eval-only.
 
 retinanet train --config-file retinanet_R50_FPN_1x.yaml --num-gpus 8
 retinanet train --config-file retinanet_R50_FPN_1x.yaml --eval-only MODEL.WEIGHTS model.pth

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from retinanet_plugin import UserError
+from retinanet_plugin import UserError, get_config
 from retinanet_plugin.tools.convert_weights.command import main
 
 
@@ -33,6 +33,14 @@ def test_the_files_and_the_summary(resnet: Path, tmp_path: Path, capsys) -> None
     with pytest.raises(UserError, match="--overwrite"):
         convert(resnet, tmp_path / "out")
     convert(resnet, tmp_path / "out", "--overwrite")
+
+
+def test_overrides_are_in_the_config(resnet: Path, tmp_path: Path) -> None:
+    convert(resnet, tmp_path / "out", "SOLVER.BASE_LR", "0.003", "MODEL.PIXEL_MEAN", "[1,2,3]")
+    cfg = get_config(tmp_path / "out/config.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.MODEL.PIXEL_MEAN) == (0.003, [1, 2, 3])
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR"):
+        convert(resnet, tmp_path / "theirs", "--to", "detectron2", "SOLVER.BASE_LR", "0.003")
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_a_run_without_a_step_and_its_settings(tmp_path: Path) -> None:
     assert run.settings["SOLVER.MAX_ITER"] == "7" and "MAX_ITER: 7" in run.config
     assert "SOLVER.MOMENTUM" not in run.settings
     assert read_config(tmp_path).OUTPUT_DIR == str(tmp_path)  # the folder may have been moved
+    assert read_config(tmp_path, ["DATASETS.OWN.ROOT", "new"]).DATASETS.OWN.ROOT == "new"
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
