@@ -49,8 +49,7 @@ def convert(
     for key in overrides[::2]:
         if to != "plugin" and not key.startswith(detectron2_model.GROUPS):
             raise UserError(
-                f"{key}: --to {to} writes no such key; give keys that begin with "
-                f"{', '.join(detectron2_model.GROUPS)}."
+                f"{key}: not used by --to {to}; give keys of MODEL, INPUT and TEST only."
             )
     model, cfg = read_model(file, config, options or Options(), overrides)
     if not model.is_detector and to != "plugin":

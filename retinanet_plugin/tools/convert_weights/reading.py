@@ -41,6 +41,7 @@ def read_model(
     Raises:
         UserError: if the file cannot be read, is of an unknown kind, or not known completely.
     """
+    get_config(overrides=overrides)  # refuses mistakes before the file is read
     with _ignore_training_state():
         content = read_safely(str(file), "--weights")
     try:
