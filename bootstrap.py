@@ -31,7 +31,13 @@ ROOT = Path(__file__).resolve().parent
 REQUIREMENTS = ROOT / "requirements"
 VENV = ROOT / ".venv"
 STAMP = "retinanet_plugin.stamp"  # in environments made here: what is completely installed
-CHECKS = ("ruff check .", "ruff format --check .", "mypy", "lint-imports", "pytest")
+CHECKS = (
+    "ruff check .",
+    "ruff format --check .",
+    "mypy",
+    "lint-imports",
+    "pytest -n auto --dist loadfile",
+)
 QUICKSTART = "train_net.py --config-file configs/quickstart.yaml --resume"
 
 # Runs in the environment's Python.

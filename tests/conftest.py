@@ -3,6 +3,9 @@
 import logging
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from detectron2.config import CfgNode
