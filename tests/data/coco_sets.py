@@ -1,5 +1,6 @@
 """A small valid COCO dataset on disk, for tests that plant one fault in it."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import strategies as st
@@ -15,31 +17,29 @@ from PIL import Image
 from retinanet_plugin import add_retinanet_config
 
 SIZES = {"a.png": (40, 30), "b.png": (30, 40), "sub/c.png": (32, 32)}
-
-
-Faults = list[tuple[tuple[str, int, str], Any]]  # (list, index, key), value
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.sampled_from([0, 1, 2, 7, 10, 12, "a.png", "\ud800", 10**400, 1e308])
+    | st.text(max_size=8)
+    | st.sampled_from([0, 1, 2, 7, 10, 12, 2**31, 2**63, 10**400, 1e308, 5e-324, -0.0])
+    | st.sampled_from(["a.png", "..", "\ud800"])
     | st.sampled_from([[90, 70, 30, 30], [-5, -5, 8, 8], [1, 1, 1e-9, 3], [1e308] * 4]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
 
 
-def any_faults(content: dict[str, Any]) -> st.SearchStrategy[Faults]:
-    """Any JSON in place of one to three fields of a COCO dict."""
-    fields = [
-        (name, i, key)
-        for name, rows in content.items()
-        if isinstance(rows, list)
-        for i, row in enumerate(rows)
-        for key in (*row, "ignore", "segmentation", "keypoints")
-    ]
-    return st.lists(st.tuples(st.sampled_from(fields), JSON_VALUES), min_size=1, max_size=3)
+@st.composite
+def any_faults(draw: st.DrawFn, valid: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a COCO dict with any JSON in place of one to three fields."""
+    content = copy.deepcopy(valid)
+    rows = [row for name in ("categories", "images", "annotations") for row in content[name]]
+    for row in draw(st.lists(st.sampled_from(rows), min_size=1, max_size=3)):
+        key = draw(st.sampled_from([*row, "ignore", "segmentation", "keypoints"]))
+        row[key] = draw(JSON_VALUES)
+    return content
 
 
 def valid_content() -> dict[str, Any]:
@@ -97,11 +97,7 @@ def own_config(folder: Path, num_classes: int = -1, /, **own: str) -> CfgNode:
 @contextmanager
 def forget_new_sets() -> Iterator[None]:
     """Removes what is registered within the block from detectron2's catalogs."""
-    catalogs = (DatasetCatalog, MetadataCatalog)
-    known = [set(catalog) for catalog in catalogs]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            patch.setattr(catalog, "data", dict(catalog.data))
         yield
-    finally:
-        for catalog, names in zip(catalogs, known, strict=True):
-            for name in set(catalog) - names:
-                del catalog[name]

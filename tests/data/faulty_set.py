@@ -1,7 +1,6 @@
 """Sound training and test sets on disk, and functions that plant faults in them."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,9 @@ def add_box(
     )
 
 
-def add_sound(folder: Path, content: Content, name: str, image: Any, **options: Any) -> Content:
-    """Adds an image with a box; returns its entry."""
-    image = noise(image) if isinstance(image, int) else image
-    add_box(content, add_image(folder, content, name, image, **options), 1, GOOD)
+def add_sound(folder: Path, content: Content, name: str, seed: int, **options: Any) -> Content:
+    """Adds an image of noise with a box; returns its entry."""
+    add_box(content, add_image(folder, content, name, noise(seed), **options), 1, GOOD)
     entry: Content = content["images"][-1]
     return entry
 
@@ -109,25 +107,8 @@ def unused_class(folder: Path, train: Content, val: Content) -> list[Planted]:
     return [("warning", '"emu" (id 31)')]
 
 
-def missing_image(folder: Path, train: Content, val: Content) -> list[Planted]:
-    entry = add_sound(folder, train, "missing.png", 32)
-    (folder / "images" / entry["file_name"]).unlink()
-    return [("error", '"missing.png"')]
-
-
-def unreadable_image(folder: Path, train: Content, val: Content) -> list[Planted]:
-    entry = add_sound(folder, train, "text.png", 33)
-    (folder / "images" / entry["file_name"]).write_text("not an image")
-    return [("error", '"text.png"')]
-
-
-def truncated_image(folder: Path, train: Content, val: Content) -> list[Planted]:
-    names = "cut.jpg", "cut.png"
-    for seed, name in enumerate(names):
-        add_sound(folder, train, name, 34 + seed)
-        file = folder / "images" / name
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    return [("error", f'"{name}"') for name in names]
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def image_size(folder: Path, train: Content, val: Content) -> list[Planted]:
@@ -187,21 +168,31 @@ OTHERS: dict[str, Callable[[Path, Content, Content], list[Planted]]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         *(malformed_entry, duplicate_id, duplicate_class_name, classes_differ, unused_class),
-        *(missing_image, unreadable_image, truncated_image, image_size, exif_rotation),
-        *(duplicate_image, image_in_both_splits, no_boxes),
+        *(image_size, exif_rotation, duplicate_image, image_in_both_splits, no_boxes),
     )
 }
-PLANT = (*OTHERS, *BOXES)
+# Images to add to the training set, and what damages each file.
+DAMAGED: dict[str, dict[str, Callable[[Path], object]]] = {
+    "missing-image": {"missing.png": Path.unlink},
+    "unreadable-image": {"text.png": lambda file: file.write_text("not an image")},
+    "truncated-image": {"cut.jpg": halve, "cut.png": halve},
+}
+PLANT = (*OTHERS, *DAMAGED, *BOXES)
 
 
 def plant(folder: Path, *rules: str) -> dict[str, list[Planted]]:
     """Writes both sets into ``folder`` with faults of these rules; returns what to find."""
     train, val = write_sound_sets(folder)
     planted = {rule: OTHERS[rule](folder, train, val) for rule in rules if rule in OTHERS}
+    for rule in filter(DAMAGED.__contains__, rules):
+        for name, damage in DAMAGED[rule].items():
+            add_sound(folder, train, name, 50 + len(train["images"]))
+            damage(folder / "images" / name)
+        planted[rule] = [("error", f'"{name}"') for name in DAMAGED[rule]]
     for rule in filter(BOXES.__contains__, rules):
         for _, image_id, category_id, bbox, _ in BOXES[rule]:
             add_box(train, image_id, category_id, bbox)
         planted[rule] = [(severity, part) for severity, *_, part in BOXES[rule]]
-    for name, content in (("train.json", train), ("val.json", val)):
-        (folder / name).write_text(json.dumps(content))
+    write_json(folder, train, "train.json")
+    write_json(folder, val, "val.json")
     return planted

@@ -1,8 +1,6 @@
 """Images that are missing, damaged, resized or rotated by EXIF: found before or while decoding."""
 
 import pickle
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,8 @@ import numpy as np
 import pytest
 import torch
 from coco_sets import SIZES, forget_new_sets, own_config, valid_content, write_set
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetMapper,
-    build_detection_test_loader,
-)
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image as read_image_of_detectron2
 from PIL import Image
@@ -27,16 +22,18 @@ from retinanet_plugin.data.images import read_image
 from retinanet_plugin.errors import UserError, printable, sentence_of
 
 
-@pytest.fixture(autouse=True)
-def _clean_catalogs() -> Iterator[None]:
-    with forget_new_sets():
-        yield
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_set(tmp_path)
     return tmp_path / "images"
+
+
+@pytest.fixture
+def registered(folder: Path) -> Iterator[CfgNode]:
+    cfg = own_config(folder.parent, TRAIN_JSON="train.json", TRAIN_IMAGES="images")
+    with forget_new_sets():
+        register_own_datasets(cfg)
+        yield cfg
 
 
 def dataset(*images: dict[str, Any]) -> CocoDataset:
@@ -55,17 +52,6 @@ def error_of(data: CocoDataset, folder: Path) -> str:
     return text
 
 
-def huge_png(side: int) -> bytes:
-    """A few bytes that claim to be an image of ``side`` x ``side`` pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 99))
-
-
 def cut(file: Path, share: float) -> None:
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
 
@@ -77,18 +63,7 @@ def test_sound_images_are_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPa
     assert not decoded
 
 
-def test_missing(folder: Path) -> None:
-    (folder / "b.png").unlink()
-    text = error_of(dataset(), folder)
-    assert 'images[1] (id 11) "b.png"' in text
-    assert f"in {folder};" in text
-    assert "images[0]" in error_of(dataset(), folder / "nowhere")
-    assert "images[0]" in error_of(dataset(), folder / "a.png")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", huge_png(60_000), None]
-)
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", None])
 def test_unreadable_header(folder: Path, content: bytes | None) -> None:
     if content is None:
         (folder / "b.png").unlink()
@@ -144,7 +119,8 @@ def test_only_a_sample_of_headers_is_read(folder: Path, monkeypatch: pytest.Monk
     (folder / "b.png").write_bytes(b"")
     check_image_files(dataset(), folder)
     (folder / "b.png").unlink()
-    assert '"b.png"' in error_of(dataset(), folder)  # all names are checked
+    text = error_of(dataset(), folder)  # all names are checked
+    assert 'images[1] (id 11) "b.png"' in text and f"in {folder};" in text
     (folder / "b.png").touch()
     (folder / "sub" / "c.png").write_bytes(b"")
     assert '"sub/c.png": cannot be read' in error_of(dataset(), folder)
@@ -163,12 +139,9 @@ def record(folder: Path, **changes: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("is_train", [True, False])
-def test_mapper_returns_what_detectron2s_returns(tmp_path: Path, is_train: bool) -> None:
-    write_set(tmp_path)
-    cfg = own_config(tmp_path, TRAIN_JSON="train.json", TRAIN_IMAGES="images")
-    register_own_datasets(cfg)
-    ours = pickle.loads(pickle.dumps(ReadableDatasetMapper(cfg, is_train)))
-    theirs = DatasetMapper(cfg, is_train)
+def test_mapper_returns_what_detectron2s_returns(registered: CfgNode, is_train: bool) -> None:
+    ours = pickle.loads(pickle.dumps(ReadableDatasetMapper(registered, is_train)))
+    theirs = DatasetMapper(registered, is_train)
     for row in DatasetCatalog.get("own_train"):
         np.random.seed(0)  # detectron2's augmentations use it
         actual = ours(row)
@@ -190,9 +163,6 @@ def test_mapper_names_what_it_cannot_read(folder: Path, is_train: bool) -> None:
     check_image_files(dataset(), folder)  # the header is in order
     with pytest.raises(UserError, match=rf"^{folder}/a\.png: "):
         read(record(folder))
-    (folder / "a.png").write_bytes(huge_png(60_000))
-    with pytest.raises(UserError, match=r"a\.png: .*exceeds limit"):
-        read(record(folder))
     (folder / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.png: .*No such file"):
         read(record(folder))
@@ -209,17 +179,13 @@ def test_other_errors_are_not_blamed_on_the_image(folder: Path) -> None:
         mapper(True)({"width": 40})
 
 
-def test_the_error_survives_the_data_loader(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    cfg = own_config(tmp_path, TRAIN_JSON="train.json", TRAIN_IMAGES="images")
-    cfg.DATALOADER.NUM_WORKERS = 1
-    register_own_datasets(cfg)
-    damaged = tmp_path / "images" / "a.png"
-    cut(damaged, 0.6)
-    mapper = ReadableDatasetMapper(cfg, is_train=False)
+def test_the_error_survives_the_data_loader(registered: CfgNode, folder: Path) -> None:
+    registered.DATALOADER.NUM_WORKERS = 1
+    cut(folder / "a.png", 0.6)
+    mapper = ReadableDatasetMapper(registered, is_train=False)
     with pytest.raises(UserError) as raised:
-        list(build_detection_test_loader(cfg, "own_train", mapper=mapper))
+        list(build_detection_test_loader(registered, "own_train", mapper=mapper))
     message = sentence_of(raised.value)
     assert message is not None
-    assert message.startswith(f"{damaged}: ")
+    assert message.startswith(f"{folder}/a.png: ")
     assert "\n" not in message

@@ -229,15 +229,11 @@ def test_a_dataset_is_loaded_only_if_its_classes_are_unknown(folder: Path) -> No
     assert loaded == [1]
 
 
-def test_unknown_name(folder: Path) -> None:
+def test_unknown_name_and_missing_files(folder: Path) -> None:
     cfg = own_config(folder, 80)
     cfg.DATASETS.TRAIN = ("coco_2017_trian",)
     with pytest.raises(UserError, match=r'DATASETS\.TRAIN: .*"coco_2017_trian".*coco_2017_train"'):
         check_registered_datasets(cfg)
-
-
-def test_built_in_dataset_whose_files_do_not_exist(folder: Path) -> None:
-    cfg = own_config(folder, 80)
     cfg.DATASETS.TEST = ("coco_2017_val",)
     path = re.escape(os.path.abspath(MetadataCatalog.get("coco_2017_val").json_file))
     with pytest.raises(UserError, match=rf"DATASETS\.TEST: .*{path}.*DETECTRON2_DATASETS"):

@@ -1,7 +1,7 @@
 """The synthetic dataset, judged by its pixels and files, OpenCV's contours and pycocotools."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +16,11 @@ from retinanet_plugin.data.shapes import CLASSES, Difficulty, draw_image
 from retinanet_plugin.data.synthetic import draw_dataset
 from retinanet_plugin.errors import UserError
 
-PLAIN = Difficulty(
-    empty_share=0,
-    max_objects=1,
-    max_cut=0,
-    object_texture=0,
-    background_texture=0,
-    max_clutter_below=0,
-    max_clutter_above=0,
-    max_shade=0,
-    max_noise=0,
-    max_blur=0,
+DISTRACTIONS = (
+    *("empty_share", "max_cut", "object_texture", "background_texture", "max_clutter_below"),
+    *("max_clutter_above", "max_shade", "max_noise", "max_blur"),
 )
+PLAIN = replace(Difficulty(max_objects=1), **dict.fromkeys(DISTRACTIONS, 0))
 small_dataset = partial(draw_dataset, num_train=3, num_test=2, size=64)
 
 
@@ -35,12 +28,9 @@ def rng_of(index: int) -> np.random.Generator:
     return np.random.default_rng([7, index])
 
 
-def digests(folder: Path) -> dict[str, str]:
+def files_of(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # ---------------------------------------------------------------- images
@@ -80,7 +70,7 @@ def shape_from_pixels(mask: np.ndarray) -> str:
 
 
 def test_label_is_the_shape_that_the_pixels_show():
-    difficulty = Difficulty(**{**vars(PLAIN), "min_side": 50})
+    difficulty = replace(PLAIN, min_side=50)
     labels = []
     for index in range(80):
         image, objects = draw_image(rng_of(index), 160, difficulty)
@@ -113,12 +103,12 @@ def test_seed_and_index_determine_the_bytes(tmp_path):
     small_dataset(tmp_path / "made/on/the/way", seed=3)
     small_dataset(tmp_path / "more", seed=3, num_train=6, num_test=4)
     small_dataset(tmp_path / "other", seed=4)
-    first = digests(tmp_path / "a")
-    assert first == digests(tmp_path / "made/on/the/way")
+    first = files_of(tmp_path / "a")
+    assert first == files_of(tmp_path / "made/on/the/way")
     assert len(first) == len(set(first.values())) == 3 + 2 + 2, "no image occurs twice"
     images = {item for item in first.items() if item[0].endswith(".png")}
-    assert images <= digests(tmp_path / "more").items()
-    assert not set(first.values()) & set(digests(tmp_path / "other").values())
+    assert images <= files_of(tmp_path / "more").items()
+    assert not set(first.values()) & set(files_of(tmp_path / "other").values())
 
 
 def test_detectron2_reads_what_was_drawn(tmp_path):
@@ -137,14 +127,6 @@ def test_detectron2_reads_what_was_drawn(tmp_path):
         assert boxes == [(c, [x0, y0, x1 - x0, y1 - y0]) for c, (x0, y0, x1, y1) in objects]
 
 
-def test_a_complete_dataset_is_not_drawn_again(tmp_path, monkeypatch):
-    root = tmp_path / "set"
-    root.mkdir()
-    small_dataset(root)
-    monkeypatch.setattr(synthetic, "draw_image", None)  # would fail if it were called
-    small_dataset(root)
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [("test.json", None), ("test.json", "{"), ("train.json", "[]"), ("train.json", '{"info": {}}')],
@@ -156,11 +138,11 @@ def test_anything_else_is_an_error_and_stays(tmp_path, name, text):
         small_dataset(root, seed=2)
     file = root / "annotations" / name
     file.write_text(text) if text else file.unlink()
-    before = digests(root)
+    before = files_of(root)
     for path in (root, file.parent, file.parent / "train.json", file.parent / "train.json/set"):
         with pytest.raises(UserError, match=str(path)):
             small_dataset(path)
-    assert digests(root) == before
+    assert files_of(root) == before
 
 
 def test_interrupted_drawing_leaves_no_images_behind(tmp_path, monkeypatch):
@@ -178,46 +160,37 @@ def test_interrupted_drawing_leaves_no_images_behind(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} <= {".set.lock"}
 
 
-def test_processes_that_start_together_draw_once(tmp_path):
+def test_processes_that_start_together_draw_once(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(small_dataset, [tmp_path / "set"] * 2))
-    assert len(digests(tmp_path / "set")) == 3 + 2 + 2
+    assert len(files_of(tmp_path / "set")) == 3 + 2 + 2
     assert {path.name for path in tmp_path.iterdir()} <= {"set", ".set.lock"}
+    monkeypatch.setattr(synthetic, "draw_image", None)  # would fail if it were called
+    small_dataset(tmp_path / "set")
 
 
 # ---------------------------------------------------------------- detectron2's catalogs
 
 
-@pytest.fixture
-def unregistered(monkeypatch):
-    names = [f"retinanet_quickstart_{split}" for split in ("train", "test")]
-    for name in names:
-        monkeypatch.delitem(DatasetCatalog.data, name, raising=False)
-        monkeypatch.delitem(MetadataCatalog.data, name, raising=False)
-    yield names
-    for name in names:  # what the test registered; monkeypatch restores the original
-        DatasetCatalog.data.pop(name, None)
-        MetadataCatalog.data.pop(name, None)
-
-
-def test_register_is_lazy_and_idempotent_and_loading_draws(unregistered, tmp_path, monkeypatch):
-    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    synthetic.register()
-    folder = MetadataCatalog.get(unregistered[0]).image_root
-    assert folder == "datasets/retinanet_quickstart/train"
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for name in unregistered:
-            catalog.pop(name)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
-    synthetic.register()
+def test_register_is_lazy_and_idempotent_and_loading_draws(tmp_path, monkeypatch):
+    for folder in (None, tmp_path / "sets"):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            monkeypatch.setattr(catalog, "data", {})
+        if folder:
+            monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
+        else:
+            monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+        synthetic.register()
+        root = Path(folder or "datasets") / "retinanet_quickstart"
+        assert MetadataCatalog.get("retinanet_quickstart_train").image_root == str(root / "train")
     synthetic.register()
     assert not list(tmp_path.iterdir())
 
     monkeypatch.setattr(synthetic, "draw_dataset", small_dataset)
     monkeypatch.setenv("DETECTRON2_DATASETS", "/too/late")
-    root = tmp_path / "sets/retinanet_quickstart"
-    for name, count in zip(unregistered, (3, 2), strict=True):
-        split = name.removeprefix("retinanet_quickstart_")
+    for split, count in (("train", 3), ("test", 2)):
+        name = f"retinanet_quickstart_{split}"
         records = DatasetCatalog.get(name)
         assert [Path(r["file_name"]).parent for r in records] == [root / split] * count
         assert all(Path(r["file_name"]).is_file() for r in records)

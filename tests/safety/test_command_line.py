@@ -3,18 +3,15 @@
 One process imports the package, and runs each command in a child with little more memory.
 """
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.data.coco_sets import box
+from tests.data.coco_sets import write_set
 from tests.safety import known_bad
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +24,7 @@ SMALL = [
     *("DATASETS.OWN.TRAIN_JSON", "train.json", "DATASETS.OWN.TRAIN_IMAGES", "images"),
 ]
 Files = dict[str, bytes]
-Runs = tuple[dict[str, Path], dict[str, dict[str, str]]]  # folders, and hashes of their files
+Runs = dict[str, tuple[Path, dict[Path, bytes]]]  # by case: the folder, and files before
 
 
 def _weights(case: str) -> bytes:
@@ -88,16 +85,8 @@ for folder, args, memory, seconds in json.load(sys.stdin):
 
 def _make(folder: Path, files: Files) -> list[str]:
     """Writes a small valid dataset, then ``files`` over it; returns the command's arguments."""
-    (folder / "images").mkdir(parents=True)
+    write_set(folder)
     (folder / "out").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "images" / "a.png")
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
-        "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [box(1, 1, 1, [10, 10, 30, 30])],
-    }
-    (folder / "train.json").write_text(json.dumps(content))
     (folder.parent / "outside.yaml").write_text("SOLVER: {MAX_ITER: 7}")
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -105,10 +94,10 @@ def _make(folder: Path, files: Files) -> list[str]:
     return ["train", "--config-file", config, *SMALL, "OUTPUT_DIR", "out"]
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """Of all files that the command must not change."""
+def _content(folder: Path) -> dict[Path, bytes]:
+    """All files that the command must not change."""
     return {
-        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        path: path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file()
         and folder / "work" / "out" not in path.parents
@@ -118,35 +107,36 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The folder of each case after its command, and the hashes from before."""
+    """The folder of each case after its command, and its files from before."""
     top = tmp_path_factory.mktemp("bad")
     cases = {**CASES, GOOD: ("", {}, [])}
-    folders = {case: top / str(i) / "work" for i, case in enumerate(cases)}
-    jobs = []
-    for case, (_, files, overrides) in cases.items():
-        args = _make(folders[case], files)
-        jobs.append([str(folders[case]), [*args, *overrides], _MEMORY, _SECONDS])
-    before = {case: _hashes(folder.parent) for case, folder in folders.items()}
+    jobs, result = [], {}
+    for i, (case, (_, files, overrides)) in enumerate(cases.items()):
+        folder = top / str(i) / "work"
+        args = _make(folder, files)
+        jobs.append([str(folder), [*args, *overrides], _MEMORY, _SECONDS])
+        result[case] = folder, _content(folder.parent)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", RUNNER]
     subprocess.run(command, input=json.dumps(jobs), text=True, check=True, cwd=top, env=environment)
-    return folders, before
+    return result
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_command(runs: Runs, case: str) -> None:
-    folder = runs[0][case].parent
+    work, before = runs[case]
+    folder = work.parent
     stderr = (folder / "stderr").read_text()
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert (folder / "status").read_text() == "2", stderr
     assert len(errors) == 1 and CASES[case][0] in errors[0]
     assert "Traceback" not in stderr + (folder / "stdout").read_text()
-    assert _hashes(folder) == runs[1][case]
+    assert _content(folder) == before
     assert not list(folder.rglob(known_bad.SENTINEL))
 
 
 def test_good_files_train(runs: Runs) -> None:
     """Otherwise the limit of memory might be what stops the others."""
-    folder = runs[0][GOOD]
+    folder, _ = runs[GOOD]
     assert (folder.parent / "status").read_text() == "0", (folder.parent / "stderr").read_text()
     assert (folder / "out" / "model_final.pth").is_file()

@@ -124,10 +124,14 @@ def test_annotations(case: str) -> None:
 def test_image(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_ghostscript(tmp_path, monkeypatch)
     known_bad.IMAGES[case](Path("a.png"))
-    mapper = ReadableDatasetMapper(True, augmentations=[], image_format="BGR")
     with pytest.raises(UserError) as error:
-        mapper({"id": 1, "file_name": "a.png", "width": 40, "height": 30})
+        map_image(Path("a.png"))
     check(error, "a.png")
+
+
+def map_image(path: Path) -> None:
+    mapper = ReadableDatasetMapper(True, augmentations=[], image_format="BGR")
+    mapper({"id": 1, "file_name": str(path), "width": 40, "height": 30})
 
 
 def _fake_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,19 +156,14 @@ def test_the_programs_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / known_bad.SENTINEL).unlink()
 
 
-class _Small(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.zeros(4))
-
-
 @pytest.mark.parametrize("case", known_bad.WEIGHTS)
 def test_weights(case: str, tmp_path: Path) -> None:
     suffix, make = known_bad.WEIGHTS[case]
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(make())
+    model = torch.nn.ParameterDict({"a": torch.zeros(4)})
     with pytest.raises(UserError) as error:
-        SafeCheckpointer(_Small(), str(tmp_path)).load(str(path))
+        SafeCheckpointer(model, str(tmp_path)).load(str(path))
     check(error, "MODEL.WEIGHTS: ", str(path))
 
 

@@ -26,11 +26,7 @@ from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 from retinanet_plugin import UserError
 from retinanet_plugin.tools.anchors import command
 from retinanet_plugin.tools.anchors import search as anchor_search
-from retinanet_plugin.tools.anchors.coverage import (
-    Anchors,
-    measure,
-    positive_threshold,
-)
+from retinanet_plugin.tools.anchors.coverage import Anchors, measure, positive_threshold
 from retinanet_plugin.tools.anchors.dataset_boxes import (
     DatasetBoxes,
     ImageScale,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from coco_sets import forget_new_sets
 from detectron2.data import DatasetCatalog
-from four_formats import CLASSES, WRITERS, boxes_of, expected
+from four_formats import CLASSES, SIZES, TRAIN, WRITERS, boxes_of, expected
 from PIL import Image
 
 from retinanet_plugin.config import get_config
@@ -47,8 +47,12 @@ def test_from_a_folder_to_registered_datasets(
     for command in ("check-dataset", "anchors", "train"):
         assert f"retinanet {command} --config-file {out}/config.yaml\n" in printed
     assert sorted(x.name for x in out.iterdir()) == ["config.yaml", "train.json", "val.json"]
-    boxes = boxes_of(load(out / "train.json")) | boxes_of(load(out / "val.json"))
-    assert boxes == expected()
+    train, val = (load(out / f"{split}.json") for split in ("train", "val"))
+    assert boxes_of(train) | boxes_of(val) == expected()
+    assert sorted(boxes_of(train)) == TRAIN
+    assert [row["name"] for row in train["categories"]] == CLASSES
+    images = train["images"] + val["images"]
+    assert {Path(x["file_name"]).name: (x["width"], x["height"]) for x in images} == SIZES
     cfg = get_config(out / "config.yaml")
     assert cfg.SOLVER.BASE_BATCH_SIZE == cfg.SOLVER.IMS_PER_BATCH == 3
     with forget_new_sets():

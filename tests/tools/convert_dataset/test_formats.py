@@ -5,35 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from four_formats import (
-    CLASSES,
-    SIZES,
-    TRAIN,
-    WRITERS,
-    boxes_of,
-    error_of,
-    expected,
-    read,
-    splits_of,
-    write_images,
-)
+from four_formats import BOXES, WRITERS, boxes_of, error_of, expected, read, write_images
 from PIL import ExifTags, Image
 
 from retinanet_plugin.tools.convert_dataset import read_dataset
 from retinanet_plugin.tools.convert_dataset.formats import format_of
-
-
-@pytest.mark.parametrize("format", WRITERS)
-def test_same_boxes_from_each_format(tmp_path: Path, format: str) -> None:
-    folder = WRITERS[format](tmp_path / "set")
-    assert format_of(folder) == format
-    dataset = read_dataset(folder)
-    content, images = dataset.content, dataset.content["images"]
-    assert boxes_of(content) == expected()
-    assert [row["name"] for row in content["categories"]] == CLASSES
-    assert {Path(x["file_name"]).name: (x["width"], x["height"]) for x in images} == SIZES
-    assert splits_of(folder) == {"train": TRAIN, "val": ["b.png"]}
-    assert all((dataset.images / row["file_name"]).is_file() for row in images)
 
 
 def test_unknown_formats(tmp_path: Path) -> None:
@@ -84,40 +60,19 @@ def test_missing_and_unreadable_images(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "file", "changes", "where"),
+    ("format", "file", "where"),
     [
-        (
-            "coco",
-            "annotations/instances_train2017.json",
-            {"[0, 0, 40, 30]": "[20, 10, 60, 10]", "[5, 4, 10, 8]": "[5, 5, 0, 3]"},
-            "annotations[",
-        ),
-        (
-            "voc",
-            "Annotations/a.xml",
-            {"<xmin>1<": "<xmin>21<", "<ymin>1<": "<ymin>11<", "<ymax>30<": "<ymax>20<"}
-            | {"<xmax>40<": "<xmax>80<", "<xmax>15<": "<xmax>5<"},
-            "object 1",
-        ),
-        (
-            "yolo",
-            "labels/train/a.txt",
-            {"0.500000 0.500000 1.000000 1.000000": "1.25 0.5 1.5 0.333333"}
-            | {"0.250000 0.266667": "0 0.1"},
-            "line 1",
-        ),
-        ("csv", "train.csv", {"0,0,40,30": "20,10,80,20", "5,4,15,12": "5,4,5,12"}, "line 1"),
+        ("coco", "annotations/instances_train2017.json", "annotations["),
+        ("voc", "Annotations/a.xml", "object 1"),
+        ("yolo", "labels/train/a.txt", "line 1"),
+        ("csv", "train.csv", "line 1"),
     ],
 )
 def test_boxes_outside_and_empty(
-    tmp_path: Path, format: str, file: str, changes: dict[str, str], where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, file: str, where: str
 ) -> None:
+    monkeypatch.setitem(BOXES, "a.jpg", [("dög", 20, 10, 80, 20), ("cat", 5, 4, 5, 12)])
     folder = WRITERS[format](tmp_path / "set")
-    text = (folder / file).read_text(encoding="utf-8")
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
-    (folder / file).write_text(text, encoding="utf-8")
     error = error_of(folder)
     assert f"{folder / file}" in error and where in error and "--fix" in error
     fixed = read_dataset(folder, fix=True)
