@@ -28,9 +28,6 @@ def test_old_pythons_are_told_the_version_they_need(monkeypatch, capsys):
     assert "Python 3.11" in error and "Python 3.9" in error
 
 
-# ---------------------------------------------------------------- environments of one's own
-
-
 def test_installed_packages_keep_their_version():
     pins = {"torch": "2.14.1", "torchvision": "0.29.1", "numpy": "2.4.6"}
     pins |= {"opencv-python": "5.0", "setuptools": "80.1"}
@@ -58,9 +55,6 @@ def test_an_installed_detectron2_is_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     bootstrap.install_detectron2(python)
     assert str(tmp_path / "path") in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------- detectron2's wheel
 
 
 def make_wheel(folder):
@@ -114,9 +108,6 @@ def test_a_wheel_with_another_hash_is_refused(purelib, monkeypatch):
     assert list(purelib.iterdir()) == []
 
 
-# ---------------------------------------------------------------- environments made here
-
-
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """An environment made here, what is installed in it, and the calls of pip, which is faked."""
@@ -137,21 +128,20 @@ def test_only_a_complete_run_needs_no_second_one(environment, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(bootstrap, "install_detectron2", Mock(side_effect=KeyboardInterrupt))
         bootstrap.ensure_environment(folder, ["runtime"])
-    calls.clear()
-    bootstrap.ensure_environment(folder, ["runtime"])
-    assert f"torch=={bootstrap.read_pins(['runtime'])['torch']}" in calls[0]
-    assert calls[-1][-1] == str(bootstrap.ROOT)
-    calls.clear()
-    bootstrap.ensure_environment(folder, ["runtime"])
-    assert calls == []
-    bootstrap.ensure_environment(folder, ["runtime", "test"])
-    assert any(arg.startswith("pytest==") for arg in calls[0])
-    calls.clear()
-    bootstrap.ensure_environment(folder, ["runtime"])
-    assert calls == []
+
+    def calls_for(*groups):
+        calls.clear()
+        bootstrap.ensure_environment(folder, groups)
+        return calls
+
+    first, *_, last = calls_for("runtime")
+    assert f"torch=={bootstrap.read_pins(['runtime'])['torch']}" in first
+    assert last[-1] == str(bootstrap.ROOT)
+    assert calls_for("runtime") == []
+    assert any(arg.startswith("pytest==") for arg in calls_for("runtime", "test")[0])
+    assert calls_for("runtime") == []
     monkeypatch.setattr(bootstrap, "fingerprint", lambda: "other pins")
-    bootstrap.ensure_environment(folder, ["runtime"])
-    assert calls
+    assert calls_for("runtime")
 
 
 @pytest.mark.parametrize("made_here", [True, False])
@@ -164,9 +154,6 @@ def test_a_detectron2_built_by_hand_keeps_its_torch(environment, made_here):
     bootstrap.ensure_environment(folder, ["runtime"])
     assert calls and not any(arg.startswith("torch") for call in calls for arg in call)
     assert (folder / bootstrap.STAMP).exists() == made_here
-
-
-# ---------------------------------------------------------------- commands
 
 
 def test_checks_stop_at_the_first_failure(monkeypatch):

@@ -1,20 +1,14 @@
 """Anchors and loss shares in the event storage, against dense counting."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from coco_sets import forget_new_sets, write_set
 from conftest import random_image, small_config, spread_logits
-from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from small_run import network_on
 
 from retinanet_plugin import UserError
-from retinanet_plugin.data import register_own_datasets
-from retinanet_plugin.engine import Trainer
 from retinanet_plugin.engine.loss_shares import PERIOD, LossShares
 from retinanet_plugin.losses.targets import IGNORED
 
@@ -95,19 +89,3 @@ def test_the_device_is_not_waited_for() -> None:
         for _ in range(2):
             steps.run(storage, random_image(64, 96, 4))
     assert steps.hook._loss.device.type == "meta"
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_key(on: bool, tmp_path: Path) -> None:
-    write_set(tmp_path)
-    cfg, _ = network_on(
-        tmp_path,
-        *("DATASETS.OWN.TRAIN_JSON", "train.json", "DATASETS.OWN.TRAIN_IMAGES", "images"),
-        *("MODEL.RETINANET.NUM_CLASSES", 2, "MODEL.RETINANET.LOG_LOSS_SHARES", on),
-    )
-    with forget_new_sets():
-        register_own_datasets(cfg, training=True)
-        hooks = [type(x) for x in Trainer(cfg)._hooks]
-    assert (LossShares in hooks) == on
-    # Before the writers, which would otherwise write the record 20 steps later.
-    assert not on or hooks.index(LossShares) < hooks.index(PeriodicWriter)

@@ -1,19 +1,15 @@
-"""Resumed runs: after kills, with other settings, from other programs."""
+"""Resumed runs: after kills, and with other settings."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from detectron2.engine import TrainerBase
-from small_training import SMALL, train
 
 from retinanet_plugin import get_config
-from retinanet_plugin.data import synthetic
 from retinanet_plugin.engine import SafeCheckpointer
 from retinanet_plugin.engine.resuming import CheckpointHook, settings_of, warn_of_changes
 
@@ -62,44 +58,6 @@ def test_changed_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_changes(before, settings_of(other, "8 images (0)"))
     assert "SOLVER.IMS_PER_BATCH 16 -> 7" in caplog.text and "-> 0.5" in caplog.text
     assert "7 images (0) -> 8 images (0)" in caplog.text
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset and a run of one step in ``out``."""
-    folder = tmp_path_factory.mktemp("run")
-    synthetic.draw_dataset(folder / "data", num_train=2, num_test=1, size=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert train(*SMALL, "OUTPUT_DIR", "out", "SOLVER.MAX_ITER", 1) == 0
-    return folder
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c: c.pop("trainer"),
-        lambda c: c.update(trainer=5),
-        lambda c: c["trainer"].pop("iteration"),
-        lambda c: c["trainer"].update(iteration="3"),
-        lambda c: c["trainer"].pop("_trainer"),
-        lambda c: c["model"].update({"head.cls_score.bias": torch.zeros(9)}),
-        lambda c: c["model"].clear(),
-    ],
-)
-def test_checkpoint_of_another_program_is_refused(
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: Callable[[dict[str, Any]], Any],
-) -> None:
-    monkeypatch.chdir(run)
-    checkpoint = torch.load("out/model_final.pth", weights_only=True)
-    change(checkpoint)
-    Path("other").mkdir(exist_ok=True)
-    torch.save(checkpoint, "other/model_final.pth")
-    assert train("--resume", *SMALL, "OUTPUT_DIR", "other") == 2
-    assert "error: --resume" in capsys.readouterr().err
 
 
 def test_killed_runs_end_like_an_uninterrupted_one() -> None:

@@ -13,37 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_sets import forget_new_sets
+from small_training import SMALL
 
 from projects.focal_loss_paper import ablate as command
 from projects.focal_loss_paper import ablation_report as report
 from projects.focal_loss_paper.ablation_plan import Options, Run, make_plans
-from projects.focal_loss_paper.ablation_report import (
-    kendall_tau,
-    measure,
-    read_result,
-    write_report,
-    write_result,
-)
-from retinanet_plugin import UserError
+from retinanet_plugin import UserError, get_config
 from retinanet_plugin.data import synthetic
 from retinanet_plugin.evaluation.timing import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = describe_machine("cpu", 1)
-DATA = """
-_BASE_: "Base-Scratch-R18.yaml"
-MODEL:
-  FPN: {OUT_CHANNELS: 32}
-  RETINANET: {NUM_CONVS: 1, SCORE_THRESH_TEST: 0.0}
-DATASETS:
-  OWN: {ROOT: "data", TRAIN_JSON: "annotations/train.json", TRAIN_IMAGES: "train",
-        TEST_JSON: "annotations/test.json", TEST_IMAGES: "test"}
-INPUT: {MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
-SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 30, STEPS: [], BASE_LR: 0.001, BASE_BATCH_SIZE: 0}
-DATALOADER: {NUM_WORKERS: 0}
-TEST: {DRAW_IMAGES: 0, REPORT: False}
-SEED: 3
-"""
 # Replaces `retinanet train`: AP is alpha. A file with the row's name holds its error, or "wait".
 STAND_IN = """
 import json, pathlib, signal, sys, time, yaml
@@ -67,6 +47,7 @@ with open(folder / "metrics.json", "a") as file:
     file.write(json.dumps(scores) + "\\n")
 """
 DIVERGED = "training stopped at step 12, where the loss or its gradients are not finite"
+LONGER = ("SOLVER.MAX_ITER", "30", "SOLVER.BASE_LR", "0.001")
 ROWS = ("a_alpha", "--rows", "alpha_0.25,alpha_0.50,alpha_0.75")
 
 
@@ -74,7 +55,8 @@ ROWS = ("a_alpha", "--rows", "alpha_0.25,alpha_0.50,alpha_0.75")
 def ablate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs the command in a folder with a small dataset."""
     synthetic.draw_dataset(tmp_path / "data", num_train=2, num_test=2, size=64)
-    (tmp_path / "data.yaml").write_text(DATA)
+    cfg = get_config("Base-Scratch-R18.yaml", [*SMALL, *LONGER])
+    (tmp_path / "data.yaml").write_text(cfg.dump())
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str) -> int:
@@ -194,13 +176,13 @@ def test_list(capsys: Any) -> None:
 
 
 def test_kendalls_tau() -> None:
-    assert kendall_tau([1, 2, 3, 4], [2, 4, 7, 9]) == 1
-    assert kendall_tau([1, 2, 3, 4], [9, 7, 4, 2]) == -1
-    assert kendall_tau([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
+    assert report.kendall_tau([1, 2, 3, 4], [2, 4, 7, 9]) == 1
+    assert report.kendall_tau([1, 2, 3, 4], [9, 7, 4, 2]) == -1
+    assert report.kendall_tau([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(4 / 6)
     # The example with ties of scipy.stats.kendalltau.
-    assert kendall_tau([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]) == pytest.approx(-0.4714045208)
-    assert kendall_tau([1, 1, 1], [1, 2, 3]) is None
-    assert kendall_tau([1], [2]) is None
+    assert report.kendall_tau([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]) == pytest.approx(-0.4714045208)
+    assert report.kendall_tau([1, 1, 1], [1, 2, 3]) is None
+    assert report.kendall_tau([1], [2]) is None
 
 
 def finish(run: Run, ap: float | None) -> None:
@@ -213,7 +195,7 @@ def finish(run: Run, ap: float | None) -> None:
         {"iteration": 59, "bbox/AP": ap, "bbox/AP50": ap, "bbox/AP75": np.nan},
     ]
     (run.folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    assert write_result(run, 2 if ap is None else 0, MACHINE)
+    assert report.write_result(run, 2 if ap is None else 0, MACHINE)
 
 
 def test_a_report(tmp_path: Path) -> None:
@@ -230,7 +212,7 @@ def test_a_report(tmp_path: Path) -> None:
         for run, value in zip(runs, ap.get(row.name, ()), strict=False):
             finish(run, value)
     failed = [run for row, runs in plan.runs.items() if row.name == "alpha_0.999" for run in runs]
-    text = write_report(plan, failed)
+    text = report.write_report(plan, failed)
     rows = {x.split(" | ")[0].strip("| "): x for x in text.splitlines() if x.startswith("| alpha")}
     assert "| 21.0 ± 1.4 | 21.0 ± 1.4 | 0.0 ± 0.0 | 2 | 10.8 | 16.0 |" in rows["alpha 0.25"]
     assert "| diverged at step 12 |" in rows["alpha 0.10"]
@@ -242,7 +224,7 @@ def test_a_report(tmp_path: Path) -> None:
     assert len(lines) == 1 + 7 and lines[2].startswith("alpha_0.25,alpha 0.25,2,0,21,1.41")
     assert (plan.folder / "results.png").read_bytes()[1:4] == b"PNG"
     (other,) = make_plans(["a_alpha"], Options("quickstart", tmp_path, steps=3, seeds=(1, 2)))
-    assert not any(m.results for m in measure(other))  # those of other settings
+    assert not any(m.results for m in report.measure(other))  # those of other settings
 
 
 def test_an_own_loss_in_table_b_interrupted_and_continued(
@@ -266,7 +248,7 @@ def test_an_own_loss_in_table_b_interrupted_and_continued(
     assert "| hinge |" in capsys.readouterr().out
     first = re.search(r"Starting training from iteration (\d+)", log.read_text())
     assert first and int(first[1]) > 0
-    assert 0 <= read_result(folder).ap <= 100
+    assert 0 <= report.read_result(folder).ap <= 100
     lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
     assert lines[-1]["iteration"] >= 29
     # It is indeed the user's loss: at a score of 0.01, 5.6 per positive, where focal loss has 1.1.

@@ -49,9 +49,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "Worker", Here)
 
 
-# ---------------------------------------------------------------- arithmetic
-
-
 def test_sides_alternate_and_failed_ones_are_left_out() -> None:
     order: list[str] = []
 
@@ -133,9 +130,6 @@ def test_multiplications_are_those_that_torch_counts(frozen: bool, graded: bool)
     assert counted == counter.get_total_flops() / 2 > 0
 
 
-# ---------------------------------------------------------------- detectors and inputs
-
-
 @pytest.fixture(scope="module")
 def bench() -> models.Bench:
     return models.Bench(tiny(150, 200, batch=2))
@@ -188,9 +182,6 @@ def test_torchvision_is_frozen_as_in_the_config() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
-# ---------------------------------------------------------------- processes
-
-
 def test_workers_do_what_sides_do(bench: models.Bench) -> None:
     folder, setting = bench._weights, bench.setting
     _ = bench.ours  # now its weights are in the folder
@@ -235,9 +226,6 @@ def test_a_side_that_dies_is_noted_and_started_again(monkeypatch, capsys) -> Non
     assert command.main([*TINY, *args]) == 0
     assert capsys.readouterr().out.count("detectron2 failed: killed") == 2
     assert sorted(started) == ["detectron2", "detectron2", "ours", "torchvision"]
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_a_whole_run(tmp_path: Path, capsys, monkeypatch) -> None:

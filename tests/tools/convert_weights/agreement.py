@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -72,6 +73,13 @@ def imitate_training_of(model: nn.Module) -> nn.Module:
     images = model.eval().preprocess_image([{"image": IMAGES[0] * 255}]).tensor
     imitate_training(Outputs(model), model.head.cls_score, model.head.bbox_pred, images)
     return model
+
+
+def save(cfg: CfgNode, folder: Path, model: nn.Module, **others: object) -> Path:
+    """What training leaves behind."""
+    torch.save({"model": model.state_dict(), **others}, folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model.pth"
 
 
 def converted(folder: Path) -> FocalRetinaNet:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from agreement import IMAGES, assert_equal, converted, detect, imitate_training_of
+from agreement import IMAGES, assert_equal, converted, detect, imitate_training_of, save
 from conftest import small_config
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -29,13 +29,6 @@ def zoo_config() -> CfgNode:
     ]
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     return cfg
-
-
-def save(cfg: CfgNode, folder: Path, model: torch.nn.Module, **others: object) -> Path:
-    """What training leaves behind."""
-    torch.save({"model": model.state_dict(), **others}, folder / "model.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder / "model.pth"
 
 
 def test_a_pickle_of_the_zoo(tmp_path: Path) -> None:
@@ -76,18 +69,20 @@ def test_our_models_detect_the_same_there(tmp_path: Path, overrides: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    "to, key, value",
     [
-        ("MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator"),
-        ("MODEL.FPN.P6_INPUT", "p5"),
-        ("MODEL.FPN.P7_RELU", "False"),
+        ("detectron2", "MODEL.ANCHOR_GENERATOR.NAME", "TorchvisionAnchorGenerator"),
+        ("detectron2", "MODEL.FPN.P6_INPUT", "p5"),
+        ("detectron2", "MODEL.FPN.P7_RELU", "False"),
+        ("torchvision", "MODEL.FPN.NORM", "SyncBN"),
+        ("torchvision", "MODEL.RETINANET.IN_FEATURES", "('p3','p4')"),
+        ("torchvision", "MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG", "False"),
     ],
 )
-def test_what_detectron2_cannot_express(tmp_path: Path, key: str, value: str) -> None:
+def test_what_others_cannot_express(tmp_path: Path, to: str, key: str, value: str) -> None:
     cfg = small_config("MODEL.BACKBONE.NAME", "build_resnet_fpn_p6p7_backbone", key, value)
-    file = save(cfg, tmp_path, FocalRetinaNet(cfg))
     with pytest.raises(UserError, match=key):
-        convert(file, tmp_path / "out", to="detectron2")
+        convert(save(cfg, tmp_path, FocalRetinaNet(cfg)), tmp_path / "out", to=to)
 
 
 def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("inputs", "expected"),
     [
         ("a.jpg x[1].jpg", "a.jpg x[1].jpg"),
-        ("shots", "a.jpg b.PNG c.mp4 deep/er/a.jpg"),
         ("shots/", "a.jpg b.PNG c.mp4 deep/er/a.jpg"),
         ("shots/*", "a.jpg b.PNG c.mp4"),
         ("shots/**/a.jpg", "a.jpg a.jpg"),

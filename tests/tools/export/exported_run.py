@@ -40,8 +40,3 @@ def blocks(number: int, height: int, width: int) -> np.ndarray:
     small = (number, -(-height // 8), -(-width // 8), 3)
     large = rng.integers(0, 256, small, dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     return large[:, :height, :width]
-
-
-def gray(number: int, height: int, width: int) -> np.ndarray:
-    """Returns (N, H, W, 3) uint8 of the mean color, in which nothing is detected."""
-    return np.full((number, height, width, 3), (104, 116, 124), dtype=np.uint8)

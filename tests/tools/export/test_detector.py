@@ -23,14 +23,10 @@ def build_model(*overrides: object) -> torch.nn.Module:
     return model
 
 
-def count_of_equal(
-    model: torch.nn.Module, images: np.ndarray, given: torch.Tensor | None = None, **options: str
-) -> int:
+def count_of_equal(model: torch.nn.Module, images: np.ndarray) -> int:
     """Asserts that detections are equal and returns their number."""
     with torch.no_grad():
-        detector = ImageDetector(model, **options).eval()
-        outputs = detector(torch.from_numpy(images) if given is None else given)
-    boxes, scores, classes, counts = outputs
+        boxes, scores, classes, counts = ImageDetector(model).eval()(torch.from_numpy(images))
     expected = detect(model, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     for i, one in enumerate(expected):
         count = len(one)
@@ -42,22 +38,23 @@ def count_of_equal(
     return sum(len(one) for one in expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 64, 96), (1, 33, 130), (4, 7, 61), (1, 1, 1)])
-def test_any_size(shape: tuple[int, int, int]) -> None:
-    assert count_of_equal(build_model(), blocks(*shape)) > 0
+OTHER_MODEL = (
+    *("MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG", "False"),
+    *("MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", 2, "MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
+)
+
+
+@pytest.mark.parametrize(
+    "shape, overrides",
+    [((2, 64, 96), ()), ((1, 33, 130), ()), ((1, 1, 1), ()), ((2, 50, 70), OTHER_MODEL)],
+)
+def test_any_size_boxes_per_class_and_other_anchors(shape: tuple, overrides: tuple) -> None:
+    assert count_of_equal(build_model(*overrides), blocks(*shape)) > 0
 
 
 def test_more_candidates_than_a_level_and_an_image_keep() -> None:
     model = build_model("MODEL.RETINANET.TOPK_CANDIDATES_TEST", 40, "TEST.DETECTIONS_PER_IMAGE", 25)
     assert 40 < count_of_equal(model, blocks(2, 96, 96)) <= 50
-
-
-def test_boxes_per_class_and_other_anchors() -> None:
-    model = build_model(
-        *("MODEL.RETINANET.CLASS_AGNOSTIC_BBOX_REG", "False"),
-        *("MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE", 2, "MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
-    )
-    assert count_of_equal(model, blocks(2, 50, 70)) > 0
 
 
 def test_boxes_outside_the_image_are_clipped_and_empty_ones_dropped() -> None:
@@ -70,12 +67,6 @@ def test_boxes_outside_the_image_are_clipped_and_empty_ones_dropped() -> None:
     model.decoder = lambda *args: [decoded.append(len(x)) or x for x in decode(*args)]
     images = torch.from_numpy(blocks(2, 40, 60)).permute(0, 3, 1, 2)
     assert sum(len(x) for x in detect(model, images)) < sum(decoded)
-
-
-def test_input_options() -> None:
-    model, images = build_model("INPUT.FORMAT", "RGB"), blocks(2, 40, 70)
-    given = torch.from_numpy(images[..., ::-1].copy()).permute(0, 3, 1, 2).float()
-    assert count_of_equal(model, images, given, layout="nchw", channels="BGR") > 0
 
 
 def test_other_models_are_refused() -> None:

@@ -122,5 +122,3 @@ def test_the_command_writes_where_it_is_told(run, tmp_path, capsys):
     assert output.read_text("utf-8") == run[0].read_text("utf-8")
     with pytest.raises(UserError, match="--output"):
         main([str(run[0].parent), "--output", str(output)])
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        main([str(tmp_path)])
