@@ -95,14 +95,9 @@ def test_a_closed_pipe_ends_without_a_traceback() -> None:
         "from retinanet_plugin.errors import one_sentence\n"
         "with one_sentence():\n    print('a line\\n' * 100_000)\n"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert run.stdout is not None and run.stderr is not None
-    assert run.stdout.readline() == "a line\n"
-    run.stdout.close()
-    assert (run.stderr.read(), run.wait()) == ("", UNREAD)
-    run.stderr.close()
+    command, pipe = [sys.executable, "-W", "ignore", "-c", script], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline() == "a line\n"
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == ("", UNREAD)

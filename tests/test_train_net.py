@@ -96,7 +96,7 @@ def test_resume_from_a_checkpoint_of_another_program(
     change(checkpoint)
     Path("other").mkdir()
     torch.save(checkpoint, "other/model_final.pth")
-    assert "--resume" in mistake(capsys, "--resume", "OUTPUT_DIR", "other")
+    assert "error: --resume" in mistake(capsys, "--resume", "OUTPUT_DIR", "other")
 
 
 def test_evaluation_alone_gives_the_same_detections() -> None:

@@ -100,6 +100,10 @@ def test_what_two_processes_agree_on(torchrun: Path) -> None:
     assert [x["image_id"] for x in report["images"]] == [0, 0, 1, 1]
     assert first["own"] != second["own"]
     assert first["own"] == first["shared"] == second["shared"]
+    # Gradients are averaged over processes: each divides by half of all anchors, of at least one.
+    average = 90 + 0.1 * (3 + 8) / 2
+    expected = [(3 + 8) / 2, 1 / 2, average, 0.9 * average + 0.1]
+    assert first["normalizers"] == second["normalizers"] == pytest.approx(expected)
 
 
 def test_device_overrides_its_key(monkeypatch: pytest.MonkeyPatch) -> None:

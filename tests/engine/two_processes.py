@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from retinanet_plugin import FocalRetinaNet
 from retinanet_plugin.engine.parallel import share_statistics
 from retinanet_plugin.engine.step import TrainingStep
 
@@ -42,4 +44,18 @@ def three_steps() -> dict[str, Any]:
     }
 
 
-Path(f"{comm.get_rank()}.json").write_text(json.dumps(three_steps()))
+def normalizers() -> list[float]:
+    """For 3 and 8 positive anchors, then for none: the number itself, then its moving average."""
+    values, average = [], torch.tensor(100.0)
+    for normalize_by in ("positives", "ema"):
+        model = SimpleNamespace(
+            normalize_by=normalize_by, device=torch.device("cpu"), loss_normalizer=average
+        )
+        for counts in ((3, 8), (0, 0)):
+            targets = SimpleNamespace(num_positives=counts[comm.get_rank()])
+            values.append(FocalRetinaNet._update_normalizer(model, targets, 1).item())
+    return values
+
+
+results = three_steps() | {"normalizers": normalizers()}
+Path(f"{comm.get_rank()}.json").write_text(json.dumps(results))

@@ -23,10 +23,6 @@ TINY = ["--config-file", "Base-Scratch-R18.yaml", "--device", "cpu", "--boxes", 
 TINY += ["1"]
 
 
-def tiny(height: int = 160, width: int = 192, batch: int = 1) -> models.Setting:
-    return models.Setting("Base-Scratch-R18.yaml", tuple(KEYS), height, width, batch, 6, "cpu")
-
-
 class Here(processes.Side):
     """Stands in for a worker, whose process takes seconds to start."""
 
@@ -132,7 +128,8 @@ def test_multiplications_are_those_that_torch_counts(frozen: bool, graded: bool)
 
 @pytest.fixture(scope="module")
 def bench() -> models.Bench:
-    return models.Bench(tiny(150, 200, batch=2))
+    config = "Base-Scratch-R18.yaml"
+    return models.Bench(models.Setting(config, tuple(KEYS), 150, 200, 2, 6, "cpu"))
 
 
 def test_settings_know_the_shapes(bench: models.Bench) -> None:
