@@ -95,6 +95,13 @@ def test_mistakes_in_overrides(overrides: list[str], key: str) -> None:
         get_config("Base-RetinaNet.yaml", overrides)
 
 
+def _aliases_of_aliases() -> str:
+    """A billion values in a few lines."""
+    lines = ["A: &a0 [1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"B{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     "content, culprit",
     [
@@ -102,17 +109,25 @@ def test_mistakes_in_overrides(overrides: list[str], key: str) -> None:
         ("MODEL: {RETINANET: {PRIOR_PROB: [1]}}", "MODEL.RETINANET.PRIOR_PROB"),
         ("MODEL: 3", "MODEL"),
         ("MODEL: [", "line"),
+        ("- a\n- b", "mapping"),
         ("", "mapping"),
         ("_BASE_: absent.yaml", "absent.yaml"),
+        ("_BASE_: mine.yaml", "mine.yaml"),
+        (_aliases_of_aliases(), "line"),
+        ("A: &a [*a]", "line"),
+        ("SOLVER: !!python/object/apply:os.system ['touch pwned']", "line"),
+        ("SOLVER: !!python/name:os.system", "line"),
+        ("_BASE_: evil.yaml", "evil.yaml"),
     ],
 )
 def test_mistakes_in_files(content: str, culprit: str, tmp_path: Path, monkeypatch) -> None:
-    """tests/safety has more of them."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.yaml").write_text("A: !!python/object/apply:os.system ['touch pwned']")
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UserError, match=culprit) as caught:
         get_config("mine.yaml")
     assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_absent_file_lists_the_shipped_ones() -> None:
