@@ -215,7 +215,10 @@ def local_file(path: str, source: str = "MODEL.WEIGHTS") -> str:
         local = PathManager.get_local_path(urlparse(path)._replace(query="").geturl())
     except Exception as error:  # no network, HTTP 404, ...
         reason = str(error).split("\n")[0]
-        raise UserError(f"{source}: cannot download {path} ({reason}).") from None
+        raise UserError(
+            f"{source}: cannot download {path} ({reason}); give a local file, or '' to train from "
+            "random weights as Base-Scratch-R18.yaml does."
+        ) from None
     if not os.path.isfile(local):
         raise UserError(f"{source}: no file {path}; give a local file.")
     return str(local)
