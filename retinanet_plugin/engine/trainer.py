@@ -267,13 +267,14 @@ def _draw(cfg: CfgNode, dataset_name: str) -> None:
     detections, image = folder / "coco_instances_results.json", folder / "detections.png"
     if not detections.is_file():  # metrics other than COCO's
         return
-    if not json.loads(detections.read_text()):
+    results = json.loads(detections.read_text())
+    if not results:
         logger.info(
             f"{dataset_name}: no detection scores above MODEL.RETINANET.SCORE_THRESH_TEST "
             f"({cfg.MODEL.RETINANET.SCORE_THRESH_TEST}), so AP is nan."
         )
     if cfg.TEST.DRAW_IMAGES > 0:
-        draw_detections(dataset_name, detections, image, count=cfg.TEST.DRAW_IMAGES)
+        draw_detections(dataset_name, results, image, count=cfg.TEST.DRAW_IMAGES)
         logger.info(f"Detections beside ground truth: {image}")
         if has_event_storage():
             pixels = read_image(str(image), "RGB").transpose(2, 0, 1)

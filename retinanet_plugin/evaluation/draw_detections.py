@@ -1,8 +1,7 @@
 """Detections drawn beside the ground truth."""
 
-import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,16 @@ _MIN_SCORE = 0.4  # of what is drawn
 _MAX_LETTERS = 36  # of a file name there
 
 
-def draw_detections(dataset: str, results_json: Path, output: Path, *, count: int) -> None:
+def draw_detections(
+    dataset: str, results: Sequence[Mapping[str, Any]], output: Path, *, count: int
+) -> None:
     """Draws test images in rows: ground truth on the left, detections on the right.
 
     The images are spread evenly over the dataset, so they are the same each time.
 
     Args:
         dataset: registered name.
-        results_json: detections in COCO's result format, as COCOEvaluator writes them.
+        results: detections in COCO's result format, as COCOEvaluator writes them.
         output: PNG to write.
         count: number of images.
 
@@ -42,7 +43,7 @@ def draw_detections(dataset: str, results_json: Path, output: Path, *, count: in
     metadata = MetadataCatalog.get(dataset)
     class_of = metadata.get("thing_dataset_id_to_contiguous_id", {})  # absent: ids are indices
     detections = defaultdict(list)
-    for detection in json.loads(results_json.read_text()):
+    for detection in results:
         if detection["score"] >= _MIN_SCORE:
             class_id = class_of.get(detection["category_id"], detection["category_id"])
             detections[detection["image_id"]].append({**detection, "category_id": class_id})

@@ -1,6 +1,5 @@
 """Detections drawn beside ground truth: which images, where the boxes are, in which colors."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,10 +36,8 @@ def shapes(tmp_path: Path) -> Iterator[str]:
 
 def drawn(name: str, folder: Path, **detection: object) -> np.ndarray:
     """(H, W, 3) RGB, with one detection in the last of the images."""
-    results = folder / "results.json"
     one = {"image_id": 2, "bbox": [10, 20, 30, 40], "category_id": 7, "score": 0.9, **detection}
-    results.write_text(json.dumps([one]))
-    draw_detections(name, results, folder / "out" / "images.png", count=8)
+    draw_detections(name, [one], folder / "out" / "images.png", count=8)
     return cv2.imread(str(folder / "out" / "images.png"))[:, :, ::-1]
 
 
